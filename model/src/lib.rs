@@ -1,0 +1,53 @@
+//! Vocabulary and ports of Cairn: newtypes, errors, keys, and the traits behind which the outside world lives.
+//!
+//! This crate is the leaf of the workspace: everything depends on it, it depends on nothing of ours, and it
+//! does no I/O beyond the production implementations of [`Clock`], [`Entropy`] and [`Spawn`].
+
+mod address;
+mod clock;
+mod container;
+pub mod crypto;
+mod device;
+mod entropy;
+mod error;
+mod id;
+mod map;
+mod range_map;
+mod receipt;
+mod sequence;
+mod spawn;
+pub mod varint;
+
+pub use address::{BLOCK_SIZE, Lba, LbaRange, VOLUME_BLOCKS_MAX, ZERO_BLOCK};
+pub use clock::{Clock, Elapsed, Monotonic, SystemClock, WallTime, timeout};
+pub use container::{BLOCKS_PER_CHUNK_MAX, ChunkId, ChunkIndex, ChunkRef};
+pub use device::{AllocationExtent, BlockDevice, DeviceInfo, Durability, Exports, ReadBuffer, WriteFlags};
+pub use entropy::{Entropy, OsEntropy, SeededEntropy};
+pub use error::{ErrorKind, Kinded};
+pub use id::{BatchId, ContainerId, GatewayId, LineageId, NodeId, SegmentId, SiteId, SnapshotId, VolumeId};
+pub use map::{MapDelta, MapOp, MapTarget};
+pub use range_map::{RangeMap, RangeValue};
+pub use receipt::{FlushReceipt, UploadReceipt};
+pub use sequence::{CommitSeq, Generation, Lsn, WriteSeq};
+pub use spawn::{DedicatedWork, Spawn, ThreadSpawn};
+
+/// The ports every component takes: time, randomness and threads.
+///
+/// Production passes [`Ports::system`]; the simulation passes its own, and one seed is one schedule.
+#[derive(Clone, Debug)]
+pub struct Ports {
+    pub clock: std::sync::Arc<dyn Clock>,
+    pub entropy: std::sync::Arc<dyn Entropy>,
+    pub spawn: std::sync::Arc<dyn Spawn>,
+}
+
+impl Ports {
+    /// The real clock, the operating system's randomness, real threads.
+    pub fn system() -> Self {
+        Self {
+            clock: std::sync::Arc::new(SystemClock::new()),
+            entropy: std::sync::Arc::new(OsEntropy),
+            spawn: std::sync::Arc::new(ThreadSpawn),
+        }
+    }
+}

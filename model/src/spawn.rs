@@ -1,0 +1,54 @@
+//! The port to threads.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+/// Work that runs beside its creator until it returns. Its owner ends it through its own channel and waits for
+/// the channel it answers on; nothing is detached without an owner.
+pub type DedicatedWork = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Starts work that may block, on something of its own: a thread in production, a task of the seeded
+/// scheduler in the simulation (where the work's I/O ports do not block but yield).
+pub trait Spawn: Send + Sync + fmt::Debug {
+    /// `nice` is the thread's niceness, 0 to 19: CPU-heavy background work takes 10.
+    fn dedicated(&self, name: &'static str, nice: u8, work: DedicatedWork) -> std::io::Result<()>;
+}
+
+/// One operating-system thread per piece of work.
+#[derive(Debug)]
+pub struct ThreadSpawn;
+
+impl Spawn for ThreadSpawn {
+    fn dedicated(&self, name: &'static str, nice: u8, work: DedicatedWork) -> std::io::Result<()> {
+        let run = move || {
+            if nice > 0 {
+                lower_priority(nice);
+            }
+            park_on(work);
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
+    }
+}
+
+/// Linux applies setpriority(PRIO_PROCESS, 0) to the calling thread. Failing to be nice is no reason to stop.
+fn lower_priority(nice: u8) {
+    if let Err(error) = rustix::process::setpriority_process(None, i32::from(nice)) {
+        tracing::debug!(%error, "cannot lower a thread's priority");
+    }
+}
+
+/// Polls `work` on this thread, parking it between wakes.
+fn park_on(mut work: DedicatedWork) {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::task::Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
+    let mut context = std::task::Context::from_waker(&waker);
+    while work.as_mut().poll(&mut context).is_pending() {
+        std::thread::park();
+    }
+}
