@@ -11,7 +11,7 @@ mod device;
 mod entropy;
 mod error;
 mod id;
-mod map;
+pub mod map;
 mod range_map;
 mod receipt;
 mod sequence;
@@ -25,7 +25,7 @@ pub use device::{AllocationExtent, BlockDevice, DeviceInfo, Durability, Exports,
 pub use entropy::{Entropy, OsEntropy, SeededEntropy};
 pub use error::{ErrorKind, Kinded};
 pub use id::{BatchId, ContainerId, GatewayId, LineageId, NodeId, SegmentId, SiteId, SnapshotId, VolumeId};
-pub use map::{MapDelta, MapOp, MapTarget};
+pub use map::{DELTA_OPS_MAX, MapDelta, MapOp, MapTarget};
 pub use range_map::{RangeMap, RangeValue};
 pub use receipt::{FlushReceipt, UploadReceipt};
 pub use sequence::{CommitSeq, Generation, Lsn, WriteSeq};
