@@ -1,1 +1,30 @@
-//! Placeholder.
+//! Bytes to immutable objects and back.
+//!
+//! Packing ([`Packer`]) turns the blocks of a batch into sealed segments, the pool ([`Pool`]) makes them durable on
+//! data nodes, and reading ([`Pool::read_chunks`]) brings verified chunks back. A segment's way is one of types: an open
+//! one inside the packer, a [`SealedSegment`], and after [`Pool::put`] an [`UploadReceipt`](cairn_model::UploadReceipt),
+//! without which the catalog publishes nothing.
+
+mod chunk;
+mod compress;
+mod container;
+mod error;
+mod pool;
+mod reader;
+mod seal;
+mod segment;
+
+pub use chunk::ChunkBlocksMax;
+pub use compress::{Codec, Compression};
+pub use container::{CHUNKS_PER_CONTAINER_MAX, CONTAINER_BYTES_MAX, ChunkEntry, ContainerDirectory};
+pub use error::{Action, Damaged, PoolError};
+pub use pool::{
+    Credentials, DataNode, GET_BYTES_MAX, HealthSnapshot, LastError, MARKER_KEY, NodeAccess, NodeHealth,
+    NodeUrl, Pool, RequestPolicy, S3Url,
+};
+pub use reader::{ContainerLocation, FetchedChunks};
+pub use seal::ContainerCipher;
+pub use segment::{
+    BatchHeader, ChunkSink, Footer, HEADER_BYTES, PackConfig, PackStats, PackedBatch, Packer,
+    SEGMENTS_PREFIX, SealedSegment, SegmentContainer, TRAILER_BYTES, VolumeDelta, VolumeHeader,
+};

@@ -1,0 +1,317 @@
+//! A directory as a data node.
+//!
+//! Invariants:
+//! 1. A file under its key is complete: it is written under another name, synced, then renamed.
+//! 2. When a put returns, the file's bytes, its name, and the names of all directories above it up to the root
+//!    are synced. The directories are synced once per process even when they exist already: the process that made
+//!    them may have died before it did.
+//! 3. Objects go to and come from the directory that was opened, not to whatever has its path now: a file system that was
+//!    unmounted leaves an empty directory behind, which must be neither filled nor believed.
+//!
+//! Crash cases: before the rename the staging file is left behind, without a name that anybody looks for; the next
+//! open removes it, told from a live one by its lock. After the rename and before the sync of the directory the file may be
+//! there or not; nobody was told of it, and a later batch has other keys.
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Files being written; beside the objects so that a rename moves them.
+const STAGING: &str = "staging";
+
+/// An object store on a local file system whose puts are durable when they return.
+#[derive(Debug)]
+pub(crate) struct DirectoryStore {
+    reads: LocalFileSystem,
+    writer: Arc<Writer>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    root: PathBuf,
+    identity: RootIdentity,
+    next: AtomicU64,
+    /// Directories whose entry in their parent is known to be durable.
+    synced: Mutex<HashSet<PathBuf>>,
+}
+
+/// Device and inode of the root.
+type RootIdentity = (u64, u64);
+
+fn identity_of(root: &FilePath) -> io::Result<RootIdentity> {
+    let metadata = std::fs::metadata(root)?;
+    if metadata.is_dir() {
+        Ok((metadata.dev(), metadata.ino()))
+    } else {
+        Err(io::ErrorKind::NotADirectory.into())
+    }
+}
+
+impl DirectoryStore {
+    /// Opens a directory that exists, and removes what interrupted puts left in it.
+    pub(crate) fn open(root: &FilePath) -> io::Result<Self> {
+        let root = root.canonicalize()?;
+        let identity = identity_of(&root)?;
+        remove_leftovers(&root.join(STAGING))?;
+        let reads = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?;
+        Ok(Self {
+            reads,
+            writer: Arc::new(Writer { root, identity, next: AtomicU64::new(0), synced: Mutex::default() }),
+        })
+    }
+
+    /// Makes the directory, durably, unless it exists.
+    pub(crate) fn create(root: &FilePath) -> io::Result<()> {
+        let mut missing = Vec::new();
+        let mut at = Some(root);
+        while let Some(directory) = at.filter(|directory| !directory.exists()) {
+            missing.push(directory);
+            at = directory.parent();
+        }
+        for directory in missing.into_iter().rev() {
+            create_directory(directory)?;
+            sync_parent(directory)?;
+        }
+        Ok(())
+    }
+}
+
+impl Writer {
+    fn check_root(&self) -> io::Result<()> {
+        if identity_of(&self.root)? == self.identity {
+            Ok(())
+        } else {
+            Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "another directory is in its place: is its file system mounted?",
+            ))
+        }
+    }
+
+    fn put(&self, key: &Path, payload: &PutPayload, create_only: bool) -> io::Result<()> {
+        self.check_root()?;
+        let written = self.put_checked(key, payload, create_only);
+        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            // Somebody removed a directory below the root: the next put makes it again.
+            self.synced.lock().clear();
+        }
+        written
+    }
+
+    fn put_checked(&self, key: &Path, payload: &PutPayload, create_only: bool) -> io::Result<()> {
+        let target = self.root.join(key.as_ref());
+        let parent = target.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.ensure_directory(parent)?;
+        let staging = self.root.join(STAGING);
+        self.ensure_directory(&staging)?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = staging.join(format!("{}-{number}", std::process::id()));
+        let written = write_staged(&path, payload).and_then(|file| {
+            if create_only {
+                std::fs::hard_link(&path, &target)?;
+            } else {
+                std::fs::rename(&path, &target)?;
+            }
+            drop(file);
+            sync_directory(parent)
+        });
+        if written.is_err() || create_only {
+            // Failing to remove it leaves it to the next open.
+            let _ = std::fs::remove_file(&path);
+        }
+        written
+    }
+
+    /// Makes `directory` below the root and its entries in all parents durable.
+    fn ensure_directory(&self, directory: &FilePath) -> io::Result<()> {
+        if self.synced.lock().contains(directory) {
+            return Ok(());
+        }
+        if directory != self.root {
+            let parent = directory.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+            self.ensure_directory(parent)?;
+            create_directory(directory)?;
+        }
+        sync_parent(directory)?;
+        self.synced.lock().insert(directory.to_owned());
+        Ok(())
+    }
+}
+
+fn create_directory(directory: &FilePath) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn write_staged(path: &FilePath, payload: &PutPayload) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    for piece in payload {
+        file.write_all(piece)?;
+    }
+    file.sync_all()?;
+    Ok(file)
+}
+
+fn sync_directory(directory: &FilePath) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn sync_parent(directory: &FilePath) -> io::Result<()> {
+    directory.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Removes staging files that no process holds.
+fn remove_leftovers(staging: &FilePath) -> io::Result<()> {
+    let entries = match std::fs::read_dir(staging) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let Ok(file) = File::open(&path) else { continue };
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove what an interrupted put left behind");
+        }
+    }
+    Ok(())
+}
+
+fn store_error(error: io::Error, key: &Path) -> object_store::Error {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            object_store::Error::AlreadyExists { path: key.to_string(), source: Box::new(error) }
+        }
+        _ => object_store::Error::Generic { store: "directory", source: Box::new(error) },
+    }
+}
+
+impl std::fmt::Display for DirectoryStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "directory {}", self.writer.root.display())
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DirectoryStore {
+    async fn put_opts(&self, key: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let create_only = match options.mode {
+            PutMode::Overwrite => false,
+            PutMode::Create => true,
+            PutMode::Update(_) => return Err(unsupported("conditional overwrite")),
+        };
+        let (writer, key) = (Arc::clone(&self.writer), key.clone());
+        tokio::task::spawn_blocking(move || {
+            writer.put(&key, &payload, create_only).map_err(|error| store_error(error, &key))
+        })
+        .await??;
+        Ok(PutResult { e_tag: None, version: None, extensions: object_store::Extensions::default() })
+    }
+
+    async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        Err(unsupported("multipart put"))
+    }
+
+    async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
+        let result = self.reads.get_opts(key, options).await;
+        if matches!(result, Err(object_store::Error::NotFound { .. })) {
+            self.writer.check_root().map_err(|error| store_error(error, key))?;
+        }
+        result
+    }
+
+    fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.reads.delete_stream(keys)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.reads.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.reads.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
+        Err(unsupported("copy"))
+    }
+}
+
+fn unsupported(operation: &str) -> object_store::Error {
+    object_store::Error::NotImplemented {
+        operation: operation.to_owned(),
+        implementer: "the directory store".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::ObjectStoreExt;
+
+    #[tokio::test]
+    async fn a_put_leaves_the_object_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::open(folder.path()).unwrap();
+        let key = Path::from("segments/ab/object");
+        store.put(&key, "first".into()).await.unwrap();
+        store.put(&key, "second".into()).await.unwrap();
+        assert_eq!(store.get(&key).await.unwrap().bytes().await.unwrap(), "second");
+        assert_eq!(std::fs::read_dir(folder.path().join(STAGING)).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn opening_removes_leftovers_but_not_files_being_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let staging = folder.path().join(STAGING);
+        std::fs::create_dir(&staging).unwrap();
+        std::fs::write(staging.join("dead"), "x").unwrap();
+        let live = write_staged(&staging.join("live"), &"y".into()).unwrap();
+        DirectoryStore::open(folder.path()).unwrap();
+        assert!(!staging.join("dead").exists());
+        assert!(staging.join("live").exists());
+        drop(live);
+    }
+
+    #[tokio::test]
+    async fn a_create_only_put_does_not_overwrite() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::open(folder.path()).unwrap();
+        let key = Path::from("marker");
+        store.put_opts(&key, "first".into(), PutMode::Create.into()).await.unwrap();
+        let again = store.put_opts(&key, "second".into(), PutMode::Create.into()).await;
+        assert!(matches!(again, Err(object_store::Error::AlreadyExists { .. })), "{again:?}");
+        assert_eq!(store.get(&key).await.unwrap().bytes().await.unwrap(), "first");
+        assert_eq!(std::fs::read_dir(folder.path().join(STAGING)).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_root_that_is_gone_is_an_error_and_not_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("pool");
+        DirectoryStore::create(&root).unwrap();
+        let store = DirectoryStore::open(&root).unwrap();
+        std::fs::remove_dir(&root).unwrap();
+        assert!(store.put(&Path::from("a"), "x".into()).await.is_err());
+        assert!(!root.exists());
+        assert!(DirectoryStore::open(&root).is_err());
+    }
+}

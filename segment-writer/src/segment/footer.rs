@@ -1,0 +1,190 @@
+//! The footer's content: what the catalog is told about a segment.
+
+use super::frame::{HEADER_BYTES, array};
+use super::{BatchHeader, VolumeHeader};
+use crate::container::ContainerDirectory;
+use crate::error::Damaged;
+use cairn_model::{
+    BatchId, ContainerId, GatewayId, Generation, LineageId, MapDelta, SegmentId, SiteId, VolumeId, WriteSeq,
+    varint,
+};
+use std::sync::Arc;
+
+const ITEMS_MAX: u64 = 65536;
+
+const SHORT: Damaged = Damaged("its footer is cut short");
+
+/// Everything a segment says about itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Footer {
+    pub batch: BatchHeader,
+    pub segment: SegmentId,
+    /// Position in the batch, from 0.
+    pub index: u32,
+    /// The batch ends with this segment: it has `index + 1` of them.
+    pub last: bool,
+    pub containers: Vec<SegmentContainer>,
+    pub volumes: Vec<VolumeDelta>,
+}
+
+/// A container as a segment holds it: what the catalog records about it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentContainer {
+    pub id: ContainerId,
+    /// Of its first byte in the object.
+    pub offset: u64,
+    pub directory: Arc<ContainerDirectory>,
+}
+
+impl SegmentContainer {
+    /// Stored bytes.
+    pub fn length_bytes(&self) -> u64 {
+        u64::from(self.directory.stored_bytes())
+    }
+}
+
+/// Changes of one volume: all of a batch, or a segment's share of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeDelta {
+    pub header: VolumeHeader,
+    pub delta: MapDelta,
+}
+
+impl Footer {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(4096);
+        out.extend_from_slice(self.batch.batch.as_bytes());
+        out.extend_from_slice(self.batch.gateway.as_bytes());
+        out.push(u8::from(self.batch.previous.is_some()));
+        if let Some(previous) = self.batch.previous {
+            out.extend_from_slice(previous.as_bytes());
+        }
+        varint::put(&mut out, u64::from(self.index));
+        out.push(u8::from(self.last));
+        varint::put(&mut out, self.containers.len() as u64);
+        for container in &self.containers {
+            out.extend_from_slice(container.id.as_bytes());
+            varint::put(&mut out, container.offset);
+            put_bytes(&mut out, &container.directory.encode());
+        }
+        varint::put(&mut out, self.volumes.len() as u64);
+        for VolumeDelta { header, delta } in &self.volumes {
+            out.extend_from_slice(header.volume.as_bytes());
+            out.extend_from_slice(header.lineage.as_bytes());
+            varint::put(&mut out, header.generation.get());
+            varint::put(&mut out, header.base.get());
+            varint::put(&mut out, header.through.get());
+            put_bytes(
+                &mut out,
+                &delta.encode().expect("the packer makes deltas that are in order and within limits"),
+            );
+        }
+        out
+    }
+
+    /// Reads the plaintext of the footer of `segment`, whose footer begins at `footer_offset`.
+    pub(crate) fn decode(
+        bytes: &[u8],
+        site: SiteId,
+        segment: SegmentId,
+        footer_offset: u64,
+    ) -> Result<Self, Damaged> {
+        let mut input = Input(bytes);
+        let batch = BatchHeader {
+            site,
+            batch: BatchId::from_bytes(input.id()?),
+            gateway: GatewayId::from_bytes(input.id()?),
+            previous: if input.flag()? { Some(BatchId::from_bytes(input.id()?)) } else { None },
+        };
+        let index =
+            u32::try_from(input.varint()?).map_err(|_| Damaged("its footer has an impossible index"))?;
+        let last = input.flag()?;
+        let mut containers = Vec::new();
+        let mut at = HEADER_BYTES as u64;
+        for _ in 0..input.count()? {
+            let container = input.container()?;
+            if container.offset != at {
+                return Err(Damaged("its containers do not lie one behind the other"));
+            }
+            at += u64::from(container.directory.stored_bytes());
+            containers.push(container);
+        }
+        if at != footer_offset {
+            return Err(Damaged("its containers do not end where its footer begins"));
+        }
+        let mut volumes = Vec::new();
+        for _ in 0..input.count()? {
+            volumes.push(input.volume()?);
+        }
+        if !input.0.is_empty() {
+            return Err(Damaged("its footer has bytes behind its end"));
+        }
+        Ok(Self { batch, segment, index, last, containers, volumes })
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    varint::put(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// What is left to parse.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Damaged> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(SHORT)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn id(&mut self) -> Result<[u8; 16], Damaged> {
+        self.take(16).map(array)
+    }
+
+    fn varint(&mut self) -> Result<u64, Damaged> {
+        varint::take(&mut self.0).ok_or(SHORT)
+    }
+
+    fn flag(&mut self) -> Result<bool, Damaged> {
+        match self.take(1)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(Damaged("its footer has a flag that is neither set nor unset")),
+        }
+    }
+
+    fn count(&mut self) -> Result<u64, Damaged> {
+        match self.varint()? {
+            count @ 0..=ITEMS_MAX => Ok(count),
+            _ => Err(Damaged("its footer claims more entries than it can have")),
+        }
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8], Damaged> {
+        let length = usize::try_from(self.varint()?).map_err(|_| SHORT)?;
+        self.take(length)
+    }
+
+    fn container(&mut self) -> Result<SegmentContainer, Damaged> {
+        Ok(SegmentContainer {
+            id: ContainerId::from_bytes(self.id()?),
+            offset: self.varint()?,
+            directory: Arc::new(ContainerDirectory::decode(self.bytes()?)?),
+        })
+    }
+
+    fn volume(&mut self) -> Result<VolumeDelta, Damaged> {
+        Ok(VolumeDelta {
+            header: VolumeHeader {
+                volume: VolumeId::from_bytes(self.id()?),
+                lineage: LineageId::from_bytes(self.id()?),
+                generation: Generation::new(self.varint()?),
+                base: WriteSeq::new(self.varint()?),
+                through: WriteSeq::new(self.varint()?),
+            },
+            delta: MapDelta::decode(self.bytes()?)
+                .map_err(|_| Damaged("its footer has a map delta that does not parse"))?,
+        })
+    }
+}

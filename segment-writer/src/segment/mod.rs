@@ -1,0 +1,125 @@
+//! The segment: an immutable object of the pool that says everything about itself.
+//!
+//! Version 1. Integers are little-endian; `varint` is LEB128.
+//!
+//! ```text
+//! header, 64 bytes
+//!    0   8  magic "CAIRNSEG"
+//!    8   2  version, 1
+//!   10   6  zeros
+//!   16   8  id of the domain key (public)
+//!   24   8  zeros
+//!   32  16  site id
+//!   48  16  segment id
+//! containers, one behind the other
+//!            stored chunks one behind the other (see `seal`)
+//! footer     ciphertext | tag (16)
+//! trailer, 32 bytes
+//!    0   8  offset of the footer
+//!    8   4  length of the footer with its tag
+//!   12   4  zeros
+//!   16   8  first 8 bytes of BLAKE3(header | footer | trailer bytes 0..16)
+//!   24   8  magic "CAIRNEND"
+//!
+//! footer plaintext
+//!   batch id (16) | gateway id (16) | has previous (u8: 0, 1) | previous batch id (16, if so)
+//!   varint index of the segment in its batch | last (u8: 0, 1)
+//!   varint containers, at most 65536; per container:
+//!     container id (16) | varint offset in the object | varint length of directory | directory (see `container`)
+//!   varint volumes, at most 65536; per volume:
+//!     volume id (16) | lineage id (16) | varint generation | varint base | varint through
+//!     varint length of delta | delta (`MapDelta::encode`)
+//! ```
+//!
+//! What authenticates what: each chunk has its own tag (see `seal`). The footer is AES-256-GCM under the domain key
+//! derived with "cairn 2026-11 segment footer" and the segment id, nonce 0, AAD the header: both are genuine or
+//! refused. A segment id is fresh at every attempt and its footer is sealed once. The trailer is checked by its
+//! checksum, which also lets the header and footer be checked without keys, and by what it points at.
+//!
+//! A batch is one or more segments numbered from 0; the one marked last tells how many there are. A batch counts only
+//! when all are there. The union of the deltas of a volume over them is what the catalog was told; they are disjoint.
+//!
+//! A reader that knows the object's size finds the footer with one read of its tail.
+
+mod footer;
+mod frame;
+mod packer;
+
+pub use footer::{Footer, SegmentContainer, VolumeDelta};
+pub(crate) use frame::{FOOTER_BYTES_MAX, HeaderError, Trailer, VERSION, open_footer};
+pub use frame::{HEADER_BYTES, TRAILER_BYTES};
+pub use packer::{ChunkSink, PackConfig, PackStats, PackedBatch, Packer};
+
+use bytes::Bytes;
+use cairn_model::{BatchId, GatewayId, Generation, LineageId, SegmentId, SiteId, VolumeId, WriteSeq};
+
+/// Who packs, and the place of the batch in the gateway's order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchHeader {
+    pub site: SiteId,
+    pub gateway: GatewayId,
+    pub batch: BatchId,
+    /// The gateway's batch before this one; `None` for its first.
+    pub previous: Option<BatchId>,
+}
+
+/// What part of a volume's history a batch carries: the writes after `base` up to `through`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VolumeHeader {
+    pub volume: VolumeId,
+    pub lineage: LineageId,
+    pub generation: Generation,
+    pub base: WriteSeq,
+    pub through: WriteSeq,
+}
+
+/// A segment that is complete and in memory only. [`Pool::put`](crate::Pool::put) makes it durable.
+#[derive(Clone, Debug)]
+pub struct SealedSegment {
+    id: SegmentId,
+    key: String,
+    index: u32,
+    body: Bytes,
+    tail: Bytes,
+    containers: Vec<SegmentContainer>,
+}
+
+impl SealedSegment {
+    pub const fn id(&self) -> SegmentId {
+        self.id
+    }
+
+    /// Object key inside a node's prefix; no other attempt has the same.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Position in the batch.
+    pub const fn index(&self) -> u32 {
+        self.index
+    }
+
+    pub fn length_bytes(&self) -> u64 {
+        self.body.len() as u64 + self.tail.len() as u64
+    }
+
+    /// The containers it holds: one, or none when the batch stores no data.
+    pub fn containers(&self) -> &[SegmentContainer] {
+        &self.containers
+    }
+
+    /// The object's bytes, in order.
+    pub fn pieces(&self) -> [Bytes; 2] {
+        [self.body.clone(), self.tail.clone()]
+    }
+}
+
+/// Keys are spread over 256 prefixes by a random byte of the id, so that directories stay small and stores that
+/// split load by prefix can.
+fn segment_key(id: SegmentId) -> String {
+    let text = id.to_string();
+    format!("{SEGMENTS_PREFIX}/{}/{text}", &text[12..14])
+}
+
+/// All segments are below this.
+pub const SEGMENTS_PREFIX: &str = "segments";

@@ -1,0 +1,145 @@
+//! What several test programs share.
+#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, reason = "this is test code")]
+
+use bytes::Bytes;
+use cairn_model::crypto::SecretKey;
+use cairn_model::{
+    BLOCK_SIZE, BatchId, Entropy, GatewayId, Generation, Lba, LineageId, MapTarget, NodeId, Ports,
+    SeededEntropy, SiteId, VolumeId, WriteSeq,
+};
+use cairn_segment_writer::{
+    BatchHeader, ContainerCipher, ContainerLocation, DataNode, NodeAccess, NodeUrl, PackConfig, PackedBatch,
+    Packer, Pool, RequestPolicy, SealedSegment, VolumeDelta, VolumeHeader,
+};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub(crate) const BLOCK: usize = BLOCK_SIZE as usize;
+
+pub(crate) fn site() -> SiteId {
+    SiteId::from_bytes([1; 16])
+}
+
+pub(crate) fn domain_key() -> SecretKey {
+    SecretKey::from_bytes([7; 32])
+}
+
+pub(crate) fn batch() -> BatchHeader {
+    BatchHeader {
+        site: site(),
+        gateway: GatewayId::from_bytes([2; 16]),
+        batch: BatchId::from_bytes([3; 16]),
+        previous: Some(BatchId::from_bytes([4; 16])),
+    }
+}
+
+pub(crate) fn volume(number: u8) -> VolumeHeader {
+    VolumeHeader {
+        volume: VolumeId::from_bytes([number; 16]),
+        lineage: LineageId::from_bytes([number + 100; 16]),
+        generation: Generation::new(5),
+        base: WriteSeq::new(10),
+        through: WriteSeq::new(20),
+    }
+}
+
+pub(crate) fn packer<'a>(config: PackConfig) -> Packer<'a> {
+    Packer::new(config, &domain_key(), batch(), Ports::system())
+}
+
+/// Bytes that do not compress.
+pub(crate) fn random(blocks: usize, seed: u64) -> Bytes {
+    let mut bytes = vec![0; blocks * BLOCK];
+    SeededEntropy::new(seed).fill(&mut bytes);
+    bytes.into()
+}
+
+/// Bytes that compress.
+pub(crate) fn text(blocks: usize, seed: u64) -> Bytes {
+    let mut bytes = Vec::with_capacity(blocks * BLOCK);
+    let mut number = seed.wrapping_mul(1_000_003);
+    while bytes.len() < blocks * BLOCK {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        bytes.extend_from_slice(format!("line {} of a log that says little\n", number >> 40).as_bytes());
+    }
+    bytes.truncate(blocks * BLOCK);
+    bytes.into()
+}
+
+/// Impatient: what fails for good fails soon.
+pub(crate) fn policy() -> RequestPolicy {
+    RequestPolicy {
+        put_attempt_timeout: Duration::from_millis(500),
+        get_attempt_timeout: Duration::from_millis(500),
+        put_give_up: Duration::from_secs(2),
+        get_give_up: Duration::from_secs(2),
+        backoff_first: Duration::from_millis(5),
+        backoff_max: Duration::from_millis(50),
+    }
+}
+
+pub(crate) async fn directory_pool(folder: &std::path::Path) -> Pool {
+    let access = NodeAccess { policy: policy(), ..NodeAccess::new(NodeUrl::Directory(folder.join("pool"))) };
+    Pool::single(DataNode::attach(&access, site(), Ports::system()).await.unwrap())
+}
+
+pub(crate) fn node_id(pool: &Pool) -> NodeId {
+    pool.nodes()[0].id()
+}
+
+/// A batch with all its segments.
+pub(crate) struct Packed {
+    pub(crate) segments: Vec<SealedSegment>,
+    pub(crate) batch: PackedBatch,
+}
+
+pub(crate) fn finish(mut packer: Packer<'_>) -> Packed {
+    let mut segments = Vec::new();
+    while let Some(segment) = packer.next_segment() {
+        segments.push(segment);
+    }
+    let mut batch = packer.finish();
+    segments.append(&mut batch.segments);
+    assert_eq!(segments.len(), batch.segments_total as usize);
+    Packed { segments, batch }
+}
+
+/// All blocks that a delta maps, read from the pool: `None` for holes.
+pub(crate) async fn read_back(
+    pool: &Pool,
+    segments: &[SealedSegment],
+    delta: &VolumeDelta,
+) -> BTreeMap<Lba, Option<Bytes>> {
+    let mut chunks = BTreeMap::new();
+    for segment in segments {
+        for container in segment.containers() {
+            let location = ContainerLocation {
+                node: node_id(pool),
+                key: segment.key().to_owned(),
+                offset: container.offset,
+            };
+            let cipher = ContainerCipher::new(&domain_key(), container.id);
+            let count = u32::try_from(container.directory.len()).unwrap();
+            for (index, bytes) in
+                pool.read_chunks(&location, &container.directory, &cipher, 0..count).await.unwrap()
+            {
+                chunks.insert((container.id, index), bytes);
+            }
+        }
+    }
+    let mut blocks = BTreeMap::new();
+    for op in &delta.delta.ops {
+        for offset in 0..op.range.blocks() {
+            let block = match op.target {
+                MapTarget::Hole => None,
+                MapTarget::Chunk(at) => {
+                    let start = (usize::from(at.block) + usize::try_from(offset).unwrap()) * BLOCK;
+                    Some(chunks[&(at.chunk.container, at.chunk.index)].slice(start..start + BLOCK))
+                }
+            };
+            assert!(blocks.insert(op.range.start().plus(offset), block).is_none(), "a block is mapped twice");
+        }
+    }
+    blocks
+}
