@@ -1,1 +1,39 @@
-//! Placeholder.
+//! The catalog: what a site knows about its volumes, leases, maps, containers, segments, nodes and keys.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`Catalog`] | the port; one conformance suite for every implementation |
+//! | `rows` | what the catalog holds, as types |
+//! | `batch` | one destaged batch and one step of folding: the two big transactions |
+//! | `leaf` | a leaf of an extent map, in memory and in bytes |
+//! | `sqlite` | the catalog in one file |
+//!
+//! The schema is documented where it is defined: `migrations/` at the root of the repository.
+//!
+//! The catalog is never on the path of a read or write of a guest: maps live in memory, a batch commits in one
+//! transaction whose cost depends on the batch alone.
+
+mod batch;
+mod catalog;
+mod error;
+mod leaf;
+mod name;
+mod rows;
+mod sqlite;
+
+pub use batch::{
+    BatchCommit, CommitReceipt, ContainerLocation, ContainerRow, FoldPlan, SegmentRow, VolumeCommit,
+    VolumeOutcome, VolumeReceipt,
+};
+pub use catalog::Catalog;
+pub use error::CatalogError;
+pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
+pub use name::{InvalidVolumeName, VolumeName};
+pub use rows::{
+    GatewayRow, HeldLease, KeyRow, Lease, LeaseHolder, NewVolume, NodeRow, NodeState, SiteRow, Totals,
+    VolumeRow, WalState,
+};
+pub use sqlite::SqliteCatalog;
+
+/// Version of what the rows and blobs mean. A catalog that says a higher one is refused, whatever its schema.
+pub const FORMAT_VERSION: u32 = 1;

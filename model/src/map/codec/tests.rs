@@ -94,10 +94,7 @@ fn a_delta_that_is_none_has_no_bytes() {
         (vec![hole(9, 1), hole(5, 1)], "runs that overlap or are out of order"),
         (vec![data(0, 9, 1, 1, 8)], "a run longer than its chunk"),
         (vec![hole(VOLUME_BLOCKS_MAX, 1)], "a run beyond the end of the largest volume"),
-        (
-            (0..=DELTA_OPS_MAX as u64).map(|start| hole(start, 1)).collect(),
-            "more runs than a delta may have",
-        ),
+        ((0..=DELTA_OPS_MAX as u64).map(|start| hole(start, 1)).collect(), "more runs than a delta may have"),
     ] {
         assert_eq!(MapDelta { ops }.encode(), Err(MapCodecError::Invalid(reason)));
     }

@@ -1,0 +1,102 @@
+//! The two big transactions: one destaged batch, and one step of folding.
+
+use crate::{LeafIndex, MapLeaf};
+use bytes::Bytes;
+use cairn_model::{
+    BatchId, CommitSeq, ContainerId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, SegmentId,
+    UploadReceipt, VolumeId, WriteSeq,
+};
+use std::sync::Arc;
+
+/// Everything that one destaged batch changes. It is committed whole or not at all.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BatchCommit {
+    pub batch: BatchId,
+    pub gateway: GatewayId,
+    pub segments: Vec<SegmentRow>,
+    pub containers: Vec<ContainerRow>,
+    pub volumes: Vec<VolumeCommit>,
+}
+
+/// A segment that is durable in the pool: the receipt is the proof.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentRow {
+    pub receipt: UploadReceipt,
+}
+
+/// A container and where its sealed bytes are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ContainerRow {
+    pub id: ContainerId,
+    pub segment: SegmentId,
+    /// First byte within the segment.
+    pub offset: u64,
+    pub length: u32,
+    /// Where its chunks are, in the form of whoever reads them.
+    pub directory: Bytes,
+}
+
+/// What a batch changes in one volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeCommit {
+    pub volume: VolumeId,
+    pub lineage: LineageId,
+    pub generation: Generation,
+    /// The batch holds the writes after this one, up to and including `through`.
+    pub base: WriteSeq,
+    pub through: WriteSeq,
+    pub delta: MapDelta,
+}
+
+/// Proof that a batch is committed and durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CommitReceipt {
+    pub batch: BatchId,
+    /// In the order of the batch.
+    pub volumes: Vec<VolumeReceipt>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VolumeReceipt {
+    pub volume: VolumeId,
+    pub outcome: VolumeOutcome,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VolumeOutcome {
+    Committed(CommitSeq),
+    /// The volume was deleted meanwhile; its part was left out.
+    Deleted,
+}
+
+/// A step of folding: new versions of some leaves of a lineage.
+///
+/// A fold may take several steps. A step's leaves contain every change through `through`; the deltas stay until the step that says
+/// `forget`, so a reader who lays the deltas over the leaves sees the same map between the steps.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FoldPlan {
+    pub lineage: LineageId,
+    pub gateway: GatewayId,
+    /// The term of the gateway's lease on the lineage's volume.
+    pub generation: Generation,
+    pub through: CommitSeq,
+    pub leaves: Vec<(LeafIndex, Arc<MapLeaf>)>,
+    /// Ranges of whole leaves that hold nothing any more. Not in `leaves`.
+    pub emptied: Vec<LbaRange>,
+    /// Deltas through this commit are in the leaves now, all of them: delete them. At most `through`.
+    pub forget: Option<CommitSeq>,
+}
+
+/// A container with the segment that holds it today.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ContainerLocation {
+    pub id: ContainerId,
+    pub segment: SegmentId,
+    pub node: NodeId,
+    /// Object key inside the node's prefix.
+    pub key: String,
+    /// First byte within the segment.
+    pub offset: u64,
+    pub length: u32,
+    pub directory: Bytes,
+}

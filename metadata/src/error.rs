@@ -1,0 +1,130 @@
+//! What can go wrong in the catalog.
+
+use crate::VolumeName;
+use cairn_model::map::codec::MapCodecError;
+use cairn_model::{CommitSeq, ContainerId, ErrorKind, Generation, Kinded, LineageId, VolumeId, WriteSeq};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error(
+        "volume {volume} is not held by this gateway at generation {presented} any more \
+         (the catalog is at {current}): stop serving it"
+    )]
+    Fenced { volume: VolumeId, presented: Generation, current: Generation },
+
+    #[error(
+        "volume {volume} is held by gateway {holder}: stop it there first, or wait until its lease ends \
+         (at {expires_at_unix_millis} ms of Unix time)"
+    )]
+    LeaseHeld { volume: VolumeName, holder: String, expires_at_unix_millis: u64 },
+
+    #[error("{what} {name} exists already: choose another name")]
+    NameTaken { what: &'static str, name: String },
+
+    #[error("{what} {id} exists already")]
+    AlreadyExists { what: &'static str, id: String },
+
+    #[error("node {name} still holds segments: move them to other nodes before removing it")]
+    NodeInUse { name: String },
+
+    #[error(
+        "a batch of volume {volume} begins at write {base}, but writes are committed through {committed}: \
+         the batch is not the one that follows"
+    )]
+    NotNext { volume: VolumeId, base: WriteSeq, committed: WriteSeq },
+
+    #[error(
+        "a batch of volume {volume} points at container {container}, which is neither in the batch nor in the catalog"
+    )]
+    UnknownContainer { volume: VolumeId, container: ContainerId },
+
+    #[error("folding lineage {lineage} through {through} does not fit: it has commits through {last}")]
+    FoldBeyond { lineage: LineageId, through: CommitSeq, last: CommitSeq },
+
+    #[error("there is no {what} {name}")]
+    NotFound { what: &'static str, name: String },
+
+    #[error("the catalog's {what} is damaged: {detail}")]
+    Corrupt { what: &'static str, detail: String },
+
+    #[error(
+        "the catalog {catalog} has schema version {found}, this program knows up to {known}: use a newer program"
+    )]
+    NewerSchema { catalog: String, found: i64, known: i64 },
+
+    #[error(
+        "the catalog {catalog} has format version {found}, this program knows up to {known}: use a newer program"
+    )]
+    NewerFormat { catalog: String, found: u32, known: u32 },
+
+    #[error("{path} is not a Cairn catalog but another SQLite database: check the catalog setting")]
+    NotACatalog { path: String },
+
+    #[error("the catalog's {what} has a newer format than this program knows: {detail}")]
+    NewerBlob { what: &'static str, detail: String },
+
+    #[error("the catalog cannot be asked this: {0}")]
+    Invalid(String),
+
+    #[error("the catalog does not answer ({doing}): {source}")]
+    Unavailable { doing: &'static str, source: sqlx::Error },
+
+    #[error("no space for the catalog ({doing}): free space on its file system: {source}")]
+    OutOfSpace { doing: &'static str, source: sqlx::Error },
+
+    #[error("the catalog's file is damaged ({doing}): restore it or rebuild it from the pool: {source}")]
+    Damaged { doing: &'static str, source: sqlx::Error },
+
+    #[error("the catalog failed ({doing}): {source}")]
+    Database { doing: &'static str, source: sqlx::Error },
+
+    #[error("the catalog's schema could not be brought up to date: {0}")]
+    Migration(#[source] sqlx::migrate::MigrateError),
+
+    #[error("catalog file {path}: {source}")]
+    File { path: String, source: std::io::Error },
+}
+
+impl Kinded for CatalogError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Fenced { .. } => ErrorKind::Fenced,
+            Self::LeaseHeld { .. }
+            | Self::NameTaken { .. }
+            | Self::AlreadyExists { .. }
+            | Self::NodeInUse { .. }
+            | Self::NotNext { .. }
+            | Self::UnknownContainer { .. } => ErrorKind::Conflict,
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::Corrupt { .. } | Self::Damaged { .. } => ErrorKind::Corrupt,
+            Self::NewerSchema { .. }
+            | Self::NewerFormat { .. }
+            | Self::NotACatalog { .. }
+            | Self::NewerBlob { .. } => ErrorKind::Unsupported,
+            Self::Unavailable { .. } => ErrorKind::Unavailable,
+            Self::OutOfSpace { .. } => ErrorKind::OutOfSpace,
+            Self::FoldBeyond { .. } | Self::Invalid(_) | Self::Database { .. } | Self::Migration(_) => {
+                ErrorKind::Internal
+            }
+            Self::File { source, .. } => ErrorKind::of_io(source),
+        }
+    }
+}
+
+impl CatalogError {
+    pub(crate) fn not_found(what: &'static str, name: impl ToString) -> Self {
+        Self::NotFound { what, name: name.to_string() }
+    }
+
+    pub(crate) fn corrupt(what: &'static str, detail: impl ToString) -> Self {
+        Self::Corrupt { what, detail: detail.to_string() }
+    }
+
+    pub(crate) fn of_blob(what: &'static str, error: MapCodecError) -> Self {
+        match error {
+            MapCodecError::Version { .. } => Self::NewerBlob { what, detail: error.to_string() },
+            MapCodecError::Corrupt(_) => Self::corrupt(what, error),
+            MapCodecError::Invalid(_) => Self::Invalid(format!("{what}: {error}")),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What the catalog holds, as types.
+
+use crate::VolumeName;
+use cairn_model::crypto::KeyId;
+use cairn_model::{
+    CommitSeq, Durability, GatewayId, Generation, LineageId, NodeId, SiteId, VolumeId, WallTime, WriteSeq,
+};
+use std::fmt;
+
+/// The site that this catalog is of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SiteRow {
+    pub id: SiteId,
+    pub name: String,
+    pub created_at: WallTime,
+    /// [`crate::FORMAT_VERSION`] of the program that made it or last upgraded it.
+    pub format_version: u32,
+}
+
+/// A key, wrapped under another.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyRow {
+    /// What it is for, such as `data`.
+    pub purpose: String,
+    pub key_id: KeyId,
+    /// The key that opens it.
+    pub wrapped_by: KeyId,
+    pub wrapped: Vec<u8>,
+    pub created_at: WallTime,
+}
+
+impl fmt::Debug for KeyRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRow")
+            .field("purpose", &self.purpose)
+            .field("key_id", &self.key_id)
+            .field("wrapped_by", &self.wrapped_by)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a gateway's log may hold writes that the catalog does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalState {
+    /// Everything was destaged: a missing log is acceptable.
+    Clean,
+    /// The log may hold acknowledged writes: without it they are lost.
+    Dirty,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatewayRow {
+    pub id: GatewayId,
+    pub name: String,
+    pub wal_state: WalState,
+    pub created_at: WallTime,
+}
+
+/// What a data node may be used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum NodeState {
+    /// Takes new segments.
+    #[default]
+    Active,
+    /// Is read, takes nothing new.
+    Draining,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeRow {
+    pub id: NodeId,
+    pub name: String,
+    pub url: String,
+    /// What fails together with this node, such as a rack.
+    pub domain: Option<String>,
+    pub state: NodeState,
+    pub created_at: WallTime,
+    /// Further settings as a JSON object, read and written by whoever opens nodes.
+    pub options: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewVolume {
+    pub id: VolumeId,
+    pub name: VolumeName,
+    pub size_bytes: u64,
+    pub durability: Durability,
+    /// Its map; a fresh one.
+    pub lineage: LineageId,
+    pub compress: bool,
+    pub dedupe: bool,
+    pub read_only: bool,
+    /// Further settings as a JSON object.
+    pub options: String,
+    pub created_at: WallTime,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeRow {
+    pub id: VolumeId,
+    pub name: VolumeName,
+    pub size_bytes: u64,
+    pub durability: Durability,
+    pub lineage: LineageId,
+    pub compress: bool,
+    pub dedupe: bool,
+    pub read_only: bool,
+    pub options: String,
+    pub created_at: WallTime,
+    /// Every write through this one is in the map.
+    pub destaged_through: WriteSeq,
+    /// The last commit of the lineage; zero when there is none.
+    pub commit: CommitSeq,
+    /// The last commit that is wholly in the leaves.
+    pub folded_through: CommitSeq,
+    /// The latest lease term ever given; zero when there was none.
+    pub generation: Generation,
+    /// Who holds that term, unless it was released.
+    pub holder: Option<LeaseHolder>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeaseHolder {
+    pub gateway: GatewayId,
+    pub name: String,
+    pub expires_at: WallTime,
+}
+
+/// The right to write a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lease {
+    pub generation: Generation,
+    /// The term in which this gateway's unbroken ownership began. A log record of an older term must not be replayed:
+    /// another gateway has written since.
+    pub held_since: Generation,
+    /// Who had the term before, this gateway itself perhaps.
+    pub previous: Option<(GatewayId, Generation)>,
+    pub expires_at: WallTime,
+}
+
+/// A lease that a gateway believes it holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeldLease {
+    pub volume: VolumeId,
+    pub generation: Generation,
+}
+
+/// Sums over the whole catalog, kept up to date by every change: as cheap to read as one row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Totals {
+    pub volumes: u64,
+    pub segments: u64,
+    pub segment_bytes: u64,
+    pub containers: u64,
+}

@@ -1,0 +1,269 @@
+//! The catalog in one SQLite file.
+//!
+//! Invariants:
+//! - WAL mode and `synchronous=FULL` on the one writing connection: a transaction that committed survives a power cut;
+//! - changes begin with `BEGIN IMMEDIATE`, so what a transaction has read cannot change before it writes;
+//! - readers never wait for the writer, nor it for them.
+//!
+//! Crash cases:
+//! - before the commit record is synced: nothing of the transaction is there when the file is opened again;
+//! - after it: everything is;
+//! - a future dropped before its `COMMIT` was handed over rolls back; one dropped later commits. A connection that an
+//!   error left inside a transaction is closed, never used again.
+//!
+//! The SQL is numbered (`$1`) and plain, so that another database needs little more than other column types.
+
+mod columns;
+mod commit;
+mod containers;
+mod fold;
+mod leases;
+mod maps;
+mod nodes;
+mod open;
+mod site;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, FoldPlan, GatewayRow, HeldLease,
+    KeyRow, LeafIndex, Lease, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals, VolumeName, VolumeRow,
+    WalState,
+};
+use async_trait::async_trait;
+use cairn_model::{
+    CommitSeq, ContainerId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, VolumeId, WallTime,
+};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+type Result<T> = std::result::Result<T, CatalogError>;
+
+/// A [`Catalog`] in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteCatalog {
+    path: PathBuf,
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl SqliteCatalog {
+    /// Opens the catalog at `path`, bringing an older schema up to date. A missing file is an error: it never makes a fresh
+    /// catalog where an old one is lost.
+    pub async fn open(path: &Path) -> Result<Self> {
+        open::open(path, false).await
+    }
+
+    /// As [`SqliteCatalog::open`], but makes the file if it is missing. Goes on where an earlier creation was cut short.
+    pub async fn create(path: &Path) -> Result<Self> {
+        open::open(path, true).await
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A transaction that may write.
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>> {
+        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed("beginning a change"))
+    }
+}
+
+/// Makes a database error ours: what it means, and what was being done.
+fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> CatalogError {
+    move |source| match &source {
+        sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::Io(_) => CatalogError::Unavailable { doing, source },
+        sqlx::Error::Database(database) => match primary_code(&**database) {
+            // PERM, BUSY, LOCKED, READONLY, IOERR, CANTOPEN, PROTOCOL
+            Some(3 | 5 | 6 | 8 | 10 | 14 | 15) => CatalogError::Unavailable { doing, source },
+            // FULL
+            Some(13) => CatalogError::OutOfSpace { doing, source },
+            // CORRUPT, NOTADB
+            Some(11 | 26) => CatalogError::Damaged { doing, source },
+            _ => CatalogError::Database { doing, source },
+        },
+        _ => CatalogError::Database { doing, source },
+    }
+}
+
+/// SQLite's result code without what extends it (<https://www.sqlite.org/rescode.html>).
+fn primary_code(error: &dyn sqlx::error::DatabaseError) -> Option<i32> {
+    error.code()?.parse::<i32>().ok().map(|code| code & 0xff)
+}
+
+fn is_duplicate(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
+}
+
+#[async_trait]
+impl Catalog for SqliteCatalog {
+    async fn create_site(&self, site: &SiteRow) -> Result<()> {
+        site::create(self, site).await
+    }
+
+    async fn site(&self) -> Result<SiteRow> {
+        site::get(self).await
+    }
+
+    async fn put_key(&self, key: &KeyRow) -> Result<()> {
+        site::put_key(self, key).await
+    }
+
+    async fn keys(&self) -> Result<Vec<KeyRow>> {
+        site::keys(self).await
+    }
+
+    async fn register_gateway(&self, id: GatewayId, name: &str, now: WallTime) -> Result<()> {
+        site::register_gateway(self, id, name, now).await
+    }
+
+    async fn gateway(&self, id: GatewayId) -> Result<GatewayRow> {
+        site::gateway(self, id).await
+    }
+
+    async fn gateways(&self) -> Result<Vec<GatewayRow>> {
+        site::gateways(self).await
+    }
+
+    async fn set_wal_state(&self, id: GatewayId, state: WalState) -> Result<()> {
+        site::set_wal_state(self, id, state).await
+    }
+
+    async fn add_node(&self, node: &NodeRow) -> Result<()> {
+        nodes::add(self, node).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeRow>> {
+        nodes::all(self).await
+    }
+
+    async fn node(&self, id: NodeId) -> Result<NodeRow> {
+        nodes::by_id(self, id).await
+    }
+
+    async fn node_by_name(&self, name: &str) -> Result<NodeRow> {
+        nodes::by_name(self, name).await
+    }
+
+    async fn set_node_state(&self, id: NodeId, state: NodeState) -> Result<()> {
+        nodes::set_state(self, id, state).await
+    }
+
+    async fn remove_node(&self, id: NodeId) -> Result<()> {
+        nodes::remove(self, id).await
+    }
+
+    async fn create_volume(&self, volume: &NewVolume) -> Result<()> {
+        volumes::create(self, volume).await
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeRow>> {
+        volumes::all(self).await
+    }
+
+    async fn volume(&self, id: VolumeId) -> Result<VolumeRow> {
+        volumes::by_id(self, id).await
+    }
+
+    async fn volume_by_name(&self, name: &VolumeName) -> Result<VolumeRow> {
+        volumes::by_name(self, name).await
+    }
+
+    async fn resize_volume(&self, id: VolumeId, size_bytes: u64) -> Result<()> {
+        volumes::resize(self, id, size_bytes).await
+    }
+
+    async fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
+        volumes::rename(self, id, name).await
+    }
+
+    async fn set_read_only(&self, id: VolumeId, read_only: bool) -> Result<()> {
+        volumes::set_read_only(self, id, read_only).await
+    }
+
+    async fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        volumes::delete(self, id).await
+    }
+
+    async fn purge_deleted(&self, rows_max: u32) -> Result<bool> {
+        volumes::purge(self, rows_max).await
+    }
+
+    async fn acquire_lease(
+        &self,
+        volume: VolumeId,
+        gateway: GatewayId,
+        now: WallTime,
+        ttl: Duration,
+    ) -> Result<Lease> {
+        leases::acquire(self, volume, gateway, now, ttl).await
+    }
+
+    async fn renew_leases(
+        &self,
+        gateway: GatewayId,
+        held: &[HeldLease],
+        now: WallTime,
+        ttl: Duration,
+    ) -> Result<Vec<Result<WallTime>>> {
+        leases::renew(self, gateway, held, now, ttl).await
+    }
+
+    async fn release_lease(
+        &self,
+        volume: VolumeId,
+        gateway: GatewayId,
+        generation: Generation,
+    ) -> Result<()> {
+        leases::release(self, volume, gateway, generation).await
+    }
+
+    async fn commit_batch(&self, batch: &BatchCommit) -> Result<CommitReceipt> {
+        commit::commit(self, batch).await
+    }
+
+    async fn containers(&self, ids: &[ContainerId]) -> Result<Vec<ContainerLocation>> {
+        containers::locate(self, ids).await
+    }
+
+    async fn unfolded_deltas(&self, lineage: LineageId) -> Result<Vec<(CommitSeq, MapDelta)>> {
+        maps::unfolded(self, lineage).await
+    }
+
+    async fn leaf(&self, lineage: LineageId, index: LeafIndex) -> Result<Option<MapLeaf>> {
+        maps::leaf(self, lineage, index).await
+    }
+
+    async fn leaves(&self, lineage: LineageId, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>> {
+        maps::leaves(self, lineage, indices).await
+    }
+
+    async fn leaves_present(
+        &self,
+        lineage: LineageId,
+        range: LbaRange,
+        limit: u32,
+    ) -> Result<Vec<LeafIndex>> {
+        maps::present(self, lineage, range, limit).await
+    }
+
+    async fn fold(&self, plan: &FoldPlan) -> Result<()> {
+        fold::fold(self, plan).await
+    }
+
+    async fn totals(&self) -> Result<Totals> {
+        site::totals(self).await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}

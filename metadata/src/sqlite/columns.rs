@@ -1,0 +1,92 @@
+//! Between columns and types: everything read from the file is checked.
+
+use crate::CatalogError;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Decode, Row, Sqlite, Type};
+use std::sync::LazyLock;
+
+/// Columns as types. `what` names the row for a person.
+pub(super) struct Columns<'r> {
+    pub(super) row: &'r SqliteRow,
+    pub(super) what: &'static str,
+}
+
+impl<'r> Columns<'r> {
+    pub(super) fn new(row: &'r SqliteRow, what: &'static str) -> Self {
+        Self { row, what }
+    }
+
+    pub(super) fn get<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &'static str) -> super::Result<T> {
+        self.row.try_get(column).map_err(|error| CatalogError::corrupt(self.what, error))
+    }
+
+    pub(super) fn identity<T>(&self, column: &'static str, make: fn([u8; 16]) -> T) -> super::Result<T> {
+        self.array(column).map(make)
+    }
+
+    pub(super) fn optional_identity<T>(
+        &self,
+        column: &'static str,
+        make: fn([u8; 16]) -> T,
+    ) -> super::Result<Option<T>> {
+        match self.get::<Option<&[u8]>>(column)? {
+            Some(_) => self.identity(column, make).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn array<const N: usize>(&self, column: &'static str) -> super::Result<[u8; N]> {
+        let bytes: &[u8] = self.get(column)?;
+        bytes.try_into().map_err(|_| self.bad(column, &format!("{} bytes, expected {N}", bytes.len())))
+    }
+
+    pub(super) fn number(&self, column: &'static str) -> super::Result<u64> {
+        let value: i64 = self.get(column)?;
+        u64::try_from(value).map_err(|_| self.bad(column, &value.to_string()))
+    }
+
+    pub(super) fn small_number(&self, column: &'static str) -> super::Result<u32> {
+        let value = self.number(column)?;
+        u32::try_from(value).map_err(|_| self.bad(column, &value.to_string()))
+    }
+
+    /// The error for a value that makes no sense.
+    pub(super) fn bad(&self, column: &str, value: &str) -> CatalogError {
+        CatalogError::corrupt(self.what, format!("column {column} has {value}"))
+    }
+}
+
+/// A counter as SQL holds it.
+pub(super) fn int(value: u64) -> super::Result<i64> {
+    i64::try_from(value).map_err(|_| CatalogError::Invalid(format!("the number {value} is beyond 2^63")))
+}
+
+/// One statement for lists of keys, in a few lengths so that each is prepared once. A shorter list is filled up by repeating its last key.
+pub(super) struct KeyListQuery {
+    one: String,
+    many: String,
+}
+
+/// Keys in the longer form of a [`KeyListQuery`].
+pub(super) const KEYS_AT_ONCE: usize = 64;
+
+impl KeyListQuery {
+    /// `sql` has `{keys}` where the list goes; the list's parameters begin at number `first`.
+    pub(super) fn new(sql: &str, first: usize) -> Self {
+        let list = |count: usize| {
+            (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+        };
+        Self { one: sql.replace("{keys}", &list(1)), many: sql.replace("{keys}", &list(KEYS_AT_ONCE)) }
+    }
+
+    /// The statement and how many keys it takes for a list of `keys`, at most [`KEYS_AT_ONCE`].
+    pub(super) fn for_length(query: &'static LazyLock<Self>, keys: usize) -> (&'static str, usize) {
+        if keys == 1 { (query.one.as_str(), 1) } else { (query.many.as_str(), KEYS_AT_ONCE) }
+    }
+}
+
+/// `keys` repeated at the end up to `length`.
+pub(super) fn filled_up<T: Copy>(keys: &[T], length: usize) -> impl Iterator<Item = T> {
+    let last = keys.last().copied();
+    keys.iter().copied().chain(std::iter::repeat_n(last, length - keys.len()).flatten())
+}

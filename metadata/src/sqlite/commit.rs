@@ -1,0 +1,282 @@
+//! Committing a batch: one transaction whose cost depends on the batch alone.
+//!
+//! Order inside the transaction: recognise the batch, check every volume (term, then base), record segments and
+//! containers, check that no delta points at a container nobody has, append the deltas, remember the receipt.
+
+use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up, int};
+use super::leases::LeaseState;
+use super::{Result, SqliteCatalog, failed, is_duplicate};
+use crate::{BatchCommit, CatalogError, CommitReceipt, VolumeCommit, VolumeOutcome, VolumeReceipt};
+use cairn_model::{
+    BatchId, ChunkRef, CommitSeq, ContainerId, GatewayId, LineageId, MapTarget, VolumeId, WriteSeq,
+};
+use sqlx::SqliteConnection;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::LazyLock;
+
+/// Batches remembered per gateway: more than ever wait for their reply at once.
+const BATCHES_REMEMBERED: i64 = 64;
+const RECEIPT_VERSION: u8 = 1;
+const RECEIPT_ENTRY_BYTES: usize = 24;
+const DOING: &str = "committing a batch";
+
+pub(super) async fn commit(catalog: &SqliteCatalog, batch: &BatchCommit) -> Result<CommitReceipt> {
+    let mut deltas = Vec::with_capacity(batch.volumes.len());
+    for volume in &batch.volumes {
+        if volume.through < volume.base {
+            return Err(CatalogError::Invalid(format!(
+                "a batch of volume {} through {} that begins at {}",
+                volume.volume, volume.through, volume.base
+            )));
+        }
+        deltas.push(volume.delta.encode().map_err(|error| CatalogError::of_blob("map delta", error))?);
+    }
+    let mut change = catalog.begin().await?;
+    if let Some(receipt) = recognise(&mut change, batch).await? {
+        return Ok(receipt);
+    }
+    let mut receipt = CommitReceipt { batch: batch.batch, volumes: Vec::with_capacity(batch.volumes.len()) };
+    for volume in &batch.volumes {
+        let outcome = advance(&mut change, batch.gateway, volume).await?;
+        receipt.volumes.push(VolumeReceipt { volume: volume.volume, outcome });
+    }
+    insert_segments(&mut change, batch).await?;
+    insert_containers(&mut change, batch).await?;
+    check_containers(&mut change, batch, &receipt).await?;
+    for ((volume, delta), part) in batch.volumes.iter().zip(deltas).zip(&receipt.volumes) {
+        if let VolumeOutcome::Committed(commit) = part.outcome {
+            sqlx::query("INSERT INTO deltas (lineage, commit_seq, delta) VALUES ($1, $2, $3)")
+                .bind(&volume.lineage.as_bytes()[..])
+                .bind(int(commit.get())?)
+                .bind(delta)
+                .execute(&mut *change)
+                .await
+                .map_err(failed(DOING))?;
+        }
+    }
+    remember(&mut change, batch.gateway, &receipt).await?;
+    change.commit().await.map_err(failed(DOING))?;
+    Ok(receipt)
+}
+
+/// The receipt of a batch that is committed already.
+async fn recognise(change: &mut SqliteConnection, batch: &BatchCommit) -> Result<Option<CommitReceipt>> {
+    let row = sqlx::query("SELECT gateway, receipt FROM batches WHERE id = $1")
+        .bind(&batch.batch.as_bytes()[..])
+        .fetch_optional(change)
+        .await
+        .map_err(failed(DOING))?;
+    let Some(row) = row else { return Ok(None) };
+    let columns = Columns::new(&row, "batch");
+    if columns.identity("gateway", GatewayId::from_bytes)? != batch.gateway {
+        return Err(CatalogError::Invalid(format!("batch {} is another gateway's", batch.batch)));
+    }
+    decode_receipt(batch.batch, columns.get("receipt")?).map(Some)
+}
+
+/// Moves the volume and its lineage on by one commit.
+async fn advance(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    part: &VolumeCommit,
+) -> Result<VolumeOutcome> {
+    let sql = "SELECT v.lineage, v.destaged_through, v.deleted, n.last_commit, l.gateway, l.generation, \
+               l.held_since, l.released, l.expires_at FROM volumes v JOIN lineages n ON n.id = v.lineage \
+               LEFT JOIN leases l ON l.volume = v.id WHERE v.id = $1";
+    let row = sqlx::query(sql)
+        .bind(&part.volume.as_bytes()[..])
+        .fetch_optional(&mut *change)
+        .await
+        .map_err(failed(DOING))?;
+    // No row: deleted and purged. Its lease was acquired once, so it did exist.
+    let Some(row) = row else { return Ok(VolumeOutcome::Deleted) };
+    let columns = Columns::new(&row, "volume");
+    if columns.get("deleted")? {
+        return Ok(VolumeOutcome::Deleted);
+    }
+    LeaseState::check(LeaseState::of(&row)?.as_ref(), part.volume, gateway, part.generation)?;
+    if columns.identity("lineage", LineageId::from_bytes)? != part.lineage {
+        return Err(CatalogError::Invalid(format!(
+            "lineage {} is not that of {}",
+            part.lineage, part.volume
+        )));
+    }
+    let committed = WriteSeq::new(columns.number("destaged_through")?);
+    if committed != part.base {
+        return Err(CatalogError::NotNext { volume: part.volume, base: part.base, committed });
+    }
+    let commit = CommitSeq::new(columns.number("last_commit")?).next();
+    sqlx::query("UPDATE volumes SET destaged_through = $1 WHERE id = $2")
+        .bind(int(part.through.get())?)
+        .bind(&part.volume.as_bytes()[..])
+        .execute(&mut *change)
+        .await
+        .map_err(failed(DOING))?;
+    sqlx::query("UPDATE lineages SET last_commit = $1 WHERE id = $2")
+        .bind(int(commit.get())?)
+        .bind(&part.lineage.as_bytes()[..])
+        .execute(change)
+        .await
+        .map_err(failed(DOING))?;
+    Ok(VolumeOutcome::Committed(commit))
+}
+
+async fn insert_segments(change: &mut SqliteConnection, batch: &BatchCommit) -> Result<()> {
+    let mut bytes = 0;
+    for segment in &batch.segments {
+        let receipt = &segment.receipt;
+        bytes += receipt.length_bytes();
+        let sql = "INSERT INTO segments (id, node, object_key, length_bytes) VALUES ($1, $2, $3, $4)";
+        sqlx::query(sql)
+            .bind(&receipt.segment().as_bytes()[..])
+            .bind(&receipt.node().as_bytes()[..])
+            .bind(receipt.key())
+            .bind(int(receipt.length_bytes())?)
+            .execute(&mut *change)
+            .await
+            .map_err(|error| known_already(error, "segment", receipt.segment()))?;
+    }
+    let sql = "UPDATE totals SET segments = segments + $1, segment_bytes = segment_bytes + $2, \
+               containers = containers + $3";
+    sqlx::query(sql)
+        .bind(int(batch.segments.len() as u64)?)
+        .bind(int(bytes)?)
+        .bind(int(batch.containers.len() as u64)?)
+        .execute(change)
+        .await
+        .map(drop)
+        .map_err(failed(DOING))
+}
+
+async fn insert_containers(change: &mut SqliteConnection, batch: &BatchCommit) -> Result<()> {
+    for container in &batch.containers {
+        let sql = "INSERT INTO containers (id, segment, segment_offset, length_bytes, directory) \
+                   VALUES ($1, $2, $3, $4, $5)";
+        sqlx::query(sql)
+            .bind(&container.id.as_bytes()[..])
+            .bind(&container.segment.as_bytes()[..])
+            .bind(int(container.offset)?)
+            .bind(i64::from(container.length))
+            .bind(&container.directory[..])
+            .execute(&mut *change)
+            .await
+            .map_err(|error| known_already(error, "container", container.id))?;
+    }
+    Ok(())
+}
+
+fn known_already(error: sqlx::Error, what: &'static str, id: impl ToString) -> CatalogError {
+    if is_duplicate(&error) {
+        CatalogError::AlreadyExists { what, id: id.to_string() }
+    } else {
+        failed(DOING)(error)
+    }
+}
+
+/// Fails when a committed delta points at a container that is neither new in the batch nor known.
+async fn check_containers(
+    change: &mut SqliteConnection,
+    batch: &BatchCommit,
+    receipt: &CommitReceipt,
+) -> Result<()> {
+    let fresh: HashSet<ContainerId> = batch.containers.iter().map(|container| container.id).collect();
+    let mut needed: Vec<(ContainerId, VolumeId)> = Vec::new();
+    for (part, receipt) in batch.volumes.iter().zip(&receipt.volumes) {
+        if receipt.outcome == VolumeOutcome::Deleted {
+            continue;
+        }
+        let mut latest = None;
+        for op in &part.delta.ops {
+            let MapTarget::Chunk(ChunkRef { chunk, .. }) = op.target else { continue };
+            if latest.replace(chunk.container) != Some(chunk.container) && !fresh.contains(&chunk.container) {
+                needed.push((chunk.container, part.volume));
+            }
+        }
+    }
+    needed.sort_unstable();
+    needed.dedup_by_key(|(container, _)| *container);
+    for keys in needed.chunks(KEYS_AT_ONCE) {
+        let known = known_containers(change, keys).await?;
+        if let Some((container, volume)) = keys.iter().find(|(container, _)| !known.contains(container)) {
+            return Err(CatalogError::UnknownContainer { volume: *volume, container: *container });
+        }
+    }
+    Ok(())
+}
+
+async fn known_containers(
+    change: &mut SqliteConnection,
+    keys: &[(ContainerId, VolumeId)],
+) -> Result<BTreeSet<ContainerId>> {
+    static KNOWN: LazyLock<KeyListQuery> =
+        LazyLock::new(|| KeyListQuery::new("SELECT id FROM containers WHERE id IN ({keys})", 1));
+    let (sql, length) = KeyListQuery::for_length(&KNOWN, keys.len());
+    let mut query = sqlx::query(sql);
+    for (container, _) in filled_up(keys, length) {
+        query = query.bind(container.as_bytes().to_vec());
+    }
+    let rows = query.fetch_all(change).await.map_err(failed(DOING))?;
+    rows.iter().map(|row| Columns::new(row, "container").identity("id", ContainerId::from_bytes)).collect()
+}
+
+/// Keeps the receipt, forgets the gateway's oldest.
+async fn remember(change: &mut SqliteConnection, gateway: GatewayId, receipt: &CommitReceipt) -> Result<()> {
+    let number: Option<i64> =
+        sqlx::query_scalar("UPDATE gateways SET batches = batches + 1 WHERE id = $1 RETURNING batches")
+            .bind(&gateway.as_bytes()[..])
+            .fetch_optional(&mut *change)
+            .await
+            .map_err(failed(DOING))?;
+    let number = number.ok_or_else(|| CatalogError::not_found("gateway", gateway))?;
+    sqlx::query("INSERT INTO batches (id, gateway, number, receipt) VALUES ($1, $2, $3, $4)")
+        .bind(&receipt.batch.as_bytes()[..])
+        .bind(&gateway.as_bytes()[..])
+        .bind(number)
+        .bind(encode_receipt(receipt))
+        .execute(&mut *change)
+        .await
+        .map_err(failed(DOING))?;
+    sqlx::query("DELETE FROM batches WHERE gateway = $1 AND number <= $2")
+        .bind(&gateway.as_bytes()[..])
+        .bind(number - BATCHES_REMEMBERED)
+        .execute(change)
+        .await
+        .map(drop)
+        .map_err(failed(DOING))
+}
+
+fn encode_receipt(receipt: &CommitReceipt) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + receipt.volumes.len() * RECEIPT_ENTRY_BYTES);
+    bytes.push(RECEIPT_VERSION);
+    for part in &receipt.volumes {
+        bytes.extend_from_slice(part.volume.as_bytes());
+        let commit = match part.outcome {
+            VolumeOutcome::Committed(commit) => commit,
+            VolumeOutcome::Deleted => CommitSeq::ZERO,
+        };
+        bytes.extend_from_slice(&commit.get().to_be_bytes());
+    }
+    bytes
+}
+
+fn decode_receipt(batch: BatchId, bytes: &[u8]) -> Result<CommitReceipt> {
+    let damaged = || CatalogError::corrupt("batch receipt", format!("{} bytes", bytes.len()));
+    let (version, entries) = bytes.split_first().ok_or_else(damaged)?;
+    if *version != RECEIPT_VERSION {
+        return Err(CatalogError::NewerBlob { what: "batch receipt", detail: format!("version {version}") });
+    }
+    let (entries, rest) = entries.as_chunks::<RECEIPT_ENTRY_BYTES>();
+    if !rest.is_empty() {
+        return Err(damaged());
+    }
+    let volume = |entry: &[u8; RECEIPT_ENTRY_BYTES]| {
+        let (volume, commit) = entry.split_first_chunk::<16>().expect("an entry is longer");
+        let commit = u64::from_be_bytes(*commit.first_chunk().expect("an entry has 24 bytes"));
+        let outcome = match commit {
+            0 => VolumeOutcome::Deleted,
+            commit => VolumeOutcome::Committed(CommitSeq::new(commit)),
+        };
+        VolumeReceipt { volume: VolumeId::from_bytes(*volume), outcome }
+    };
+    Ok(CommitReceipt { batch, volumes: entries.iter().map(volume).collect() })
+}
