@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The volume engine: what turns a log, a catalog and a pool into block devices.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`engine`] | start, recover, registry of volumes, shutdown |
+//! | `volume` | one virtual disk: write path, read path, ordering, resize |
+//! | `volume::buffer` | the write buffer: what was written and is not destaged yet, in layers |
+//! | `volume::map` | the extent map in memory: unfolded changes over leaves loaded on demand |
+//! | `pressure` | what holds writers back and sets destage going |
+//! | `destage` | cut, pack, upload, commit, free the log; folding |
+//! | `read` | chunk cache, one fetch for concurrent misses, read-ahead |
+//! | `lease` | ownership, renewed; a gateway that cannot renew stops acknowledging |
+//! | `wal_state` | whether the log holds anything that the catalog does not |
+
+mod compute;
+mod config;
+mod destage;
+mod engine;
+mod error;
+mod lease;
+mod pressure;
+mod read;
+mod recovery;
+mod registry;
+mod status;
+mod tasks;
+mod volume;
+mod wal_state;
+
+pub use config::EngineConfig;
+pub use engine::{Engine, EngineParts};
+pub use error::EngineError;
+pub use status::{DestageStatus, EngineStatus, VolumeStatus, WalStatus};
+pub use volume::Volume;

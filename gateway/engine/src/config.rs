@@ -1,0 +1,66 @@
+//! What an engine may use.
+
+use cairn_segment_writer::PackConfig;
+use cairn_wal::WalConfig;
+use std::time::Duration;
+
+/// Limits and habits of an engine. Every memory user has its bound here.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    pub wal: WalConfig,
+    /// Plaintext of writes that are not destaged yet. What does not fit is read back from the log.
+    pub write_buffer_bytes: u64,
+    /// Decoded chunks.
+    pub block_cache_bytes: u64,
+    /// Decoded map leaves and container directories.
+    pub map_cache_bytes: u64,
+    /// A batch is cut when this much waits for destage.
+    pub batch_bytes: u64,
+    /// A batch is cut when its oldest write is this old.
+    pub batch_age: Duration,
+    /// Batches packed and uploaded at the same time. Their commits are in order.
+    pub batches_in_flight: usize,
+    /// Segments put at the same time.
+    pub uploads_in_flight: usize,
+    /// Bytes of a container that one read miss fetches.
+    pub fetch_region_bytes: u32,
+    /// Furthest that a sequential stream is read ahead.
+    pub read_ahead_bytes: u64,
+    /// How long a read waits for a pool that does not answer before the guest gets an error.
+    pub read_deadline: Duration,
+    /// How long an ownership lasts without renewal.
+    pub lease_ttl: Duration,
+    /// Threads that compress and seal.
+    pub compute_threads: usize,
+    pub pack: PackConfig,
+    /// Start even though the log is gone and held acknowledged writes. The operator's word, never a default.
+    pub accept_lost_wal: bool,
+}
+
+impl EngineConfig {
+    /// The defaults around a log configuration.
+    pub fn new(wal: WalConfig) -> Self {
+        Self {
+            wal,
+            write_buffer_bytes: 256 << 20,
+            block_cache_bytes: 512 << 20,
+            map_cache_bytes: 128 << 20,
+            batch_bytes: 64 << 20,
+            batch_age: Duration::from_secs(5),
+            batches_in_flight: 2,
+            uploads_in_flight: 4,
+            fetch_region_bytes: 256 << 10,
+            read_ahead_bytes: 4 << 20,
+            read_deadline: Duration::from_secs(120),
+            lease_ttl: Duration::from_secs(30),
+            compute_threads: default_compute_threads(),
+            pack: PackConfig::default(),
+            accept_lost_wal: false,
+        }
+    }
+}
+
+/// A fifth of the cores, at least one: the normal CPU budget.
+fn default_compute_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 5).max(1))
+}

@@ -1,0 +1,137 @@
+//! A prepared batch becomes what the catalog says; then the log may forget it.
+
+use super::prepare::Prepared;
+use super::Waiter;
+use crate::engine::Shared;
+use crate::error::EngineError;
+use crate::lease::fence;
+use crate::volume::Condition;
+use cairn_metadata::{BatchCommit, CommitReceipt, ContainerRow, SegmentRow, VolumeCommit, VolumeOutcome};
+use cairn_model::{CommitSeq, ErrorKind, Kinded, VolumeId};
+use std::time::Duration;
+
+const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Unfolded map pieces of one volume beyond which commits wait for folding.
+const UNFOLDED_MAX: usize = 2_000_000;
+
+/// Commits until the catalog has the batch, shows it to readers, and frees the log. Returns who waits for it.
+pub(super) async fn commit(shared: &Shared, prepared: Prepared) -> Vec<Waiter> {
+    if !prepared.batch.parts.is_empty() {
+        let receipt = commit_until_done(shared, &prepared).await;
+        show(shared, &prepared, &receipt);
+    }
+    shared.wal.free_through(prepared.batch.through);
+    shared.pressure.look_at(&shared.wal);
+    {
+        let mut status = shared.destage.status.lock();
+        status.batches_committed += 1;
+        status.destaged_bytes += prepared.stats.raw_bytes;
+        status.problem = None;
+    }
+    shared.fold_wake.notify_one();
+    wait_for_folding(shared, &prepared).await;
+    prepared.batch.waiters
+}
+
+async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> CommitReceipt {
+    let mut batch = batch_commit(shared, prepared);
+    let mut pause = RETRY_PAUSE_FIRST;
+    loop {
+        match shared.catalog.commit_batch(&batch).await {
+            Ok(receipt) => return receipt,
+            Err(error) if error.kind() == ErrorKind::Fenced => {
+                let error = EngineError::from(error);
+                let fenced = find_fenced(shared, &batch).await;
+                for (volume, _) in &prepared.batch.parts {
+                    if fenced.contains(&volume.id()) && volume.state().lock().condition == Condition::Serving {
+                        fence(shared, volume, &error);
+                    }
+                }
+                batch.volumes.retain(|part| !fenced.contains(&part.volume));
+            }
+            Err(error) => {
+                shared.destage.problem(&error);
+                tracing::error!(%error, "a batch waits for the catalog");
+                shared.ports.clock.sleep(pause).await;
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            }
+        }
+    }
+}
+
+/// Which parts of the batch the catalog refuses: those whose lease does not renew. Damage stays with them.
+async fn find_fenced(shared: &Shared, batch: &BatchCommit) -> Vec<VolumeId> {
+    let mut fenced = Vec::new();
+    for part in &batch.volumes {
+        let wall = shared.ports.clock.wall();
+        let renewal =
+            shared.catalog.renew_lease(part.volume, shared.gateway, part.generation, wall, shared.config.lease_ttl);
+        if renewal.await.is_err_and(|error| error.kind() == ErrorKind::Fenced) {
+            fenced.push(part.volume);
+        }
+    }
+    fenced
+}
+
+fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
+    let containers = prepared.segments.iter().flat_map(|stored| {
+        stored.segment.containers().iter().map(|container| ContainerRow {
+            id: container.id,
+            segment: stored.segment.id(),
+            offset: container.offset,
+            length: container.directory.stored_bytes(),
+            directory: container.directory.encode(),
+        })
+    });
+    BatchCommit {
+        batch: prepared.batch.id,
+        gateway: shared.gateway,
+        segments: prepared.segments.iter().map(|stored| SegmentRow { receipt: stored.receipt.clone() }).collect(),
+        containers: containers.collect(),
+        volumes: prepared
+            .deltas
+            .iter()
+            .map(|part| VolumeCommit {
+                volume: part.header.volume,
+                lineage: part.header.lineage,
+                generation: part.header.generation,
+                base: part.header.base,
+                through: part.header.through,
+                delta: part.delta.clone(),
+            })
+            .collect(),
+    }
+}
+
+/// Moves the batch from the write buffers into the maps, each volume in one critical section.
+fn show(shared: &Shared, prepared: &Prepared, receipt: &CommitReceipt) {
+    for ((volume, layer), part) in prepared.batch.parts.iter().zip(&prepared.deltas) {
+        debug_assert_eq!(volume.id(), part.header.volume, "the packer keeps the order of the volumes");
+        let mut state = volume.state().lock();
+        if state.condition != Condition::Serving {
+            continue;
+        }
+        let Some(commit) = commit_of(receipt, volume.id()) else { continue };
+        state.map.apply(commit, &part.delta);
+        shared.pressure.released(state.buffer.retire(layer));
+    }
+}
+
+/// The volume's commit; `None` when it was deleted or lost meanwhile.
+fn commit_of(receipt: &CommitReceipt, volume: VolumeId) -> Option<CommitSeq> {
+    let part = receipt.volumes.iter().find(|part| part.volume == volume)?;
+    match part.outcome {
+        VolumeOutcome::Committed(commit) => Some(commit),
+        VolumeOutcome::Deleted => None,
+    }
+}
+
+async fn wait_for_folding(shared: &Shared, prepared: &Prepared) {
+    let unfolded =
+        || prepared.batch.parts.iter().any(|(volume, _)| volume.state().lock().map.unfolded_len() > UNFOLDED_MAX);
+    while unfolded() && !shared.stop.is_cancelled() {
+        shared.ports.clock.sleep(RETRY_PAUSE_FIRST).await;
+    }
+}

@@ -1,0 +1,104 @@
+//! Folding: unfolded changes go into the leaves of the map, in the background.
+//!
+//! A fold of a lineage goes through the address space in bounded steps. Each step is one catalog transaction that
+//! writes new versions of some leaves; the deltas themselves are deleted by the last step alone. So after any
+//! crash the remaining deltas, applied again in order, give the same map: a leaf that a step wrote already holds only
+//! changes that the remaining deltas repeat.
+
+use crate::engine::Shared;
+use crate::error::EngineError;
+use crate::volume::Volume;
+use crate::volume::map::FoldStep;
+use cairn_metadata::{FoldPlan, LeafIndex, MapLeaf};
+use cairn_model::{CommitSeq, Lba};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Leaves rewritten by one transaction.
+const LEAVES_PER_STEP: usize = 128;
+/// A volume is folded when this many pieces wait: enough for many changes to share one rewrite of a leaf.
+const FOLD_FROM_PIECES: usize = 200_000;
+/// A volume with fewer pieces is folded when its oldest delta is this many commits old, so that starting does not have
+/// to read many deltas.
+const FOLD_FROM_COMMITS: u64 = 64;
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+
+/// Folds what needs it whenever a batch was committed, until the engine stops.
+pub(crate) async fn fold_until_stopped(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.fold_wake.notified() => {}
+        }
+        for volume in shared.registry.all() {
+            let (unfolded, commits) = {
+                let state = volume.state().lock();
+                (state.map.unfolded_len(), state.map.unfolded_commits())
+            };
+            if unfolded < FOLD_FROM_PIECES && commits < FOLD_FROM_COMMITS {
+                continue;
+            }
+            if let Err(error) = fold(&shared, &volume).await {
+                tracing::warn!(volume = volume.name(), %error, "folding failed; will try again");
+                shared.ports.clock.sleep(RETRY_PAUSE).await;
+                shared.fold_wake.notify_one();
+            }
+        }
+    }
+}
+
+/// Folds everything that was committed when it began.
+async fn fold(shared: &Shared, volume: &Volume) -> Result<(), EngineError> {
+    let goal = volume.state().lock().map.last_commit();
+    let mut from = Lba::ZERO;
+    loop {
+        let step = volume.state().lock().map.next_to_fold(from, LEAVES_PER_STEP);
+        let is_last = step.resume.is_none();
+        let mut leaves = Vec::with_capacity(step.pieces.len());
+        for (index, ops) in &step.pieces {
+            let mut leaf = MapLeaf::clone(&*current_leaf(shared, volume, *index).await?);
+            leaf.apply(*index, ops.iter().copied());
+            leaves.push((*index, Arc::new(leaf)));
+        }
+        write(shared, volume, &step, &leaves, is_last.then_some(goal)).await?;
+        {
+            let mut state = volume.state().lock();
+            state.map.folded(&step, &leaves, &shared.leaves);
+            if is_last {
+                state.map.deltas_deleted(goal);
+            }
+        }
+        match step.resume {
+            Some(resume) => from = resume,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn current_leaf(shared: &Shared, volume: &Volume, index: LeafIndex) -> Result<Arc<MapLeaf>, EngineError> {
+    let lineage = volume.lineage();
+    // Only this task changes leaves, so what the cache has is what the catalog has.
+    match shared.leaves.get(lineage, index) {
+        Some(leaf) => Ok(leaf),
+        None => Ok(Arc::new(shared.catalog.leaf(lineage, index).await?.unwrap_or_default())),
+    }
+}
+
+async fn write(
+    shared: &Shared,
+    volume: &Volume,
+    step: &FoldStep,
+    leaves: &[(LeafIndex, Arc<MapLeaf>)],
+    forget: Option<CommitSeq>,
+) -> Result<(), EngineError> {
+    let plan = FoldPlan {
+        lineage: volume.lineage(),
+        gateway: shared.gateway,
+        generation: volume.generation(),
+        through: step.through,
+        leaves: leaves.to_vec(),
+        emptied: step.emptied.clone(),
+        forget,
+    };
+    Ok(shared.catalog.fold(&plan).await?)
+}

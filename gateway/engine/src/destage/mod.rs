@@ -1,0 +1,225 @@
+//! From the log to the pool and the catalog.
+//!
+//! ```text
+//! cut ─► pack (compute threads) ─► put segments ─► commit ─► retire layers ─► free the log
+//!        └──── several batches overlap ────┘       in order, one at a time
+//! ```
+//!
+//! Invariants, and what a crash leaves:
+//! - a batch is every volume at one moment of the log: all writes through `through`, none after. A crash before
+//!   its commit leaves objects that nothing names and a log that still has everything: the next start packs it again
+//!   under fresh identities;
+//! - a commit names only segments whose put was acknowledged, and only after the batches before it. A crash between
+//!   commit and free leaves records that the catalog has already: recovery skips them by `destaged_through`;
+//! - the log is freed after the commit returned, never on a guess. A commit whose reply was lost is repeated under the same
+//!   batch id, which the catalog recognises;
+//! - nothing is dropped: what fails is tried again until it succeeds, the problem is shown in the status, and writers
+//!   wait when the log is full. Only losing ownership of a volume, or deleting it, ends its part of a batch.
+
+mod commit;
+mod fold;
+mod prepare;
+
+pub(crate) use fold::fold_until_stopped;
+
+use crate::engine::Shared;
+use crate::error::EngineError;
+use crate::status::DestageStatus;
+use crate::volume::Volume;
+use crate::volume::buffer::Layer;
+use cairn_model::{BatchId, Lsn};
+use commit::commit;
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use parking_lot::Mutex;
+use prepare::{Prepared, prepare};
+use std::collections::VecDeque;
+use std::future::pending;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Answers when everything written before the request is in the pool and in the catalog.
+type Waiter = oneshot::Sender<()>;
+
+/// Every volume's layer of one cut.
+pub(crate) struct Batch {
+    id: BatchId,
+    previous: Option<BatchId>,
+    /// Last record of the cut.
+    through: Lsn,
+    parts: Vec<(Arc<Volume>, Arc<Layer>)>,
+    waiters: Vec<Waiter>,
+}
+
+/// The handle on the destage task.
+#[derive(Debug)]
+pub(crate) struct Destage {
+    requests: mpsc::Sender<Waiter>,
+    /// Batches cut at recovery, oldest first, taken by the task when it starts.
+    recovered: Mutex<VecDeque<Cut>>,
+    status: Mutex<DestageStatus>,
+}
+
+/// What a cut froze.
+pub(crate) struct Cut {
+    pub(crate) through: Lsn,
+    pub(crate) parts: Vec<(Arc<Volume>, Arc<Layer>)>,
+}
+
+impl std::fmt::Debug for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cut").field("through", &self.through).field("parts", &self.parts.len()).finish()
+    }
+}
+
+impl Destage {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Waiter>) {
+        let (requests, receiver) = mpsc::channel(16);
+        (Self { requests, recovered: Mutex::default(), status: Mutex::default() }, receiver)
+    }
+
+    /// Takes a batch that recovery cut.
+    pub(crate) fn recovered(&self, cut: Cut) {
+        self.recovered.lock().push_back(cut);
+    }
+
+    /// Destages everything written before the call.
+    pub(crate) async fn all(&self) -> Result<(), EngineError> {
+        let (waiter, done) = oneshot::channel();
+        self.requests.send(waiter).await.map_err(|_| EngineError::Stopped)?;
+        done.await.map_err(|_| EngineError::Stopped)
+    }
+
+    pub(crate) fn status(&self) -> DestageStatus {
+        self.status.lock().clone()
+    }
+
+    fn problem(&self, error: &dyn std::fmt::Display) {
+        self.status.lock().problem = Some(error.to_string());
+    }
+
+    fn no_problem(&self) {
+        self.status.lock().problem = None;
+    }
+}
+
+/// Freezes every volume at one moment. The caller must not hold any volume's state.
+pub(crate) fn cut(shared: &Shared) -> Cut {
+    let registry = shared.registry.freeze();
+    let mut states: Vec<_> = registry.values().map(|volume| (volume, volume.state().lock())).collect();
+    // No append can happen now: every one of them needs a state, and no volume can come in.
+    let through = shared.wal.usage().next_lsn;
+    let through = Lsn::new(through.get() - 1);
+    let mut parts = Vec::new();
+    let strip = shared.pressure.is_over_memory();
+    for (volume, state) in &mut states {
+        let held = state.buffer.active_bytes();
+        if let Some(layer) = state.buffer.freeze(strip) {
+            if strip {
+                shared.pressure.released(held);
+            }
+            parts.push((Arc::clone(volume), layer));
+        }
+    }
+    shared.pressure.was_cut();
+    Cut { through, parts }
+}
+
+/// What the task does next.
+enum Event {
+    Prepared(Box<Prepared>),
+    Cut(Vec<Waiter>),
+}
+
+/// Cuts, prepares and commits until the engine stops and has nothing left to destage.
+pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mpsc::Receiver<Waiter>) {
+    let mut previous = None;
+    let mut in_flight = FuturesOrdered::new();
+    let mut recovered = std::mem::take(&mut *shared.destage.recovered.lock());
+    loop {
+        let room = in_flight.len() < shared.config.batches_in_flight;
+        if room && let Some(cut) = recovered.pop_front() {
+            in_flight.push_back(start(&shared, cut, &mut previous, Vec::new()));
+            continue;
+        }
+        let event = tokio::select! {
+            biased;
+            Some(prepared) = in_flight.next(), if !in_flight.is_empty() => {
+                // A prepared batch is only lost when the runtime is being torn down; then the log has it.
+                let Ok(Some(prepared)) = prepared else { return };
+                Event::Prepared(prepared)
+            }
+            waiter = requests.recv(), if room => match waiter {
+                Some(waiter) => Event::Cut(vec![waiter]),
+                None => return,
+            },
+            () = due(&shared), if room => Event::Cut(Vec::new()),
+            () = shared.stop.cancelled(), if in_flight.is_empty() => return,
+        };
+        match event {
+            Event::Prepared(prepared) => {
+                let waiters = commit(&shared, *prepared).await;
+                shared.destage.status.lock().batches_in_flight = in_flight.len() as u64;
+                if in_flight.is_empty() && recovered.is_empty() {
+                    settle(&shared).await;
+                }
+                for waiter in waiters {
+                    // Whoever asked may have stopped waiting.
+                    let _ = waiter.send(());
+                }
+            }
+            Event::Cut(waiters) => {
+                let cut = cut(&shared);
+                in_flight.push_back(start(&shared, cut, &mut previous, waiters));
+                shared.destage.status.lock().batches_in_flight = in_flight.len() as u64;
+            }
+        }
+    }
+}
+
+fn start(
+    shared: &Arc<Shared>,
+    cut: Cut,
+    previous: &mut Option<BatchId>,
+    waiters: Vec<Waiter>,
+) -> tokio::task::JoinHandle<Option<Box<Prepared>>> {
+    let id = BatchId::fresh(&*shared.ports.clock, &*shared.ports.entropy);
+    let batch = Batch { id, previous: previous.replace(id), through: cut.through, parts: cut.parts, waiters };
+    let shared_too = Arc::clone(shared);
+    shared.tasks.spawn(async move { Box::new(prepare(&shared_too, batch).await) })
+}
+
+/// Completes when a cut is due by size, age or pressure.
+async fn due(shared: &Shared) {
+    loop {
+        let changed = shared.pressure.changed();
+        let now = shared.ports.clock.now();
+        match shared.pressure.cut_due(shared.config.batch_age, now) {
+            Some(wait) if wait.is_zero() => return,
+            Some(wait) => tokio::select! {
+                () = changed => {}
+                () = shared.ports.clock.sleep(wait) => {}
+            },
+            None => changed.await,
+        }
+        if shared.stop.is_cancelled() {
+            pending::<()>().await;
+        }
+    }
+}
+
+/// Nothing is in flight: if nothing was written either, the catalog learns that the log is empty.
+async fn settle(shared: &Shared) {
+    let lower_if_empty = |lower: &dyn Fn()| {
+        let registry = shared.registry.freeze();
+        let states: Vec<_> = registry.values().map(|volume| volume.state().lock()).collect();
+        let empty = states.iter().all(|state| state.buffer.is_empty());
+        if empty {
+            lower();
+        }
+        empty
+    };
+    if let Err(error) = shared.wal_state.make_clean(&*shared.catalog, lower_if_empty).await {
+        tracing::debug!(%error, "the log stays marked as dirty");
+    }
+}

@@ -1,0 +1,225 @@
+//! A batch becomes durable segments.
+
+use super::Batch;
+use crate::engine::Shared;
+use crate::error::EngineError;
+use crate::volume::buffer::Buffered;
+use bytes::Bytes;
+use cairn_model::{BLOCK_SIZE, ErrorKind, Kinded, Lba, LbaRange, UploadReceipt};
+use cairn_segment_writer::{BatchHeader, PackStats, Packer, SealedSegment, VolumeDelta, VolumeHeader};
+use cairn_wal::WalError;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+/// Blocks handed to the packer at a time: bounds what is read back from the log and how long a compute thread
+/// is held. Runs are cut at its multiples, which are multiples of every chunk size.
+const SLICE_BLOCKS: u64 = 1024;
+const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(200);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// A segment in the pool, and what it was.
+pub(super) struct StoredSegment {
+    pub(super) segment: SealedSegment,
+    pub(super) receipt: UploadReceipt,
+}
+
+/// A batch whose segments are all durable. What it was made of may be committed now.
+pub(super) struct Prepared {
+    pub(super) batch: Batch,
+    pub(super) segments: Vec<StoredSegment>,
+    pub(super) deltas: Vec<VolumeDelta>,
+    pub(super) stats: PackStats,
+}
+
+/// Packs and uploads until it succeeds.
+pub(super) async fn prepare(shared: &Arc<Shared>, batch: Batch) -> Prepared {
+    let mut pause = RETRY_PAUSE_FIRST;
+    loop {
+        match try_prepare(shared, &batch).await {
+            Ok((segments, deltas, stats)) => return Prepared { batch, segments, deltas, stats },
+            Err(error) => {
+                shared.destage.problem(&error);
+                tracing::error!(%error, "a batch cannot be packed; the log keeps it");
+                shared.ports.clock.sleep(pause).await;
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            }
+        }
+    }
+}
+
+type Upload = JoinHandle<Option<StoredSegment>>;
+type Uploads = Vec<Upload>;
+
+/// What goes to the packer in one go.
+#[derive(Default)]
+struct Slice {
+    steps: Vec<Step>,
+    blocks: u64,
+}
+
+enum Step {
+    Volume(VolumeHeader),
+    Discard(LbaRange),
+    Run { start: Lba, pieces: Vec<Bytes> },
+}
+
+async fn try_prepare(
+    shared: &Arc<Shared>,
+    batch: &Batch,
+) -> Result<(Vec<StoredSegment>, Vec<VolumeDelta>, PackStats), EngineError> {
+    if batch.parts.is_empty() {
+        return Ok((Vec::new(), Vec::new(), PackStats::default()));
+    }
+    let header =
+        BatchHeader { site: shared.site, gateway: shared.gateway, batch: batch.id, previous: batch.previous };
+    let chunks = Arc::clone(&shared.chunks);
+    // A copy: the cache must not keep a guest's whole request alive for one chunk of it.
+    let sink = Box::new(move |id, bytes: Bytes| chunks.keep(id, Bytes::copy_from_slice(&bytes)));
+    let mut packer =
+        Packer::new(shared.config.pack, &shared.domain_key, header, shared.ports.clone()).with_chunk_sink(sink);
+    let mut uploads = Uploads::new();
+    let slots = Arc::new(Semaphore::new(shared.config.uploads_in_flight));
+    let mut slice = Slice::default();
+    for (volume, layer) in &batch.parts {
+        slice.steps.push(Step::Volume(VolumeHeader {
+            volume: volume.id(),
+            lineage: volume.lineage(),
+            generation: volume.generation(),
+            base: layer.base,
+            through: layer.through,
+        }));
+        for (range, what) in layer.runs.iter() {
+            match what {
+                Buffered::Hole { .. } => slice.discard(range),
+                Buffered::Data { .. } => slice.data(range.start(), bytes_of(shared, range, what).await?),
+            }
+            if slice.blocks >= SLICE_BLOCKS || slice.steps.len() >= 2 * SLICE_BLOCKS as usize {
+                packer = pack(shared, packer, std::mem::take(&mut slice), &mut uploads, &slots).await?;
+            }
+        }
+    }
+    packer = pack(shared, packer, slice, &mut uploads, &slots).await?;
+    let packed = shared.compute.run(move || packer.finish()).await?;
+    for segment in packed.segments {
+        uploads.push(upload(shared, segment, &slots).await);
+    }
+    let mut segments = Vec::with_capacity(uploads.len());
+    for upload in uploads {
+        segments.push(upload.await.ok().flatten().ok_or(EngineError::Stopped)?);
+    }
+    Ok((segments, packed.deltas, packed.stats))
+}
+
+impl Slice {
+    fn discard(&mut self, range: LbaRange) {
+        self.steps.push(Step::Discard(range));
+    }
+
+    /// Appends data, to the run before it when it follows on and no slice boundary lies between.
+    fn data(&mut self, mut start: Lba, mut bytes: Bytes) {
+        while !bytes.is_empty() {
+            let to_boundary = SLICE_BLOCKS - start.get() % SLICE_BLOCKS;
+            let room = usize::try_from(to_boundary).expect("less than a slice") * BLOCK;
+            let part = bytes.split_to(bytes.len().min(room));
+            let blocks = (part.len() / BLOCK) as u64;
+            self.blocks += blocks;
+            let follows = matches!(self.steps.last(), Some(Step::Run { start: run, pieces })
+                if run.plus(block_count(pieces)) == start && start.get() % SLICE_BLOCKS != 0);
+            match self.steps.last_mut() {
+                Some(Step::Run { pieces, .. }) if follows => pieces.push(part),
+                _ => self.steps.push(Step::Run { start, pieces: vec![part] }),
+            }
+            start = start.plus(blocks);
+        }
+    }
+}
+
+fn block_count(pieces: &[Bytes]) -> u64 {
+    (pieces.iter().map(Bytes::len).sum::<usize>() / BLOCK) as u64
+}
+
+/// The bytes of a run, from memory or back from the log, which keeps them until the batch is committed.
+async fn bytes_of(shared: &Shared, range: LbaRange, what: &Buffered) -> Result<Bytes, EngineError> {
+    let Buffered::Data { lsn, skip_blocks, bytes } = what else { unreachable!("asked for data only") };
+    let length = usize::try_from(range.bytes()).expect("a record is small");
+    if let Some(bytes) = bytes {
+        return Ok(bytes.slice(..length));
+    }
+    let record = match shared.wal.read(*lsn).await {
+        Ok(record) => record,
+        Err(error @ WalError::Freed { .. }) => unreachable!("the log keeps what is not committed: {error}"),
+        Err(error) => return Err(error.into()),
+    };
+    let skip = *skip_blocks as usize * BLOCK;
+    Ok(record.slice(skip..skip + length))
+}
+
+async fn pack(
+    shared: &Arc<Shared>,
+    mut packer: Packer<'static>,
+    slice: Slice,
+    uploads: &mut Uploads,
+    slots: &Arc<Semaphore>,
+) -> Result<Packer<'static>, EngineError> {
+    let (packer, segments) = shared
+        .compute
+        .run(move || {
+            for step in slice.steps {
+                match step {
+                    Step::Volume(header) => packer.volume(header),
+                    Step::Discard(range) => packer.discard(range),
+                    Step::Run { start, pieces } => packer.run(start, &pieces),
+                }
+            }
+            let segments: Vec<_> = std::iter::from_fn(|| packer.next_segment()).collect();
+            (packer, segments)
+        })
+        .await?;
+    for segment in segments {
+        uploads.push(upload(shared, segment, slots).await);
+    }
+    Ok(packer)
+}
+
+/// Starts an upload when a slot is free; packing waits for it, which bounds the segments in memory.
+async fn upload(shared: &Arc<Shared>, segment: SealedSegment, slots: &Arc<Semaphore>) -> Upload {
+    let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
+    let shared_too = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        let receipt = put(&shared_too, &segment).await;
+        drop(slot);
+        StoredSegment { segment, receipt }
+    })
+}
+
+/// Puts a segment until the pool takes it. The same key and the same bytes each time: a put whose reply was lost is
+/// repeated onto itself.
+async fn put(shared: &Shared, segment: &SealedSegment) -> UploadReceipt {
+    let mut pause = RETRY_PAUSE_FIRST;
+    let mut failed = false;
+    loop {
+        match shared.pool.put(segment).await {
+            Ok(receipt) => {
+                if failed {
+                    shared.destage.no_problem();
+                }
+                shared.pressure.set_pool_full(false);
+                return receipt;
+            }
+            Err(error) => {
+                failed = true;
+                shared.destage.problem(&error);
+                if error.kind() == ErrorKind::OutOfSpace {
+                    shared.pressure.set_pool_full(true);
+                }
+                tracing::warn!(%error, segment = %segment.id(), "a segment waits for the pool");
+                shared.ports.clock.sleep(pause).await;
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            }
+        }
+    }
+}

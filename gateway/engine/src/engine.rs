@@ -1,0 +1,260 @@
+//! The engine: a gateway's volumes over one log, one catalog and one pool.
+
+use crate::compute::ComputePool;
+use crate::config::EngineConfig;
+use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
+use crate::error::EngineError;
+use crate::lease::renew_leases;
+use crate::pressure::Pressure;
+use crate::read::{ChunkReader, ReaderLimits};
+use crate::recovery::{open_volume, recover};
+use crate::registry::Registry;
+use crate::status::NotServed;
+use crate::tasks::Tasks;
+use crate::volume::map::LeafCache;
+use crate::volume::{Condition, Volume};
+use crate::wal_state::WalStateFlag;
+use cairn_metadata::{Catalog, NewVolume, VolumeName};
+use cairn_model::crypto::SecretKey;
+use cairn_model::{BlockDevice, Exports, GatewayId, Ports, SiteId, WriteFlags};
+use cairn_segment_writer::Pool;
+use cairn_wal::{Disk, Wal};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// How long shutdown waits for destage before it leaves the rest to the log.
+const SHUTDOWN_DESTAGE_LIMIT: Duration = Duration::from_secs(120);
+
+/// What an engine is made of.
+pub struct EngineParts {
+    pub site: SiteId,
+    pub gateway: GatewayId,
+    pub catalog: Arc<dyn Catalog>,
+    pub pool: Arc<Pool>,
+    /// Seals chunks and segment footers.
+    pub domain_key: SecretKey,
+    /// Seals the log.
+    pub wal_key: SecretKey,
+    pub wal_disk: Arc<dyn Disk>,
+    pub ports: Ports,
+}
+
+impl std::fmt::Debug for EngineParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineParts").field("site", &self.site).field("gateway", &self.gateway).finish_non_exhaustive()
+    }
+}
+
+/// What the engine's tasks and volumes share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: EngineConfig,
+    pub(crate) site: SiteId,
+    pub(crate) gateway: GatewayId,
+    pub(crate) catalog: Arc<dyn Catalog>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) domain_key: SecretKey,
+    pub(crate) ports: Ports,
+    pub(crate) wal: Wal,
+    pub(crate) wal_state: WalStateFlag,
+    pub(crate) pressure: Pressure,
+    pub(crate) leaves: LeafCache,
+    pub(crate) chunks: Arc<ChunkReader>,
+    pub(crate) compute: ComputePool,
+    pub(crate) registry: Registry,
+    pub(crate) destage: Destage,
+    pub(crate) fold_wake: Notify,
+    pub(crate) tasks: Tasks,
+    /// No new batches, no renewals; what is in flight may finish.
+    pub(crate) stop: CancellationToken,
+}
+
+/// A running engine. Ended by [`Engine::shutdown`].
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    not_served: Vec<NotServed>,
+}
+
+impl Engine {
+    /// Takes the volumes' leases, replays the log into their write buffers, and starts destage. When it
+    /// returns, every volume that can be served is.
+    pub async fn start(config: EngineConfig, parts: EngineParts) -> Result<Arc<Self>, EngineError> {
+        let tasks = Tasks::default();
+        let recovered = recover(config, parts, tasks).await?;
+        let shared = recovered.shared;
+        shared.tasks.spawn(destage_until_stopped(Arc::clone(&shared), recovered.destage_requests));
+        shared.tasks.spawn(fold_until_stopped(Arc::clone(&shared)));
+        shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
+        Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Volumes that could not be opened, and why.
+    pub fn not_served(&self) -> &[NotServed] {
+        &self.not_served
+    }
+
+    pub fn volume(&self, name: &str) -> Option<Arc<Volume>> {
+        self.shared.registry.get(name)
+    }
+
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.shared.registry.all()
+    }
+
+    fn named(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
+        self.volume(name).ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))
+    }
+
+    /// Creates a volume and serves it.
+    pub async fn create_volume(&self, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
+        self.shared.catalog.create_volume(new).await?;
+        let shared = &self.shared;
+        let opened =
+            open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id).await?;
+        let volume = Arc::new(Volume::new(opened, Arc::clone(shared)));
+        shared.registry.insert(volume.name(), Arc::clone(&volume));
+        Ok(volume)
+    }
+
+    /// Changes a volume's size while it is in use. What a smaller size cuts off is discarded first, durably, so that a later
+    /// larger size shows zeros there.
+    pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<(), EngineError> {
+        let volume = self.named(name)?;
+        let old = volume.size_bytes();
+        if size_bytes < old {
+            let fua = WriteFlags { fua: true };
+            volume.write_zeroes(size_bytes, old - size_bytes, fua).await?;
+            volume.state().lock().size_bytes = size_bytes;
+        }
+        self.shared.catalog.resize_volume(volume.id(), size_bytes).await?;
+        volume.state().lock().size_bytes = size_bytes;
+        Ok(())
+    }
+
+    pub async fn rename_volume(&self, name: &str, to: &VolumeName) -> Result<(), EngineError> {
+        let volume = self.named(name)?;
+        self.shared.catalog.rename_volume(volume.id(), to).await?;
+        self.shared.registry.rename(name, to.to_string());
+        Ok(())
+    }
+
+    /// Deletes a volume and everything in it. There is no way back.
+    pub async fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
+        let volume = self.named(name)?;
+        self.shared.catalog.delete_volume(volume.id()).await?;
+        self.shared.registry.remove(name);
+        let mut state = volume.state().lock();
+        state.condition = Condition::Deleted;
+        self.shared.pressure.released(state.buffer.clear());
+        Ok(())
+    }
+
+    /// Everything acknowledged before the call is in the pool and in the catalog when it returns.
+    pub async fn destage(&self) -> Result<(), EngineError> {
+        self.shared.destage.all().await
+    }
+
+    /// Destages, closes the log, gives the volumes back. What cannot be destaged in time stays in the log for the next
+    /// start; the error says so.
+    pub async fn shutdown(&self) -> Result<(), EngineError> {
+        let shared = &self.shared;
+        let destaged =
+            cairn_model::timeout(&*shared.ports.clock, SHUTDOWN_DESTAGE_LIMIT, shared.destage.all()).await;
+        shared.stop.cancel();
+        let closed = shared.wal.close().await;
+        shared.tasks.end().await;
+        for volume in shared.registry.all() {
+            let released = shared.catalog.release_lease(volume.id(), shared.gateway, volume.generation()).await;
+            if let Err(error) = released {
+                tracing::debug!(volume = volume.name(), %error, "the lease runs out by itself");
+            }
+        }
+        closed?;
+        destaged.unwrap_or(Err(EngineError::PoolSilent(SHUTDOWN_DESTAGE_LIMIT.as_secs())))
+    }
+}
+
+impl Engine {
+    /// Ends everything at once, without destage: what a crash of the process leaves, for tests and for a gateway that must not
+    /// touch the volumes any more.
+    pub async fn abandon(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.end().await;
+        let closed = self.shared.wal.close().await;
+        if let Err(error) = closed {
+            tracing::debug!(%error, "the log had stopped before");
+        }
+        self.shared.catalog.close().await;
+    }
+}
+
+impl Exports for Engine {
+    type Device = Volume;
+
+    fn names(&self) -> Vec<String> {
+        self.shared.registry.names()
+    }
+
+    /// The empty name means the only volume, when there is only one.
+    fn open(&self, name: &str) -> Option<Arc<Volume>> {
+        if !name.is_empty() {
+            return self.volume(name);
+        }
+        match &self.volumes()[..] {
+            [only] => Some(Arc::clone(only)),
+            _ => None,
+        }
+    }
+}
+
+/// Builds what the engine shares around an open log.
+pub(crate) fn assemble(
+    config: EngineConfig,
+    parts: EngineParts,
+    tasks: Tasks,
+    wal: Wal,
+    wal_state: WalStateFlag,
+    destage: Destage,
+) -> Result<Arc<Shared>, EngineError> {
+    let limits = ReaderLimits {
+        cache_bytes: config.block_cache_bytes,
+        directory_bytes: config.map_cache_bytes / 2,
+        region_bytes: config.fetch_region_bytes,
+        deadline: config.read_deadline,
+    };
+    let chunks = ChunkReader::new(
+        limits,
+        Arc::clone(&parts.catalog),
+        Arc::clone(&parts.pool),
+        parts.domain_key.clone(),
+        parts.ports.clone(),
+        tasks.clone(),
+    );
+    Ok(Arc::new(Shared {
+        site: parts.site,
+        gateway: parts.gateway,
+        catalog: parts.catalog,
+        pool: parts.pool,
+        domain_key: parts.domain_key,
+        wal,
+        wal_state,
+        pressure: Pressure::new(config.write_buffer_bytes, config.batch_bytes),
+        leaves: LeafCache::new(config.map_cache_bytes / 2),
+        chunks: Arc::new(chunks),
+        compute: ComputePool::start(config.compute_threads, &*parts.ports.spawn)?,
+        registry: Registry::default(),
+        destage,
+        fold_wake: Notify::new(),
+        tasks,
+        stop: CancellationToken::new(),
+        ports: parts.ports,
+        config,
+    }))
+}

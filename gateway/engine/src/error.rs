@@ -1,0 +1,80 @@
+//! Errors of the engine.
+
+use cairn_metadata::CatalogError;
+use cairn_model::{ErrorKind, Kinded};
+use cairn_segment_writer::PoolError;
+use cairn_wal::WalError;
+use std::sync::Arc;
+
+/// What went wrong, to what, and what to do next. Cheap to clone: one failed fetch answers every reader that waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    #[error("the range at byte {offset}, {length} bytes long, ends beyond the volume's {size} bytes")]
+    OutOfRange { offset: u64, length: u64, size: u64 },
+    #[error("volume {0} is read-only")]
+    ReadOnly(String),
+    #[error("there is no volume named {0}; `cairn volume list` shows those there are")]
+    NoSuchVolume(String),
+    #[error("volume {0} was deleted")]
+    Deleted(String),
+    #[error("volume {0} is owned by another gateway now; this one has stopped serving it")]
+    Fenced(String),
+    #[error("the pool is full: free space or add a data node; the write was not taken, nothing is lost")]
+    PoolFull,
+    #[error("the write-ahead log of this gateway is missing, and it held writes that are not in the pool. Restore {0}, or start with --accept-lost-wal to go on without them")]
+    LostWal(String),
+    #[error("the write-ahead log skips from write {expected} to write {found} of volume {volume}: acknowledged writes are missing. Keep the directory as it is and ask for help")]
+    LogGap { volume: String, expected: u64, found: u64 },
+    #[error("{0}")]
+    Wal(Arc<WalError>),
+    #[error("{0}")]
+    Catalog(Arc<CatalogError>),
+    #[error("{0}")]
+    Pool(Arc<PoolError>),
+    #[error("the catalog names container {0} but has no place for it: the catalog is damaged")]
+    NoSuchContainer(cairn_model::ContainerId),
+    #[error("the pool did not answer within {0} seconds; see `cairn status`")]
+    PoolSilent(u64),
+    #[error("this gateway could not renew its ownership of volume {0} and waits until it can")]
+    LeaseLapsed(String),
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] Arc<std::io::Error>),
+    #[error("the gateway is stopping")]
+    Stopped,
+}
+
+impl Kinded for EngineError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Self::ReadOnly(_) => ErrorKind::ReadOnly,
+            Self::NoSuchVolume(_) | Self::Deleted(_) => ErrorKind::NotFound,
+            Self::Fenced(_) => ErrorKind::Fenced,
+            Self::PoolFull => ErrorKind::OutOfSpace,
+            Self::LostWal(_) | Self::LogGap { .. } | Self::NoSuchContainer(_) => ErrorKind::Corrupt,
+            Self::Wal(error) => error.kind(),
+            Self::Catalog(error) => error.kind(),
+            Self::Pool(error) => error.kind(),
+            Self::PoolSilent(_) | Self::LeaseLapsed(_) | Self::Stopped => ErrorKind::Unavailable,
+            Self::Thread(error) => ErrorKind::of_io(error),
+        }
+    }
+}
+
+impl From<WalError> for EngineError {
+    fn from(error: WalError) -> Self {
+        Self::Wal(Arc::new(error))
+    }
+}
+
+impl From<CatalogError> for EngineError {
+    fn from(error: CatalogError) -> Self {
+        Self::Catalog(Arc::new(error))
+    }
+}
+
+impl From<PoolError> for EngineError {
+    fn from(error: PoolError) -> Self {
+        Self::Pool(Arc::new(error))
+    }
+}

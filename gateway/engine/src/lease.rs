@@ -1,0 +1,132 @@
+//! Ownership of volumes, in time.
+//!
+//! The catalog decides who owns a volume; this module knows until when it has decided for us. A term is counted from *before* the
+//! renewal was asked for, on the monotonic clock, less a margin, so it ends here before the catalog can give the volume to
+//! another gateway. After that nothing is acknowledged and nothing read until a renewal succeeds.
+
+use crate::engine::Shared;
+use crate::error::EngineError;
+use crate::volume::{Condition, Volume};
+use cairn_metadata::HeldLease;
+use cairn_model::{Clock, ErrorKind, Generation, Kinded, Monotonic};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Part of the term that is not used: clocks drift, threads are late.
+const MARGIN_DIVISOR: u32 = 5;
+/// Renewals per term.
+const RENEWALS_PER_TERM: u32 = 3;
+
+/// One volume's ownership as this gateway may count on it.
+#[derive(Debug)]
+pub(crate) struct LeaseTerm {
+    generation: Generation,
+    /// End of the term, nanoseconds of the monotonic clock.
+    until: AtomicU64,
+    lost: AtomicBool,
+    changed: Notify,
+}
+
+impl LeaseTerm {
+    /// A term of `ttl` from `asked`, the moment before the catalog was asked.
+    pub(crate) fn new(generation: Generation, asked: Monotonic, ttl: Duration) -> Self {
+        let term = Self { generation, until: AtomicU64::new(0), lost: AtomicBool::new(false), changed: Notify::new() };
+        term.extend(asked, ttl);
+        term
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    pub(crate) fn is_current(&self, now: Monotonic) -> bool {
+        nanos(now) < self.until.load(Ordering::Acquire)
+    }
+
+    fn extend(&self, asked: Monotonic, ttl: Duration) {
+        self.until.store(nanos(asked.plus(ttl - ttl / MARGIN_DIVISOR)), Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Ends the ownership for good.
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+        self.until.store(0, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the term is current again (`true`) or lost (`false`).
+    pub(crate) async fn renewed(&self, clock: &dyn Clock) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.lost.load(Ordering::Acquire) {
+                return false;
+            }
+            if self.is_current(clock.now()) {
+                return true;
+            }
+            changed.await;
+        }
+    }
+}
+
+fn nanos(at: Monotonic) -> u64 {
+    u64::try_from(at.since_origin().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Renews every volume's lease until the engine stops.
+pub(crate) async fn renew_leases(shared: Arc<Shared>) {
+    let pause = shared.config.lease_ttl / RENEWALS_PER_TERM;
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.ports.clock.sleep(pause) => {}
+        }
+        renew_all(&shared).await;
+    }
+}
+
+/// One catalog transaction for all volumes. A renewal that fails as a whole is tried again at the next turn, of which a term has several.
+async fn renew_all(shared: &Shared) {
+    let volumes = shared.registry.all();
+    let held: Vec<_> = volumes
+        .iter()
+        .map(|volume| HeldLease { volume: volume.id(), generation: volume.generation() })
+        .collect();
+    if held.is_empty() {
+        return;
+    }
+    let ttl = shared.config.lease_ttl;
+    let asked = shared.ports.clock.now();
+    let renewals = match shared.catalog.renew_leases(shared.gateway, &held, shared.ports.clock.wall(), ttl).await {
+        Ok(renewals) => renewals,
+        Err(error) => {
+            tracing::warn!(%error, "cannot renew leases; will try again");
+            return;
+        }
+    };
+    for (volume, renewal) in volumes.iter().zip(renewals) {
+        match renewal {
+            Ok(_) => volume.lease().extend(asked, ttl),
+            Err(error) if matches!(error.kind(), ErrorKind::Fenced) => {
+                if volume.state().lock().condition == Condition::Serving {
+                    fence(shared, volume, &error.into());
+                }
+            }
+            Err(error) => tracing::warn!(volume = volume.name(), %error, "cannot renew the lease"),
+        }
+    }
+}
+
+/// Stops serving a volume that another gateway owns now. What this gateway had buffered for it is not ours to write any more.
+pub(crate) fn fence(shared: &Shared, volume: &Volume, error: &EngineError) {
+    volume.lease().lose();
+    let mut state = volume.state().lock();
+    state.condition = Condition::Fenced;
+    shared.pressure.released(state.buffer.clear());
+    tracing::error!(volume = state.name, %error, "the volume is owned by another gateway; serving it ends here");
+}

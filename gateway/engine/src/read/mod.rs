@@ -1,0 +1,253 @@
+//! Chunks from the pool, decoded, kept in RAM.
+//!
+//! The unit of a fetch is a *region*: the chunks of a container whose first byte lies in one aligned window of it, because what was
+//! written together is read together. Concurrent misses on a region share one fetch. Every chunk is authenticated before
+//! anyone sees it; a reader that stops waiting does not stop the fetch for the others.
+
+mod streams;
+
+pub(crate) use streams::ReadStreams;
+
+use crate::error::EngineError;
+use crate::tasks::Tasks;
+use bytes::Bytes;
+use cairn_metadata::Catalog;
+use cairn_model::crypto::SecretKey;
+use cairn_model::{ChunkId, ChunkIndex, ContainerId, ErrorKind, Kinded, Ports};
+use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use quick_cache::Weighter;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Streams read ahead at the same time; beyond it, streams do without.
+const READ_AHEADS_MAX: usize = 16;
+/// Pause between attempts to read from a pool that does not answer.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+type Region = Arc<Vec<(ChunkIndex, Bytes)>>;
+type Flight = Shared<BoxFuture<'static, Result<Region, EngineError>>>;
+
+/// Where a container is and how its chunks are opened.
+#[derive(Debug)]
+pub(crate) struct Container {
+    id: ContainerId,
+    location: ContainerLocation,
+    directory: ContainerDirectory,
+    cipher: ContainerCipher,
+}
+
+#[derive(Clone, Debug)]
+struct ChunkWeight;
+
+impl Weighter<ChunkId, Bytes> for ChunkWeight {
+    fn weight(&self, _key: &ChunkId, bytes: &Bytes) -> u64 {
+        bytes.len() as u64 + 128
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ContainerWeight;
+
+impl Weighter<ContainerId, Arc<Container>> for ContainerWeight {
+    fn weight(&self, _key: &ContainerId, container: &Arc<Container>) -> u64 {
+        container.directory.len() as u64 * 8 + 512
+    }
+}
+
+/// Limits of a [`ChunkReader`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReaderLimits {
+    pub(crate) cache_bytes: u64,
+    pub(crate) directory_bytes: u64,
+    pub(crate) region_bytes: u32,
+    pub(crate) deadline: Duration,
+}
+
+/// Reads chunks by identity.
+pub(crate) struct ChunkReader {
+    limits: ReaderLimits,
+    catalog: Arc<dyn Catalog>,
+    pool: Arc<Pool>,
+    domain_key: SecretKey,
+    ports: Ports,
+    tasks: Tasks,
+    chunks: quick_cache::sync::Cache<ChunkId, Bytes, ChunkWeight>,
+    containers: quick_cache::sync::Cache<ContainerId, Arc<Container>, ContainerWeight>,
+    flights: Mutex<HashMap<(ContainerId, u32), Flight>>,
+    read_aheads: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for ChunkReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChunkReader").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl ChunkReader {
+    pub(crate) fn new(
+        limits: ReaderLimits,
+        catalog: Arc<dyn Catalog>,
+        pool: Arc<Pool>,
+        domain_key: SecretKey,
+        ports: Ports,
+        tasks: Tasks,
+    ) -> Self {
+        let expected = |bytes: u64, each: u64| usize::try_from(bytes / each).unwrap_or(usize::MAX).max(64);
+        Self {
+            chunks: quick_cache::sync::Cache::with_weighter(
+                expected(limits.cache_bytes, 16 << 10),
+                limits.cache_bytes,
+                ChunkWeight,
+            ),
+            containers: quick_cache::sync::Cache::with_weighter(
+                expected(limits.directory_bytes, 4 << 10),
+                limits.directory_bytes,
+                ContainerWeight,
+            ),
+            flights: Mutex::new(HashMap::new()),
+            read_aheads: Arc::new(Semaphore::new(READ_AHEADS_MAX)),
+            limits,
+            catalog,
+            pool,
+            domain_key,
+            ports,
+            tasks,
+        }
+    }
+
+    /// The chunk, if it is in RAM.
+    pub(crate) fn cached(&self, chunk: ChunkId) -> Option<Bytes> {
+        self.chunks.get(&chunk)
+    }
+
+    /// Takes a chunk that was just packed: what was written lately is likely read soon.
+    pub(crate) fn keep(&self, chunk: ChunkId, bytes: Bytes) {
+        self.chunks.insert(chunk, bytes);
+    }
+
+    pub(crate) fn cached_bytes(&self) -> u64 {
+        self.chunks.weight()
+    }
+
+    /// The chunk, from RAM or from the pool.
+    pub(crate) async fn fetch(self: &Arc<Self>, chunk: ChunkId) -> Result<Bytes, EngineError> {
+        if let Some(bytes) = self.cached(chunk) {
+            return Ok(bytes);
+        }
+        let container = self.container(chunk.container).await?;
+        let region = self.region_of(&container, chunk.index)?;
+        let chunks = self.flight(container, region).await?;
+        let position = chunks.binary_search_by_key(&chunk.index, |(index, _)| *index);
+        position
+            .map(|position| chunks[position].1.clone())
+            .map_err(|_| EngineError::NoSuchContainer(chunk.container))
+    }
+
+    /// Starts bringing `chunks` into RAM, if there is room for another stream. Does not wait.
+    pub(crate) fn read_ahead(self: &Arc<Self>, chunks: &[ChunkId]) {
+        let mut absent: Vec<ChunkId> = chunks.iter().copied().filter(|chunk| !self.chunks.contains_key(chunk)).collect();
+        absent.dedup();
+        if absent.is_empty() || self.tasks.is_ending() {
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.read_aheads).try_acquire_owned() else { return };
+        let reader = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let mut flights = Vec::new();
+            for chunk in absent {
+                // Errors belong to whoever really reads the chunk.
+                let Ok(container) = reader.container(chunk.container).await else { return };
+                let Ok(region) = reader.region_of(&container, chunk.index) else { return };
+                let key = (chunk.container, region);
+                if flights.last().is_none_or(|(last, _)| *last != key) && !reader.chunks.contains_key(&chunk) {
+                    flights.push((key, reader.flight(container, region)));
+                }
+            }
+            for (_, flight) in flights {
+                drop(flight.await);
+            }
+            drop(permit);
+        });
+    }
+
+    fn region_of(&self, container: &Container, index: ChunkIndex) -> Result<u32, EngineError> {
+        let entry = container.directory.get(index).ok_or(EngineError::NoSuchContainer(container.id))?;
+        Ok(entry.offset / self.limits.region_bytes)
+    }
+
+    /// Where the container is, from RAM or from the catalog.
+    async fn container(&self, id: ContainerId) -> Result<Arc<Container>, EngineError> {
+        if let Some(container) = self.containers.get(&id) {
+            return Ok(container);
+        }
+        let found = self.catalog.containers(&[id]).await?.into_iter().find(|location| location.id == id);
+        let found = found.ok_or(EngineError::NoSuchContainer(id))?;
+        let directory =
+            ContainerDirectory::decode(&found.directory).map_err(|_| EngineError::NoSuchContainer(id))?;
+        let location = ContainerLocation { node: found.node, key: found.key, offset: found.offset };
+        let cipher = ContainerCipher::new(&self.domain_key, id);
+        let container = Arc::new(Container { id, location, directory, cipher });
+        self.containers.insert(id, Arc::clone(&container));
+        Ok(container)
+    }
+
+    /// The fetch of a region that is under way, or a new one.
+    fn flight(self: &Arc<Self>, container: Arc<Container>, region: u32) -> Flight {
+        let key = (container.id, region);
+        let mut flights = self.flights.lock();
+        if let Some(flight) = flights.get(&key) {
+            return flight.clone();
+        }
+        let reader = Arc::clone(self);
+        let task = self.tasks.spawn(async move {
+            let fetched = reader.fetch_region(&container, region).await;
+            if let Ok(chunks) = &fetched {
+                for (index, bytes) in chunks.iter() {
+                    reader.keep(ChunkId { container: key.0, index: *index }, bytes.clone());
+                }
+            }
+            reader.flights.lock().remove(&key);
+            fetched
+        });
+        let flight = task.map(|joined| joined.ok().flatten().unwrap_or(Err(EngineError::Stopped))).boxed().shared();
+        flights.insert(key, flight.clone());
+        flight
+    }
+
+    /// Asks the pool until it answers or the deadline passes; only silence is asked again.
+    async fn fetch_region(&self, container: &Container, region: u32) -> Result<Region, EngineError> {
+        let attempts = async {
+            loop {
+                match self.fetch_region_once(container, region).await {
+                    Err(error) if error.kind() == ErrorKind::Unavailable => {
+                        tracing::warn!(%error, "a read waits for the pool");
+                        self.ports.clock.sleep(RETRY_PAUSE).await;
+                    }
+                    done => return done,
+                }
+            }
+        };
+        cairn_model::timeout(&*self.ports.clock, self.limits.deadline, attempts)
+            .await
+            .unwrap_or(Err(EngineError::PoolSilent(self.limits.deadline.as_secs())))
+    }
+
+    async fn fetch_region_once(&self, container: &Container, region: u32) -> Result<Region, EngineError> {
+        let start = u64::from(region) * u64::from(self.limits.region_bytes);
+        let window = start..start + u64::from(self.limits.region_bytes);
+        let overlapping = container.directory.chunks_overlapping(window.clone());
+        let first = overlapping
+            .clone()
+            .map(ChunkIndex::new)
+            .find(|index| container.directory.get(*index).is_some_and(|entry| u64::from(entry.offset) >= start))
+            .ok_or(EngineError::NoSuchContainer(container.id))?;
+        let chunks = first.get()..overlapping.end;
+        let read = self.pool.read_chunks(&container.location, &container.directory, &container.cipher, chunks);
+        Ok(Arc::new(read.await?))
+    }
+}

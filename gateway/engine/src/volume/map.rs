@@ -1,0 +1,266 @@
+//! The extent map of a volume in memory: changes that are committed and not folded yet, over leaves that are loaded on demand.
+//!
+//! Invariants:
+//! - a committed change enters the overlay in the same critical section in which its layer leaves the write
+//!   buffer, so a reader sees it in exactly one of the two;
+//! - a leaf enters the cache only if no fold finished since its load began ([`ExtentMap::epoch`]), so a stale leaf never
+//!   shows after the overlay let go of what the fold put into the newer one.
+
+use cairn_metadata::{LEAF_BLOCKS, LeafIndex, MapLeaf};
+use cairn_model::{CommitSeq, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, RangeMap, RangeValue};
+use quick_cache::Weighter;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug)]
+struct Unfolded {
+    target: MapTarget,
+    commit: CommitSeq,
+}
+
+impl RangeValue for Unfolded {
+    fn advanced(&self, blocks: u64) -> Self {
+        Self { target: self.target.advanced(blocks), commit: self.commit }
+    }
+}
+
+/// A lookup needs a leaf that is not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MissingLeaf(pub(crate) LeafIndex);
+
+/// Leaves that one operation holds on to, so that it ends even when the cache is too small for them.
+#[derive(Debug, Default)]
+pub(crate) struct PinnedLeaves {
+    /// The map's epoch when they were loaded; they mean nothing in another.
+    pub(crate) epoch: u64,
+    pub(crate) leaves: Vec<(LeafIndex, Arc<MapLeaf>)>,
+    /// Whole leaves that the catalog does not have: holes.
+    pub(crate) absent: Option<LbaRange>,
+}
+
+impl PinnedLeaves {
+    /// The longest part of `[at, end)` that one lookup covers: a run of absent leaves, or the rest of one leaf.
+    pub(crate) fn step(&self, at: Lba, end: Lba) -> LbaRange {
+        let step_end = match self.absent {
+            Some(absent) if absent.contains(at) => absent.end(),
+            _ => LeafIndex::of(at).range().end(),
+        };
+        LbaRange::between(at, step_end.min(end))
+    }
+}
+
+/// Unfolded changes of one lineage and the rules for what lies below them.
+#[derive(Debug)]
+pub(crate) struct ExtentMap {
+    lineage: LineageId,
+    overlay: RangeMap<Unfolded>,
+    last_commit: CommitSeq,
+    /// Every delta up to this one is folded and gone.
+    folded_through: CommitSeq,
+    epoch: u64,
+}
+
+impl ExtentMap {
+    /// A map whose leaves hold everything through `folded_through`.
+    pub(crate) fn new(lineage: LineageId, folded_through: CommitSeq) -> Self {
+        Self { lineage, overlay: RangeMap::new(), last_commit: folded_through, folded_through, epoch: 0 }
+    }
+
+    /// Deltas that a start would have to read.
+    pub(crate) fn unfolded_commits(&self) -> u64 {
+        self.last_commit.get() - self.folded_through.get()
+    }
+
+    /// The catalog has deleted the deltas up to `through`.
+    pub(crate) fn deltas_deleted(&mut self, through: CommitSeq) {
+        self.folded_through = self.folded_through.max(through);
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(crate) fn last_commit(&self) -> CommitSeq {
+        self.last_commit
+    }
+
+    /// Pieces waiting to be folded.
+    pub(crate) fn unfolded_len(&self) -> usize {
+        self.overlay.len()
+    }
+
+    /// Takes a committed delta. Deltas come in commit order.
+    pub(crate) fn apply(&mut self, commit: CommitSeq, delta: &MapDelta) {
+        for op in &delta.ops {
+            self.overlay.insert(op.range, Unfolded { target: op.target, commit });
+        }
+        self.last_commit = self.last_commit.max(commit);
+    }
+
+    /// Every piece of `range` in address order, holes included.
+    pub(crate) fn lookup(
+        &self,
+        range: LbaRange,
+        cache: &LeafCache,
+        pinned: &PinnedLeaves,
+        mut piece: impl FnMut(LbaRange, MapTarget),
+    ) -> Result<(), MissingLeaf> {
+        let mut missing = None;
+        self.overlay.lookup(range, |part, value| {
+            if missing.is_some() {
+                return;
+            }
+            match value {
+                Some(unfolded) => piece(part, unfolded.target),
+                None => missing = self.lookup_leaves(part, cache, pinned, &mut piece).err(),
+            }
+        });
+        missing.map_or(Ok(()), Err)
+    }
+
+    fn lookup_leaves(
+        &self,
+        range: LbaRange,
+        cache: &LeafCache,
+        pinned: &PinnedLeaves,
+        piece: &mut impl FnMut(LbaRange, MapTarget),
+    ) -> Result<(), MissingLeaf> {
+        let none = PinnedLeaves::default();
+        let pinned = if pinned.epoch == self.epoch { pinned } else { &none };
+        let mut at = range.start();
+        while at < range.end() {
+            let index = LeafIndex::of(at);
+            let part = pinned.step(at, range.end());
+            if pinned.absent.is_some_and(|absent| absent.contains(at)) {
+                piece(part, MapTarget::Hole);
+                at = part.end();
+                continue;
+            }
+            let held = pinned.leaves.iter().find(|(held, _)| *held == index).map(|(_, leaf)| Arc::clone(leaf));
+            let leaf = held.or_else(|| cache.get(self.lineage, index)).ok_or(MissingLeaf(index))?;
+            leaf.lookup(part, &mut *piece);
+            at = part.end();
+        }
+        Ok(())
+    }
+
+    /// What waits to be folded in the next `leaves_max` leaves from `from`, grouped by leaf, as of now.
+    pub(crate) fn next_to_fold(&self, from: Lba, leaves_max: usize) -> FoldStep {
+        let mut step = FoldStep { through: self.last_commit, pieces: Vec::new(), emptied: Vec::new(), resume: None };
+        let everything = LbaRange::between(from, Lba::new(u64::MAX));
+        let mut leaves = 0;
+        self.overlay.lookup(everything, |range, value| {
+            let Some(unfolded) = value else { return };
+            if step.resume.is_some() {
+                return;
+            }
+            let mut at = range.start();
+            while at < range.end() {
+                let index = LeafIndex::of(at);
+                let is_new = step.pieces.last().is_none_or(|(last, _): &(LeafIndex, Vec<MapOp>)| *last != index);
+                if is_new && leaves == leaves_max {
+                    step.resume = Some(at);
+                    return;
+                }
+                if at == index.range().start() && matches!(unfolded.target, MapTarget::Hole) {
+                    // Whole leaves that became holes are dropped as a range, however many they are.
+                    let whole_blocks = (range.end().get() - at.get()) / LEAF_BLOCKS * LEAF_BLOCKS;
+                    if whole_blocks > 0 {
+                        let emptied = LbaRange::new(at, whole_blocks).expect("a part of a range");
+                        step.emptied.push(emptied);
+                        at = emptied.end();
+                        leaves += 1;
+                        continue;
+                    }
+                }
+                let part = LbaRange::between(at, index.range().end().min(range.end()));
+                let op = MapOp { range: part, target: unfolded.target.advanced(at.get() - range.start().get()) };
+                if is_new {
+                    leaves += 1;
+                    step.pieces.push((index, vec![op]));
+                } else if let Some((_, ops)) = step.pieces.last_mut() {
+                    ops.push(op);
+                }
+                at = part.end();
+            }
+        });
+        step
+    }
+
+    /// Forgets the overlay's pieces of the step's leaves, which the catalog has folded through `through`, and
+    /// shows the new leaves instead.
+    pub(crate) fn folded(&mut self, step: &FoldStep, leaves: &[(LeafIndex, Arc<MapLeaf>)], cache: &LeafCache) {
+        self.epoch += 1;
+        for range in step.pieces.iter().map(|(index, _)| index.range()).chain(step.emptied.iter().copied()) {
+            let mut newer = Vec::new();
+            self.overlay.remove(range, |part, unfolded| {
+                if unfolded.commit > step.through {
+                    newer.push((part, unfolded));
+                }
+            });
+            for (part, unfolded) in newer {
+                self.overlay.insert(part, unfolded);
+            }
+        }
+        for range in &step.emptied {
+            cache.forget(self.lineage, *range);
+        }
+        for (index, leaf) in leaves {
+            cache.insert(self.lineage, *index, Arc::clone(leaf));
+        }
+    }
+
+    pub(crate) fn lineage(&self) -> LineageId {
+        self.lineage
+    }
+}
+
+/// A bounded part of the folding of a lineage.
+#[derive(Debug)]
+pub(crate) struct FoldStep {
+    /// The step contains every change up to this commit in its leaves.
+    pub(crate) through: CommitSeq,
+    /// Changes by leaf, in address order.
+    pub(crate) pieces: Vec<(LeafIndex, Vec<MapOp>)>,
+    /// Runs of whole leaves that hold nothing any more.
+    pub(crate) emptied: Vec<LbaRange>,
+    /// Where the next step goes on; `None` when this is the last.
+    pub(crate) resume: Option<Lba>,
+}
+
+/// Decoded leaves of all volumes, within a memory bound.
+#[derive(Debug)]
+pub(crate) struct LeafCache {
+    leaves: quick_cache::sync::Cache<(LineageId, LeafIndex), Arc<MapLeaf>, LeafWeight>,
+}
+
+#[derive(Clone, Debug)]
+struct LeafWeight;
+
+impl Weighter<(LineageId, LeafIndex), Arc<MapLeaf>> for LeafWeight {
+    fn weight(&self, _key: &(LineageId, LeafIndex), leaf: &Arc<MapLeaf>) -> u64 {
+        leaf.memory_bytes() as u64 + 64
+    }
+}
+
+impl LeafCache {
+    pub(crate) fn new(capacity_bytes: u64) -> Self {
+        let expected = usize::try_from(capacity_bytes / 16_384).unwrap_or(usize::MAX).max(64);
+        Self { leaves: quick_cache::sync::Cache::with_weighter(expected, capacity_bytes, LeafWeight) }
+    }
+
+    pub(crate) fn get(&self, lineage: LineageId, index: LeafIndex) -> Option<Arc<MapLeaf>> {
+        self.leaves.get(&(lineage, index))
+    }
+
+    pub(crate) fn insert(&self, lineage: LineageId, index: LeafIndex, leaf: Arc<MapLeaf>) {
+        self.leaves.insert((lineage, index), leaf);
+    }
+
+    fn forget(&self, lineage: LineageId, range: LbaRange) {
+        self.leaves.retain(|(held, index), _| *held != lineage || !range.overlaps(index.range()));
+    }
+
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.leaves.weight()
+    }
+}

@@ -1,0 +1,202 @@
+//! One virtual disk.
+//!
+//! Order: a write gets its [`WriteSeq`] and its place in the log and in the write buffer in one critical section of the volume's state,
+//! so buffer order, log order and replay order are the same. Nothing awaits inside it.
+//!
+//! Acknowledgement: a write is acknowledged when its frame was handed to the operating system (it survives the
+//! gateway's death, so a client that reconnects after a restart finds every write it saw acknowledged), and when it is
+//! durable if the write or the volume asks for that. A read does not show a write before that point either.
+
+pub(crate) mod buffer;
+pub(crate) mod map;
+mod plan;
+mod read;
+mod write;
+
+use crate::engine::Shared;
+use crate::error::EngineError;
+use crate::lease::LeaseTerm;
+use crate::read::ReadStreams;
+use crate::recovery::OpenVolume;
+use buffer::WriteBuffer;
+use bytes::Bytes;
+use cairn_model::{
+    AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, ReadBuffer,
+    VolumeId, WriteFlags,
+};
+use map::ExtentMap;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Whether a volume still answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Condition {
+    Serving,
+    Fenced,
+    Deleted,
+}
+
+#[derive(Debug)]
+pub(crate) struct VolumeState {
+    pub(crate) name: String,
+    pub(crate) size_bytes: u64,
+    pub(crate) read_only: bool,
+    pub(crate) condition: Condition,
+    pub(crate) buffer: WriteBuffer,
+    pub(crate) map: ExtentMap,
+}
+
+/// A virtual disk that this gateway owns and serves.
+#[derive(Debug)]
+pub struct Volume {
+    id: VolumeId,
+    durability: Durability,
+    lease: LeaseTerm,
+    shared: Arc<Shared>,
+    state: Mutex<VolumeState>,
+    streams: ReadStreams,
+}
+
+impl Volume {
+    pub(crate) fn new(open: OpenVolume, shared: Arc<Shared>) -> Self {
+        let OpenVolume { row, lease, map, buffer, .. } = open;
+        Self {
+            id: row.id,
+            durability: row.durability,
+            lease,
+            shared,
+            state: Mutex::new(VolumeState {
+                name: row.name.to_string(),
+                size_bytes: row.size_bytes,
+                read_only: row.read_only,
+                condition: Condition::Serving,
+                buffer,
+                map,
+            }),
+            streams: ReadStreams::default(),
+        }
+    }
+
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    pub fn name(&self) -> String {
+        self.state.lock().name.clone()
+    }
+
+    pub fn size_bytes(&self) -> u64 {
+        self.state.lock().size_bytes
+    }
+
+    pub fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    pub fn generation(&self) -> Generation {
+        self.lease.generation()
+    }
+
+    pub(crate) fn lease(&self) -> &LeaseTerm {
+        &self.lease
+    }
+
+    pub(crate) fn lineage(&self) -> LineageId {
+        self.state.lock().map.lineage()
+    }
+
+    pub(crate) fn state(&self) -> &Mutex<VolumeState> {
+        &self.state
+    }
+
+    /// Checks that the gateway may answer for the volume: ownership has not lapsed. Waits while renewal is late.
+    async fn owned(&self) -> Result<(), EngineError> {
+        let clock = &*self.shared.ports.clock;
+        if self.lease.is_current(clock.now()) {
+            return Ok(());
+        }
+        let renewed = cairn_model::timeout(clock, self.shared.config.lease_ttl, self.lease.renewed(clock)).await;
+        match renewed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(EngineError::Fenced(self.name())),
+            Err(cairn_model::Elapsed) => Err(EngineError::LeaseLapsed(self.name())),
+        }
+    }
+
+    async fn durable(&self, through: Lsn) -> Result<(), EngineError> {
+        let receipt = self.shared.wal.synced(through).await?;
+        debug_assert!(receipt.durable_through() >= through, "a receipt covers what was asked");
+        Ok(())
+    }
+}
+
+impl VolumeState {
+    pub(crate) fn check_serving(&self) -> Result<(), EngineError> {
+        match self.condition {
+            Condition::Serving => Ok(()),
+            Condition::Fenced => Err(EngineError::Fenced(self.name.clone())),
+            Condition::Deleted => Err(EngineError::Deleted(self.name.clone())),
+        }
+    }
+
+    fn check_range(&self, offset: u64, length: u64) -> Result<(), EngineError> {
+        match offset.checked_add(length) {
+            Some(end) if end <= self.size_bytes => Ok(()),
+            _ => Err(EngineError::OutOfRange { offset, length, size: self.size_bytes }),
+        }
+    }
+
+    fn check_writable(&self) -> Result<(), EngineError> {
+        if self.read_only { Err(EngineError::ReadOnly(self.name.clone())) } else { Ok(()) }
+    }
+}
+
+impl BlockDevice for Volume {
+    type Error = EngineError;
+
+    fn info(&self) -> DeviceInfo {
+        let state = self.state.lock();
+        DeviceInfo { size_bytes: state.size_bytes, read_only: state.read_only }
+    }
+
+    async fn read(&self, offset: u64, length_bytes: u32) -> Result<ReadBuffer, EngineError> {
+        self.read_bytes(offset, length_bytes).await
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, flags: WriteFlags) -> Result<(), EngineError> {
+        let last = self.write_bytes(offset, data).await?;
+        self.acknowledge(last, flags).await
+    }
+
+    async fn flush(&self) -> Result<(), EngineError> {
+        self.state.lock().check_serving()?;
+        // Everything acknowledged on any session of any volume has its place in the log by now.
+        let through = self.shared.wal.written_through();
+        self.durable(through).await?;
+        self.owned().await
+    }
+
+    async fn write_zeroes(&self, offset: u64, length_bytes: u64, flags: WriteFlags) -> Result<(), EngineError> {
+        let last = self.zero_bytes(offset, length_bytes).await?;
+        self.acknowledge(last, flags).await
+    }
+
+    async fn discard(&self, offset: u64, length_bytes: u64, flags: WriteFlags) -> Result<(), EngineError> {
+        let last = self.discard_bytes(offset, length_bytes).await?;
+        self.acknowledge(last, flags).await
+    }
+
+    async fn prefetch(&self, offset: u64, length_bytes: u64) -> Result<(), EngineError> {
+        self.state.lock().check_range(offset, length_bytes)?;
+        self.prefetch_bytes(offset, length_bytes).await
+    }
+
+    async fn allocation(
+        &self,
+        offset: u64,
+        length_bytes: u64,
+        extents_max: usize,
+    ) -> Result<Vec<AllocationExtent>, EngineError> {
+        self.allocation_bytes(offset, length_bytes, extents_max).await
+    }
+}
