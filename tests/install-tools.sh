@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Installs what the system tests use, on Debian or Ubuntu. Safe to run again: what is there is left alone.
+# Needs root or sudo for apt. Options: --no-cargo leaves out the tools that cargo builds from crates.io.
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+tools="$here/.tools"
+packages=(
+    # clients and peers
+    fio nbdkit nbdkit-plugin-python libnbd-bin python3-libnbd qemu-utils
+    # file systems
+    e2fsprogs xfsprogs btrfs-progs fuse3 mount util-linux curl ca-certificates
+    # the object store
+    ceph-mon ceph-mgr ceph-osd ceph-common radosgw
+    # to build the NBD project's test client
+    dpkg-dev gcc make pkg-config bison flex libglib2.0-dev libgnutls28-dev
+)
+
+say() {
+    echo "install-tools: $*" >&2
+}
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        command -v sudo >/dev/null || fail "run this as root, or install sudo"
+        sudo "$@"
+    fi
+}
+
+install_packages() {
+    local missing=() package
+    for package in "${packages[@]}"; do
+        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+    done
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    say "installing ${missing[*]}"
+    as_root apt-get update -q
+    # Ceph's packages register services; nothing here may start one.
+    as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+# The NBD project's own test client is in no package, only in the source package's test folder.
+build_nbd_tester() {
+    local work suite own
+    [ -x "$tools/nbd-tester-client" ] && [ -f "$tools/integrityhuge-test.tr" ] && return
+    say "building nbd-tester-client"
+    work="$(mktemp -d)"
+    mkdir -p "$tools" "$work/lists/partial"
+    own="$(. /etc/os-release && echo "${VERSION_CODENAME:-}")"
+    # A list and an index of its own: the machine's sources stay as they are.
+    for suite in trixie bookworm "$own"; do
+        echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main" \
+            >"$work/sources.list"
+        if (cd "$work" && fetch_nbd_source >"$work/fetch.log" 2>&1); then
+            break
+        fi
+    done
+    [ -f "$work"/nbd_*.dsc ] && ls "$work"/nbd_*.orig.tar.* >/dev/null 2>&1 ||
+        fail "the source package nbd could not be fetched; see $work/fetch.log"
+    (cd "$work" && compile_nbd_tester >"$work/build.log" 2>&1) ||
+        fail "nbd-tester-client does not build; see $work/build.log"
+    cp "$work/nbd-tester-client" "$work"/source/tests/run/integrity*-test.tr "$tools/"
+    rm -rf "$work"
+}
+
+fetch_nbd_source() {
+    local options=(
+        -o "Dir::Etc::SourceList=$PWD/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$PWD/lists"
+        -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o "APT::Sandbox::User=$(id -un)"
+    )
+    rm -rf lists ./nbd_*
+    mkdir -p lists/partial
+    apt-get "${options[@]}" update
+    apt-get "${options[@]}" source --download-only nbd
+}
+
+compile_nbd_tester() {
+    # apt has checked the archive's signature; dpkg-source would ask for the maintainer's key besides.
+    dpkg-source --no-check -x ./nbd_*.dsc source
+    cd source
+    ./configure --disable-manpages --without-libnl
+    # shellcheck disable=SC2046
+    gcc -O2 -w -DHAVE_CONFIG_H -I. tests/run/nbd-tester-client.c cliserv.c buffer.c crypto-gnutls.c \
+        $(pkg-config --cflags --libs glib-2.0 gnutls) -o ../nbd-tester-client
+}
+
+install_cargo_tools() {
+    local tool
+    export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+    command -v cargo >/dev/null || fail "cargo is missing; install Rust from https://rustup.rs"
+    for tool in cargo-nextest just cargo-deny; do
+        command -v "$tool" >/dev/null && continue
+        say "building $tool (some minutes)"
+        cargo install --locked "$tool"
+    done
+}
+
+command -v apt-get >/dev/null || fail "this machine has no apt-get; install by hand: ${packages[*]}"
+install_packages
+build_nbd_tester
+[ "${1:-}" = "--no-cargo" ] || install_cargo_tools
+say "ready"
