@@ -1,0 +1,179 @@
+//! The real disk: a directory of a local file system.
+//!
+//! Writes go through the page cache, because "handed to the operating system" is all that an acknowledgement without a flush
+//! promises, and that takes 3 µs there against 60 µs for direct I/O (`docs/decisions/0002-wal-io.md`). Write-back is
+//! started every few megabytes, so that a sync finds little left to do and the log does not fill the page cache.
+//! Recovery reads with direct I/O: after a failed sync the kernel keeps pages that it calls clean and that the device
+//! does not have, and only the device's word counts.
+
+use crate::WalError;
+use crate::disk::{Disk, DiskFile, DiskFuture};
+use rustix::fs::{Advice, FlockOperation, OFlags};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Start write-back after this many bytes.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
+const LOCK_NAME: &str = "lock";
+
+/// A locked directory; one process has it at a time.
+#[derive(Debug)]
+pub struct FileDisk {
+    directory: PathBuf,
+    /// Open, so that names in it can be made durable.
+    handle: File,
+    /// Holds the lock until the process ends, however it ends.
+    _lock: File,
+}
+
+impl FileDisk {
+    /// Opens the directory and makes it (not its parents) if it is missing.
+    pub fn open(directory: &Path) -> Result<Self, WalError> {
+        let location = directory.display().to_string();
+        let failed = |operation| {
+            let location = location.clone();
+            move |error| WalError::io(operation, &location, error)
+        };
+        match std::fs::create_dir(directory) {
+            Ok(()) => sync_parent(directory).map_err(failed("make durable"))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("create")(error)),
+        }
+        let handle = File::open(directory).map_err(failed("open"))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join(LOCK_NAME))
+            .map_err(failed("lock"))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(WalError::Locked { location }),
+            Err(error) => return Err(failed("lock")(error.into())),
+        }
+        Ok(Self { directory: directory.to_owned(), handle, _lock: lock })
+    }
+
+    fn open_file(&self, name: &str, options: &mut OpenOptions) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.directory.join(name);
+        let file = options.read(true).write(true).open(&path)?;
+        let direct_flag = i32::try_from(OFlags::DIRECT.bits()).expect("open flags fit an int");
+        let direct = match OpenOptions::new().read(true).custom_flags(direct_flag).open(&path) {
+            Ok(direct) => Some(direct),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                tracing::warn!(path = %path.display(), "the file system has no direct I/O; recovery reads its cache");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Arc::new(LocalFile {
+            file,
+            direct,
+            window_start: AtomicU64::new(0),
+            window_end: AtomicU64::new(0),
+        }))
+    }
+
+    fn list_names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.directory)? {
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+fn sync_parent(directory: &Path) -> io::Result<()> {
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn ready<'a, T: Send + 'a>(result: io::Result<T>) -> DiskFuture<'a, T> {
+    Box::pin(std::future::ready(result))
+}
+
+impl Disk for FileDisk {
+    fn location(&self) -> String {
+        self.directory.display().to_string()
+    }
+
+    fn list(&self) -> DiskFuture<'_, Vec<String>> {
+        ready(self.list_names())
+    }
+
+    fn create<'a>(&'a self, name: &'a str) -> DiskFuture<'a, Arc<dyn DiskFile>> {
+        ready(self.open_file(name, OpenOptions::new().create(true).truncate(true)))
+    }
+
+    fn open<'a>(&'a self, name: &'a str) -> DiskFuture<'a, Arc<dyn DiskFile>> {
+        ready(self.open_file(name, &mut OpenOptions::new()))
+    }
+
+    fn rename<'a>(&'a self, from: &'a str, to: &'a str) -> DiskFuture<'a, ()> {
+        let renamed = std::fs::rename(self.directory.join(from), self.directory.join(to));
+        ready(renamed.and_then(|()| self.handle.sync_all()))
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> DiskFuture<'a, ()> {
+        ready(std::fs::remove_file(self.directory.join(name)).and_then(|()| self.handle.sync_all()))
+    }
+}
+
+#[derive(Debug)]
+struct LocalFile {
+    file: File,
+    direct: Option<File>,
+    /// Bytes written since write-back was last started.
+    window_start: AtomicU64,
+    window_end: AtomicU64,
+}
+
+impl LocalFile {
+    /// DONTNEED starts write-back of dirty pages without waiting and drops clean ones (Linux, mm/fadvise.c), so it is
+    /// given the window before this one as well. It is advice: failing to follow it harms nothing.
+    fn advance_window(&self, offset: u64, length: u64) {
+        let end = offset + length;
+        let start = self.window_start.load(Ordering::Relaxed);
+        if offset < start || offset != self.window_end.swap(end, Ordering::Relaxed) {
+            self.window_start.store(offset, Ordering::Relaxed);
+        } else if end - start >= WRITE_BACK_BYTES {
+            let from = start.saturating_sub(WRITE_BACK_BYTES);
+            let _ =
+                rustix::fs::fadvise(&self.file, from, std::num::NonZero::new(end - from), Advice::DontNeed);
+            self.window_start.store(end, Ordering::Relaxed);
+        }
+    }
+}
+
+impl DiskFile for LocalFile {
+    fn length(&self) -> DiskFuture<'_, u64> {
+        ready(self.file.metadata().map(|metadata| metadata.len()))
+    }
+
+    fn read<'a>(&'a self, offset: u64, into: &'a mut [u8]) -> DiskFuture<'a, ()> {
+        ready(self.file.read_exact_at(into, offset))
+    }
+
+    fn read_device<'a>(&'a self, offset: u64, into: &'a mut [u8]) -> DiskFuture<'a, ()> {
+        ready(self.direct.as_ref().unwrap_or(&self.file).read_exact_at(into, offset))
+    }
+
+    fn write<'a>(&'a self, offset: u64, bytes: &'a [u8]) -> DiskFuture<'a, ()> {
+        let written = self.file.write_all_at(bytes, offset);
+        if written.is_ok() {
+            self.advance_window(offset, bytes.len() as u64);
+        }
+        ready(written)
+    }
+
+    fn sync(&self) -> DiskFuture<'_, ()> {
+        ready(self.file.sync_data())
+    }
+}

@@ -1,0 +1,193 @@
+//! Reading the frames of one file in order, in large sequential reads, and judging where its log ends.
+
+use crate::WalError;
+use crate::buffer::AlignedBuffer;
+use crate::format::{FRAME_MAX, FileHeader, FrameError, FrameHeader, PAGE, PAGE_BYTES, open_frame};
+use crate::ring::Slot;
+use cairn_model::Lsn;
+use cairn_model::crypto::Cipher;
+use std::sync::Arc;
+
+/// Bytes per read; at least two frames of the largest size.
+const WINDOW: usize = 4 << 20;
+const _: () = assert!(WINDOW >= 2 * FRAME_MAX && WINDOW.is_multiple_of(PAGE), "a frame fits the window");
+
+/// A file of the log that takes part in recovery.
+#[derive(Clone, Debug)]
+pub(crate) struct FoundFile {
+    pub(crate) slot: Slot,
+    pub(crate) header: FileHeader,
+    pub(crate) cipher: Arc<Cipher>,
+}
+
+/// A window that moves forward over a file.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    slot: Slot,
+    buffer: AlignedBuffer,
+    /// Where the window starts in the file, and how much of it is filled.
+    start: u64,
+    filled: usize,
+}
+
+impl Scanner {
+    pub(crate) fn new(slot: Slot) -> Self {
+        Self { slot, buffer: AlignedBuffer::zeroed(WINDOW), start: PAGE_BYTES, filled: 0 }
+    }
+
+    /// Reuses the memory for another file.
+    pub(crate) fn restart(&mut self, slot: Slot) {
+        self.slot = slot;
+        (self.start, self.filled) = (PAGE_BYTES, 0);
+    }
+
+    fn failed(&self) -> impl Fn(std::io::Error) -> WalError + use<> {
+        let name = self.slot.name();
+        move |error| WalError::io("read", &name, error)
+    }
+
+    /// The file's bytes from `offset`, `length` of them or up to the end of the file.
+    async fn bytes(&mut self, offset: u64, length: usize) -> Result<&mut [u8], WalError> {
+        let available = usize::try_from(self.slot.bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let length = length.min(available);
+        let window_end = self.start + self.filled as u64;
+        if offset < self.start || offset + length as u64 > window_end {
+            let kept = if (self.start..window_end).contains(&offset) { window_end - offset } else { 0 };
+            let kept = usize::try_from(kept).expect("within the window");
+            self.buffer.copy_within(self.filled - kept..self.filled, 0);
+            let fill = (WINDOW - kept).min(available - kept);
+            let failed = self.failed();
+            let target = &mut self.buffer[kept..kept + fill];
+            self.slot.file.read_device(offset + kept as u64, target).await.map_err(failed)?;
+            (self.start, self.filled) = (offset, kept + fill);
+        }
+        let at = usize::try_from(offset - self.start).expect("within the window");
+        Ok(&mut self.buffer[at..at + length])
+    }
+
+    /// What looks like a frame header at `offset`.
+    pub(crate) async fn peek(&mut self, offset: u64) -> Result<Option<FrameHeader>, WalError> {
+        if offset + PAGE_BYTES > self.slot.bytes {
+            return Ok(None);
+        }
+        Ok(FrameHeader::peek(self.bytes(offset, PAGE).await?))
+    }
+
+    /// The authentic frame of `file` at `offset` and its payload; `None` when there is none.
+    pub(crate) async fn frame(
+        &mut self,
+        file: &FoundFile,
+        offset: u64,
+    ) -> Result<Option<(FrameHeader, &[u8])>, WalError> {
+        let Some(expected) = self.peek(offset).await? else { return Ok(None) };
+        if expected.epoch != file.header.epoch {
+            return Ok(None);
+        }
+        let frame = self.bytes(offset, expected.frame_bytes()).await?;
+        let opened = open_frame(file.header.epoch, &file.cipher, frame)
+            .map(|(header, payload)| (header, payload.len()));
+        match opened {
+            Ok((header, payload_bytes)) => {
+                let bytes = self.bytes(offset, expected.frame_bytes()).await?;
+                let payload = &bytes[crate::format::FRAME_HEADER_BYTES..][..payload_bytes];
+                Ok(Some((header, payload)))
+            }
+            Err(FrameError::NotAFrame) => {
+                // Decryption spoiled the window; what follows may matter.
+                self.filled = 0;
+                Ok(None)
+            }
+            Err(FrameError::Newer(detail)) => Err(WalError::NewerVersion { file: self.slot.name(), detail }),
+            Err(FrameError::Malformed(detail)) => Err(WalError::corrupt(&self.slot.name(), offset, detail)),
+        }
+    }
+}
+
+/// What the newest file of the log holds.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    /// First lsn that was not found; where its frame would be.
+    pub(crate) next_lsn: Lsn,
+    pub(crate) end_offset: u64,
+    /// The highest claims of the authentic frames, also of those behind a gap.
+    pub(crate) freed_through: Lsn,
+    synced_through: Lsn,
+    /// The file holds nothing of this use but its header.
+    pub(crate) untouched: bool,
+}
+
+/// Finds the end of the newest file, which alone may have a torn tail.
+///
+/// The frames up to the first that is missing or damaged are the log. An authentic frame behind that place proves
+/// which lsns were durable when it was sealed: when the missing one is among them (and not freed since), it was
+/// lost to damage, not to a crash.
+pub(crate) async fn scan_newest(file: &FoundFile, scanner: &mut Scanner) -> Result<Tail, WalError> {
+    scanner.restart(file.slot.clone());
+    let mut tail = Tail {
+        next_lsn: file.header.first_lsn,
+        end_offset: PAGE_BYTES,
+        freed_through: file.header.freed_through,
+        synced_through: file.header.synced_through,
+        untouched: true,
+    };
+    let mut counter = 1;
+    while let Some((header, _)) = scanner.frame(file, tail.end_offset).await? {
+        if header.counter != counter || header.first_lsn != tail.next_lsn {
+            return Err(WalError::corrupt(&file.slot.name(), tail.end_offset, "a frame is not in its place"));
+        }
+        tail.accept_claims(&header);
+        tail.next_lsn = header.next_lsn();
+        tail.end_offset += header.frame_bytes() as u64;
+        counter += 1;
+        if header.last {
+            return Ok(tail);
+        }
+    }
+    let mut offset = tail.end_offset;
+    while offset < file.slot.bytes {
+        let header = match scanner.peek(offset).await? {
+            Some(header) if header.epoch == file.header.epoch => header,
+            _ => {
+                offset += PAGE_BYTES;
+                continue;
+            }
+        };
+        tail.untouched = false;
+        let authentic = scanner.frame(file, offset).await?.is_some();
+        if authentic {
+            tail.accept_claims(&header);
+        }
+        offset += if authentic { header.frame_bytes() as u64 } else { PAGE_BYTES };
+    }
+    if tail.next_lsn <= tail.synced_through && tail.freed_through < tail.synced_through {
+        let detail = format!("record {} was durable and is gone, later ones are there", tail.next_lsn);
+        return Err(WalError::corrupt(&file.slot.name(), tail.end_offset, detail));
+    }
+    Ok(tail)
+}
+
+impl Tail {
+    fn accept_claims(&mut self, header: &FrameHeader) {
+        self.untouched = false;
+        self.freed_through = self.freed_through.max(header.freed_through);
+        self.synced_through = self.synced_through.max(header.synced_through);
+    }
+}
+
+/// Whether a file without a readable header has frames of a later use than `newest_epoch`. Its header was durable before
+/// any of them was written, so then it is the header that was damaged.
+pub(crate) async fn has_frames_after(
+    slot: &Slot,
+    newest_epoch: u64,
+    scanner: &mut Scanner,
+) -> Result<bool, WalError> {
+    scanner.restart(slot.clone());
+    let mut offset = PAGE_BYTES;
+    while offset < slot.bytes {
+        if scanner.peek(offset).await?.is_some_and(|frame| frame.epoch > newest_epoch) {
+            return Ok(true);
+        }
+        offset += PAGE_BYTES;
+    }
+    Ok(false)
+}

@@ -1,0 +1,193 @@
+//! State that the handle, the writer, the readers and the grower share.
+
+use crate::format::{PAGE_BYTES, frame_bytes};
+use crate::progress::{End, Progress, Stopped};
+use crate::record::{DATA_BYTES_MAX, RECORD_OVERHEAD_MAX, Record};
+use crate::ring::Ring;
+use crate::{Disk, WalConfig, WalError, WalIdentity};
+use cairn_model::crypto::SecretKey;
+use cairn_model::{Lsn, Ports};
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::Semaphore;
+
+/// A record on its way to the writer.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) record: Record,
+    /// Pages charged for it, of the ring and of the queue.
+    pub(crate) pages: u32,
+}
+
+/// Records in log order that no frame has yet.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) records: VecDeque<Queued>,
+    pub(crate) next_lsn: Lsn,
+    pub(crate) closing: bool,
+}
+
+/// What the log was opened with.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: WalConfig,
+    pub(crate) identity: WalIdentity,
+    pub(crate) key: SecretKey,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) ports: Ports,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) context: Context,
+    pub(crate) queue: Mutex<Queue>,
+    pub(crate) ring: Mutex<Ring>,
+    /// Handed to the operating system.
+    pub(crate) written: Progress,
+    /// Durable.
+    pub(crate) synced: Progress,
+    /// Pages of the ring that nobody is charged for. Fair: first come, first served.
+    pub(crate) space: Semaphore,
+    /// Pages of the queue that nobody is charged for.
+    pub(crate) queue_room: Semaphore,
+    pub(crate) writer: AtomicWaker,
+    pub(crate) grower: AtomicWaker,
+    pub(crate) growth_stopped: OnceLock<String>,
+    poisoned: OnceLock<Arc<str>>,
+}
+
+pub(crate) fn pages(bytes: u64) -> usize {
+    usize::try_from(bytes / PAGE_BYTES).expect("page counts fit memory's size")
+}
+
+impl Shared {
+    /// `countable_bytes` is what the ring's current and free files can take.
+    pub(crate) fn new(context: Context, next_lsn: Lsn, ring: Ring, countable_bytes: u64) -> Self {
+        let last = Lsn::new(next_lsn.get() - 1);
+        Self {
+            queue: Mutex::new(Queue { records: VecDeque::new(), next_lsn, closing: false }),
+            ring: Mutex::new(ring),
+            written: Progress::new(last),
+            synced: Progress::new(last),
+            space: Semaphore::new(pages(countable_bytes)),
+            queue_room: Semaphore::new(pages(context.config.queue_bytes)),
+            writer: AtomicWaker::new(),
+            grower: AtomicWaker::new(),
+            growth_stopped: OnceLock::new(),
+            poisoned: OnceLock::new(),
+            context,
+        }
+    }
+
+    /// Nothing is acknowledged from here on. The first cause stays.
+    pub(crate) fn poison(&self, cause: &str) {
+        if self.poisoned.set(Arc::from(cause)).is_ok() {
+            tracing::error!(cause, "the write-ahead log stops acknowledging");
+        }
+        self.end(End::Poisoned);
+    }
+
+    /// The writer is done; everything appended is durable.
+    pub(crate) fn finish(&self) {
+        self.end(End::Closed);
+    }
+
+    fn end(&self, end: End) {
+        let dropped = {
+            let mut queue = self.queue.lock();
+            queue.closing = true;
+            std::mem::take(&mut queue.records)
+        };
+        drop(dropped);
+        self.written.stop(end);
+        self.synced.stop(end);
+        self.space.close();
+        self.queue_room.close();
+        self.grower.wake();
+    }
+
+    pub(crate) fn poison_cause(&self) -> Option<&Arc<str>> {
+        self.poisoned.get()
+    }
+
+    /// Why the log takes no more.
+    pub(crate) fn stop_error(&self) -> WalError {
+        match self.poison_cause() {
+            Some(cause) => WalError::Poisoned { cause: Arc::clone(cause) },
+            None => WalError::Closed,
+        }
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<(), WalError> {
+        if self.poison_cause().is_some() { Err(self.stop_error()) } else { Ok(()) }
+    }
+
+    pub(crate) fn stopped(&self, _: Stopped) -> WalError {
+        self.stop_error()
+    }
+
+    pub(crate) async fn reserve(self: &Arc<Self>, data_bytes: usize) -> Result<Permit, WalError> {
+        if data_bytes > DATA_BYTES_MAX {
+            return Err(WalError::InvalidRecord {
+                reason: format!("{data_bytes} bytes exceed the {DATA_BYTES_MAX} of one record"),
+            });
+        }
+        let bytes = frame_bytes(data_bytes + RECORD_OVERHEAD_MAX) as u64;
+        let pages = u32::try_from(bytes / PAGE_BYTES).expect("at most a frame");
+        let space = self.space.acquire_many(pages).await.map_err(|_| self.stop_error())?;
+        let room = self.queue_room.acquire_many(pages).await.map_err(|_| self.stop_error())?;
+        space.forget();
+        room.forget();
+        Ok(Permit { shared: Arc::clone(self), pages, data_bytes })
+    }
+
+    pub(crate) fn append(&self, mut permit: Permit, record: Record) -> Result<Lsn, WalError> {
+        record.validate()?;
+        if record.data_bytes() > permit.data_bytes || !std::ptr::eq(self, &raw const *permit.shared) {
+            return Err(WalError::InvalidRecord {
+                reason: "the permit is for less, or of another log".to_owned(),
+            });
+        }
+        let mut queue = self.queue.lock();
+        if queue.closing {
+            drop(queue);
+            return Err(self.stop_error());
+        }
+        let lsn = queue.next_lsn;
+        queue.next_lsn = lsn.next();
+        queue.records.push_back(Queued { record, pages: std::mem::take(&mut permit.pages) });
+        drop(queue);
+        self.writer.wake();
+        Ok(lsn)
+    }
+
+    /// Gives back what a written or abandoned record was charged.
+    pub(crate) fn refund(&self, space_pages: usize, queue_pages: usize) {
+        self.space.add_permits(space_pages);
+        self.queue_room.add_permits(queue_pages);
+    }
+
+    pub(crate) fn free_through(&self, lsn: Lsn) {
+        let last = Lsn::new(self.queue.lock().next_lsn.get() - 1);
+        let added = self.ring.lock().free_through(lsn.min(last));
+        self.space.add_permits(pages(added));
+        self.grower.wake();
+    }
+}
+
+/// Room for one record. Dropping it gives the room back.
+#[derive(Debug)]
+#[must_use]
+pub struct Permit {
+    shared: Arc<Shared>,
+    pages: u32,
+    data_bytes: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.shared.refund(self.pages as usize, self.pages as usize);
+    }
+}
