@@ -3,6 +3,7 @@
 use crate::VolumeName;
 use cairn_model::map::codec::MapCodecError;
 use cairn_model::{CommitSeq, ContainerId, ErrorKind, Generation, Kinded, LineageId, VolumeId, WriteSeq};
+use std::fmt::Display;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
@@ -112,18 +113,18 @@ impl Kinded for CatalogError {
 }
 
 impl CatalogError {
-    pub(crate) fn not_found(what: &'static str, name: impl ToString) -> Self {
+    pub(crate) fn not_found(what: &'static str, name: &impl Display) -> Self {
         Self::NotFound { what, name: name.to_string() }
     }
 
-    pub(crate) fn corrupt(what: &'static str, detail: impl ToString) -> Self {
+    pub(crate) fn corrupt(what: &'static str, detail: &impl Display) -> Self {
         Self::Corrupt { what, detail: detail.to_string() }
     }
 
     pub(crate) fn of_blob(what: &'static str, error: MapCodecError) -> Self {
         match error {
             MapCodecError::Version { .. } => Self::NewerBlob { what, detail: error.to_string() },
-            MapCodecError::Corrupt(_) => Self::corrupt(what, error),
+            MapCodecError::Corrupt(_) => Self::corrupt(what, &error),
             MapCodecError::Invalid(_) => Self::Invalid(format!("{what}: {error}")),
         }
     }

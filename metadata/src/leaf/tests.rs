@@ -83,7 +83,9 @@ proptest! {
     #[test]
     fn survives_its_bytes(changes in prop::collection::vec(any_ops(), 1..4)) {
         let mut leaf = MapLeaf::default();
-        changes.into_iter().for_each(|ops| leaf.apply(INDEX, ops));
+        for ops in changes {
+            leaf.apply(INDEX, ops);
+        }
         prop_assert_eq!(MapLeaf::decode(INDEX, &leaf.encode(INDEX)), Ok(leaf));
     }
 

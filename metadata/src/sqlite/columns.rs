@@ -17,7 +17,7 @@ impl<'r> Columns<'r> {
     }
 
     pub(super) fn get<T: Decode<'r, Sqlite> + Type<Sqlite>>(&self, column: &'static str) -> super::Result<T> {
-        self.row.try_get(column).map_err(|error| CatalogError::corrupt(self.what, error))
+        self.row.try_get(column).map_err(|error| CatalogError::corrupt(self.what, &error))
     }
 
     pub(super) fn identity<T>(&self, column: &'static str, make: fn([u8; 16]) -> T) -> super::Result<T> {
@@ -52,7 +52,7 @@ impl<'r> Columns<'r> {
 
     /// The error for a value that makes no sense.
     pub(super) fn bad(&self, column: &str, value: &str) -> CatalogError {
-        CatalogError::corrupt(self.what, format!("column {column} has {value}"))
+        CatalogError::corrupt(self.what, &format!("column {column} has {value}"))
     }
 }
 

@@ -5,13 +5,14 @@
 
 use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up, int};
 use super::leases::LeaseState;
-use super::{Result, SqliteCatalog, failed, is_duplicate};
+use super::{Result, SqliteCatalog, failed};
 use crate::{BatchCommit, CatalogError, CommitReceipt, VolumeCommit, VolumeOutcome, VolumeReceipt};
 use cairn_model::{
     BatchId, ChunkRef, CommitSeq, ContainerId, GatewayId, LineageId, MapTarget, VolumeId, WriteSeq,
 };
 use sqlx::SqliteConnection;
 use std::collections::{BTreeSet, HashSet};
+use std::fmt::Display;
 use std::sync::LazyLock;
 
 /// Batches remembered per gateway: more than ever wait for their reply at once.
@@ -134,7 +135,7 @@ async fn insert_segments(change: &mut SqliteConnection, batch: &BatchCommit) -> 
             .bind(int(receipt.length_bytes())?)
             .execute(&mut *change)
             .await
-            .map_err(|error| known_already(error, "segment", receipt.segment()))?;
+            .map_err(|error| refused(error, ("segment", &receipt.segment()), ("node", &receipt.node())))?;
     }
     let sql = "UPDATE totals SET segments = segments + $1, segment_bytes = segment_bytes + $2, \
                containers = containers + $3";
@@ -160,16 +161,23 @@ async fn insert_containers(change: &mut SqliteConnection, batch: &BatchCommit) -
             .bind(&container.directory[..])
             .execute(&mut *change)
             .await
-            .map_err(|error| known_already(error, "container", container.id))?;
+            .map_err(|error| refused(error, ("container", &container.id), ("segment", &container.segment)))?;
     }
     Ok(())
 }
 
-fn known_already(error: sqlx::Error, what: &'static str, id: impl ToString) -> CatalogError {
-    if is_duplicate(&error) {
-        CatalogError::AlreadyExists { what, id: id.to_string() }
-    } else {
-        failed(DOING)(error)
+/// The error of an insertion: `new` may exist already, `base`, which it refers to, may not exist.
+fn refused(
+    error: sqlx::Error,
+    new: (&'static str, &dyn Display),
+    base: (&'static str, &dyn Display),
+) -> CatalogError {
+    match error.as_database_error().map(sqlx::error::DatabaseError::kind) {
+        Some(sqlx::error::ErrorKind::UniqueViolation) => {
+            CatalogError::AlreadyExists { what: new.0, id: new.1.to_string() }
+        }
+        Some(sqlx::error::ErrorKind::ForeignKeyViolation) => CatalogError::not_found(base.0, &base.1),
+        _ => failed(DOING)(error),
     }
 }
 
@@ -227,7 +235,7 @@ async fn remember(change: &mut SqliteConnection, gateway: GatewayId, receipt: &C
             .fetch_optional(&mut *change)
             .await
             .map_err(failed(DOING))?;
-    let number = number.ok_or_else(|| CatalogError::not_found("gateway", gateway))?;
+    let number = number.ok_or_else(|| CatalogError::not_found("gateway", &gateway))?;
     sqlx::query("INSERT INTO batches (id, gateway, number, receipt) VALUES ($1, $2, $3, $4)")
         .bind(&receipt.batch.as_bytes()[..])
         .bind(&gateway.as_bytes()[..])
@@ -260,7 +268,7 @@ fn encode_receipt(receipt: &CommitReceipt) -> Vec<u8> {
 }
 
 fn decode_receipt(batch: BatchId, bytes: &[u8]) -> Result<CommitReceipt> {
-    let damaged = || CatalogError::corrupt("batch receipt", format!("{} bytes", bytes.len()));
+    let damaged = || CatalogError::corrupt("batch receipt", &format!("{} bytes", bytes.len()));
     let (version, entries) = bytes.split_first().ok_or_else(damaged)?;
     if *version != RECEIPT_VERSION {
         return Err(CatalogError::NewerBlob { what: "batch receipt", detail: format!("version {version}") });

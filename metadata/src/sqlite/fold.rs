@@ -61,7 +61,7 @@ async fn check(change: &mut SqliteConnection, plan: &FoldPlan) -> Result<CommitS
         .fetch_optional(change)
         .await
         .map_err(failed(DOING))?
-        .ok_or_else(|| CatalogError::not_found("volume with lineage", plan.lineage))?;
+        .ok_or_else(|| CatalogError::not_found("volume with lineage", &plan.lineage))?;
     let columns = Columns::new(&row, "lineage");
     let volume = columns.identity("id", VolumeId::from_bytes)?;
     LeaseState::check(LeaseState::of(&row)?.as_ref(), volume, plan.gateway, plan.generation)?;

@@ -64,9 +64,9 @@ async fn state_of(
         .fetch_optional(change)
         .await
         .map_err(failed("reading a lease"))?
-        .ok_or_else(|| CatalogError::not_found("volume", volume))?;
+        .ok_or_else(|| CatalogError::not_found("volume", &volume))?;
     let name: &str = Columns::new(&row, "volume").get("name")?;
-    let name = VolumeName::new(name).map_err(|error| CatalogError::corrupt("volume", error))?;
+    let name = VolumeName::new(name).map_err(|error| CatalogError::corrupt("volume", &error))?;
     Ok((name, LeaseState::of(&row)?))
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn acquire(
     let mut change = catalog.begin().await?;
     let (name, before) = state_of(&mut change, volume).await?;
     if gateway_name(&mut change, gateway).await?.is_none() {
-        return Err(CatalogError::not_found("gateway", gateway));
+        return Err(CatalogError::not_found("gateway", &gateway));
     }
     if let Some(lease) = &before
         && lease.gateway != gateway

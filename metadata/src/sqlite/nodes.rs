@@ -59,7 +59,7 @@ pub(super) async fn by_id(catalog: &SqliteCatalog, id: NodeId) -> Result<NodeRow
         .fetch_optional(&catalog.readers)
         .await
         .map_err(failed("reading a node"))?;
-    node_of(&row.ok_or_else(|| CatalogError::not_found("node", id))?)
+    node_of(&row.ok_or_else(|| CatalogError::not_found("node", &id))?)
 }
 
 pub(super) async fn by_name(catalog: &SqliteCatalog, name: &str) -> Result<NodeRow> {
@@ -68,7 +68,7 @@ pub(super) async fn by_name(catalog: &SqliteCatalog, name: &str) -> Result<NodeR
         .fetch_optional(&catalog.readers)
         .await
         .map_err(failed("reading a node"))?;
-    node_of(&row.ok_or_else(|| CatalogError::not_found("node", name))?)
+    node_of(&row.ok_or_else(|| CatalogError::not_found("node", &name))?)
 }
 
 fn node_of(row: &SqliteRow) -> Result<NodeRow> {
@@ -96,7 +96,7 @@ pub(super) async fn set_state(catalog: &SqliteCatalog, id: NodeId, state: NodeSt
         .execute(&catalog.writer)
         .await
         .map_err(failed("changing a node"))?;
-    if changed.rows_affected() == 0 { Err(CatalogError::not_found("node", id)) } else { Ok(()) }
+    if changed.rows_affected() == 0 { Err(CatalogError::not_found("node", &id)) } else { Ok(()) }
 }
 
 pub(super) async fn remove(catalog: &SqliteCatalog, id: NodeId) -> Result<()> {
@@ -107,7 +107,7 @@ pub(super) async fn remove(catalog: &SqliteCatalog, id: NodeId) -> Result<()> {
         .fetch_optional(&mut *change)
         .await
         .map_err(failed(doing))?;
-    let name = name.ok_or_else(|| CatalogError::not_found("node", id))?;
+    let name = name.ok_or_else(|| CatalogError::not_found("node", &id))?;
     let segment = sqlx::query("SELECT id FROM segments WHERE node = $1 LIMIT 1")
         .bind(&id.as_bytes()[..])
         .fetch_optional(&mut *change)

@@ -15,7 +15,7 @@ const APPLICATION_ID: i64 = 1_130_459_758;
 /// How long a change waits for another process's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a call waits for a connection: longer than the slowest single change takes.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(60);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_mins(1);
 const READERS: u32 = 4;
 
 pub(super) async fn open(path: &Path, create: bool) -> Result<SqliteCatalog> {

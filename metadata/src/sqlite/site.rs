@@ -29,7 +29,7 @@ pub(super) async fn get(catalog: &SqliteCatalog) -> Result<SiteRow> {
         .fetch_optional(&catalog.readers)
         .await
         .map_err(failed("reading the site"))?
-        .ok_or_else(|| CatalogError::not_found("site in", catalog.path.display()))?;
+        .ok_or_else(|| CatalogError::not_found("site in", &catalog.path.display()))?;
     let columns = Columns::new(&row, "site");
     Ok(SiteRow {
         id: columns.identity("id", SiteId::from_bytes)?,
@@ -102,7 +102,7 @@ pub(super) async fn gateway(catalog: &SqliteCatalog, id: GatewayId) -> Result<Ga
         .fetch_optional(&catalog.readers)
         .await
         .map_err(failed("reading a gateway"))?
-        .ok_or_else(|| CatalogError::not_found("gateway", id))?;
+        .ok_or_else(|| CatalogError::not_found("gateway", &id))?;
     gateway_of(&row)
 }
 
@@ -140,7 +140,7 @@ pub(super) async fn set_wal_state(catalog: &SqliteCatalog, id: GatewayId, state:
         .execute(&catalog.writer)
         .await
         .map_err(failed("recording a log's state"))?;
-    if changed.rows_affected() == 0 { Err(CatalogError::not_found("gateway", id)) } else { Ok(()) }
+    if changed.rows_affected() == 0 { Err(CatalogError::not_found("gateway", &id)) } else { Ok(()) }
 }
 
 pub(super) async fn totals(catalog: &SqliteCatalog) -> Result<Totals> {

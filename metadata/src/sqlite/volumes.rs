@@ -109,7 +109,7 @@ pub(super) async fn by_id(catalog: &SqliteCatalog, id: VolumeId) -> Result<Volum
         .fetch_optional(&catalog.readers)
         .await
         .map_err(failed("reading a volume"))?;
-    volume_of(&row.ok_or_else(|| CatalogError::not_found("volume", id))?)
+    volume_of(&row.ok_or_else(|| CatalogError::not_found("volume", &id))?)
 }
 
 pub(super) async fn by_name(catalog: &SqliteCatalog, name: &VolumeName) -> Result<VolumeRow> {
@@ -118,7 +118,7 @@ pub(super) async fn by_name(catalog: &SqliteCatalog, name: &VolumeName) -> Resul
         .fetch_optional(&catalog.readers)
         .await
         .map_err(failed("reading a volume"))?;
-    volume_of(&row.ok_or_else(|| CatalogError::not_found("volume", name))?)
+    volume_of(&row.ok_or_else(|| CatalogError::not_found("volume", &name))?)
 }
 
 fn volume_of(row: &SqliteRow) -> Result<VolumeRow> {
@@ -144,7 +144,7 @@ fn volume_of(row: &SqliteRow) -> Result<VolumeRow> {
     };
     Ok(VolumeRow {
         id: columns.identity("id", VolumeId::from_bytes)?,
-        name: VolumeName::new(name).map_err(|error| CatalogError::corrupt("volume", error))?,
+        name: VolumeName::new(name).map_err(|error| CatalogError::corrupt("volume", &error))?,
         size_bytes: columns.number("size_bytes")?,
         durability,
         lineage: columns.identity("lineage", LineageId::from_bytes)?,
@@ -196,7 +196,7 @@ pub(super) async fn rename(catalog: &SqliteCatalog, id: VolumeId, name: &VolumeN
 }
 
 fn found(rows: u64, id: VolumeId) -> Result<()> {
-    if rows == 0 { Err(CatalogError::not_found("volume", id)) } else { Ok(()) }
+    if rows == 0 { Err(CatalogError::not_found("volume", &id)) } else { Ok(()) }
 }
 
 pub(super) async fn delete(catalog: &SqliteCatalog, id: VolumeId) -> Result<()> {
