@@ -29,7 +29,9 @@ impl ComputePool {
                     work();
                 }
             };
-            spawn.dedicated("cairn-compute", NICENESS, Box::pin(work)).map_err(|error| EngineError::Thread(Arc::new(error)))?;
+            spawn
+                .dedicated("cairn-compute", NICENESS, Box::pin(work))
+                .map_err(|error| EngineError::Thread(Arc::new(error)))?;
         }
         Ok(Self { queue })
     }

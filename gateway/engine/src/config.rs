@@ -51,7 +51,7 @@ impl EngineConfig {
             uploads_in_flight: 4,
             fetch_region_bytes: 256 << 10,
             read_ahead_bytes: 4 << 20,
-            read_deadline: Duration::from_secs(120),
+            read_deadline: Duration::from_mins(2),
             lease_ttl: Duration::from_secs(30),
             compute_threads: default_compute_threads(),
             pack: PackConfig::default(),

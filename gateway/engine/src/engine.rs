@@ -24,8 +24,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// Rows of deleted volumes that one transaction takes away.
+const PURGE_ROWS: u32 = 1000;
+const PURGE_PAUSE: Duration = Duration::from_millis(200);
 /// How long shutdown waits for destage before it leaves the rest to the log.
-const SHUTDOWN_DESTAGE_LIMIT: Duration = Duration::from_secs(120);
+const SHUTDOWN_DESTAGE_LIMIT: Duration = Duration::from_mins(2);
 
 /// What an engine is made of.
 pub struct EngineParts {
@@ -43,7 +46,10 @@ pub struct EngineParts {
 
 impl std::fmt::Debug for EngineParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineParts").field("site", &self.site).field("gateway", &self.gateway).finish_non_exhaustive()
+        f.debug_struct("EngineParts")
+            .field("site", &self.site)
+            .field("gateway", &self.gateway)
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) destage: Destage,
     pub(crate) fold_wake: Notify,
+    pub(crate) purge_wake: Notify,
     pub(crate) tasks: Tasks,
     /// No new batches, no renewals; what is in flight may finish.
     pub(crate) stop: CancellationToken,
@@ -88,6 +95,7 @@ impl Engine {
         shared.tasks.spawn(destage_until_stopped(Arc::clone(&shared), recovered.destage_requests));
         shared.tasks.spawn(fold_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
+        shared.tasks.spawn(purge_until_stopped(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
     }
 
@@ -117,7 +125,8 @@ impl Engine {
         self.shared.catalog.create_volume(new).await?;
         let shared = &self.shared;
         let opened =
-            open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id).await?;
+            open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id)
+                .await?;
         let volume = Arc::new(Volume::new(opened, Arc::clone(shared)));
         shared.registry.insert(volume.name(), Arc::clone(&volume));
         Ok(volume)
@@ -150,9 +159,12 @@ impl Engine {
         let volume = self.named(name)?;
         self.shared.catalog.delete_volume(volume.id()).await?;
         self.shared.registry.remove(name);
-        let mut state = volume.state().lock();
-        state.condition = Condition::Deleted;
-        self.shared.pressure.released(state.buffer.clear());
+        {
+            let mut state = volume.state().lock();
+            state.condition = Condition::Deleted;
+            self.shared.pressure.released(state.buffer.clear());
+        }
+        self.shared.purge_wake.notify_one();
         Ok(())
     }
 
@@ -170,8 +182,9 @@ impl Engine {
         shared.stop.cancel();
         let closed = shared.wal.close().await;
         shared.tasks.end().await;
-        for volume in shared.registry.all() {
-            let released = shared.catalog.release_lease(volume.id(), shared.gateway, volume.generation()).await;
+        for volume in shared.registry.take_all() {
+            let released =
+                shared.catalog.release_lease(volume.id(), shared.gateway, volume.generation()).await;
             if let Err(error) = released {
                 tracing::debug!(volume = volume.name(), %error, "the lease runs out by itself");
             }
@@ -187,6 +200,7 @@ impl Engine {
     pub async fn abandon(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.end().await;
+        self.shared.registry.take_all();
         let closed = self.shared.wal.close().await;
         if let Err(error) = closed {
             tracing::debug!(%error, "the log had stopped before");
@@ -210,6 +224,22 @@ impl Exports for Engine {
         match &self.volumes()[..] {
             [only] => Some(Arc::clone(only)),
             _ => None,
+        }
+    }
+}
+
+/// Takes the rows of deleted volumes out of the catalog, a few at a time so that commits get their turn; at the start, what an earlier
+/// run left.
+async fn purge_until_stopped(shared: Arc<Shared>) {
+    loop {
+        let more = shared.catalog.purge_deleted(PURGE_ROWS).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot take away what deleted volumes left in the catalog; will try again");
+            true
+        });
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.purge_wake.notified() => {}
+            () = shared.ports.clock.sleep(PURGE_PAUSE), if more => {}
         }
     }
 }
@@ -252,6 +282,7 @@ pub(crate) fn assemble(
         registry: Registry::default(),
         destage,
         fold_wake: Notify::new(),
+        purge_wake: Notify::new(),
         tasks,
         stop: CancellationToken::new(),
         ports: parts.ports,

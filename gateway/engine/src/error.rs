@@ -21,9 +21,13 @@ pub enum EngineError {
     Fenced(String),
     #[error("the pool is full: free space or add a data node; the write was not taken, nothing is lost")]
     PoolFull,
-    #[error("the write-ahead log of this gateway is missing, and it held writes that are not in the pool. Restore {0}, or start with --accept-lost-wal to go on without them")]
+    #[error(
+        "the write-ahead log of this gateway is missing, and it held writes that are not in the pool. Restore {0}, or start with --accept-lost-wal to go on without them"
+    )]
     LostWal(String),
-    #[error("the write-ahead log skips from write {expected} to write {found} of volume {volume}: acknowledged writes are missing. Keep the directory as it is and ask for help")]
+    #[error(
+        "the write-ahead log skips from write {expected} to write {found} of volume {volume}: acknowledged writes are missing. Keep the directory as it is and ask for help"
+    )]
     LogGap { volume: String, expected: u64, found: u64 },
     #[error("{0}")]
     Wal(Arc<WalError>),

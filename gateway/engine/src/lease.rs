@@ -32,7 +32,12 @@ pub(crate) struct LeaseTerm {
 impl LeaseTerm {
     /// A term of `ttl` from `asked`, the moment before the catalog was asked.
     pub(crate) fn new(generation: Generation, asked: Monotonic, ttl: Duration) -> Self {
-        let term = Self { generation, until: AtomicU64::new(0), lost: AtomicBool::new(false), changed: Notify::new() };
+        let term = Self {
+            generation,
+            until: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+            changed: Notify::new(),
+        };
         term.extend(asked, ttl);
         term
     }
@@ -46,7 +51,7 @@ impl LeaseTerm {
     }
 
     fn extend(&self, asked: Monotonic, ttl: Duration) {
-        self.until.store(nanos(asked.plus(ttl - ttl / MARGIN_DIVISOR)), Ordering::Release);
+        self.until.store(nanos(asked.plus(ttl.saturating_sub(ttl / MARGIN_DIVISOR))), Ordering::Release);
         self.changed.notify_waiters();
     }
 
@@ -102,13 +107,14 @@ async fn renew_all(shared: &Shared) {
     }
     let ttl = shared.config.lease_ttl;
     let asked = shared.ports.clock.now();
-    let renewals = match shared.catalog.renew_leases(shared.gateway, &held, shared.ports.clock.wall(), ttl).await {
-        Ok(renewals) => renewals,
-        Err(error) => {
-            tracing::warn!(%error, "cannot renew leases; will try again");
-            return;
-        }
-    };
+    let renewals =
+        match shared.catalog.renew_leases(shared.gateway, &held, shared.ports.clock.wall(), ttl).await {
+            Ok(renewals) => renewals,
+            Err(error) => {
+                tracing::warn!(%error, "cannot renew leases; will try again");
+                return;
+            }
+        };
     for (volume, renewal) in volumes.iter().zip(renewals) {
         match renewal {
             Ok(_) => volume.lease().extend(asked, ttl),

@@ -20,7 +20,7 @@ use crate::volume::buffer::{Buffered, Layer, WriteBuffer};
 use crate::volume::map::ExtentMap;
 use crate::wal_state::WalStateFlag;
 use cairn_metadata::{Catalog, VolumeRow, WalState};
-use cairn_model::{BLOCK_SIZE, ErrorKind, GatewayId, Kinded, Generation, LbaRange, Lsn, Ports, VolumeId};
+use cairn_model::{BLOCK_SIZE, ErrorKind, GatewayId, Generation, Kinded, LbaRange, Lsn, Ports, VolumeId};
 use cairn_wal::{Record, RecordBody, Recovery, Wal, WalError, WalIdentity};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -153,7 +153,10 @@ impl Replay {
         let Self { replayed, already, stale, .. } = *self;
         tracing::info!(replayed, already, stale, "replayed the write-ahead log");
         if stale > 0 {
-            tracing::warn!(stale, "log records of volumes that were deleted or have changed hands were left out");
+            tracing::warn!(
+                stale,
+                "log records of volumes that were deleted or have changed hands were left out"
+            );
         }
         Ok(recovery.finish().await?)
     }
@@ -197,7 +200,9 @@ impl Replay {
     /// its volume may pass, and the log must not forget the record until it has.
     fn take_unopened(&mut self, record: &Record) -> Result<(), EngineError> {
         match self.refused.get(&record.volume) {
-            Some(error) if !matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Fenced) => Err(error.clone()),
+            Some(error) if !matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Fenced) => {
+                Err(error.clone())
+            }
             _ => {
                 self.stale += 1;
                 Ok(())

@@ -25,6 +25,11 @@ impl Registry {
         self.volumes.read().values().cloned().collect()
     }
 
+    /// Empties the registry. Volumes and engine hold on to each other through it: the end of the one needs this.
+    pub(crate) fn take_all(&self) -> Vec<Arc<Volume>> {
+        std::mem::take(&mut *self.volumes.write()).into_values().collect()
+    }
+
     pub(crate) fn insert(&self, name: String, volume: Arc<Volume>) {
         self.volumes.write().insert(name, volume);
     }

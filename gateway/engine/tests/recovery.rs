@@ -1,5 +1,8 @@
 //! What a restart finds.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
 mod support;
 
 use bytes::Bytes;
@@ -13,7 +16,7 @@ const FUA: WriteFlags = WriteFlags { fua: true };
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_log_that_held_writes_is_refused_unless_the_operator_accepts_it() {
     let mut site = Site::with_volume(MIB).await;
-    site.config.batch_age = Duration::from_secs(3600);
+    site.config.batch_age = Duration::from_hours(1);
     let engine = site.start().await;
     engine.volume("disk").unwrap().write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
     engine.abandon().await;
@@ -41,19 +44,21 @@ async fn a_lost_log_that_was_destaged_is_no_loss() {
 #[tokio::test(flavor = "multi_thread")]
 async fn records_of_a_term_that_another_gateway_followed_are_not_replayed() {
     let mut site = Site::with_volume(MIB).await;
-    site.config.batch_age = Duration::from_secs(3600);
+    site.config.batch_age = Duration::from_hours(1);
     site.config.lease_ttl = Duration::from_secs(2);
     let engine = site.start().await;
     let volume = engine.volume("disk").unwrap();
     volume.write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
     let id = volume.id();
     engine.abandon().await;
+    drop((volume, engine));
     tokio_sleep(Duration::from_millis(2500)).await;
     // Another gateway takes the volume and gives it back.
     let catalog = site.catalog().await;
     let other = GatewayId::fresh(&*site.ports.clock, &*site.ports.entropy);
     catalog.register_gateway(other, "other", site.ports.clock.wall()).await.unwrap();
-    let lease = catalog.acquire_lease(id, other, site.ports.clock.wall(), Duration::from_secs(60)).await.unwrap();
+    let lease =
+        catalog.acquire_lease(id, other, site.ports.clock.wall(), Duration::from_mins(1)).await.unwrap();
     catalog.release_lease(id, other, lease.generation).await.unwrap();
     catalog.close().await;
     let engine = site.start().await;
@@ -74,7 +79,7 @@ async fn a_volume_that_another_gateway_took_stops_being_served_and_the_others_go
     catalog.register_gateway(other, "other", site.ports.clock.wall()).await.unwrap();
     // As if the clock of whoever gave it away were an hour ahead.
     let later = cairn_model::WallTime::from_unix_millis(site.ports.clock.wall().unix_millis() + 3_600_000);
-    catalog.acquire_lease(volume.id(), other, later, Duration::from_secs(60)).await.unwrap();
+    catalog.acquire_lease(volume.id(), other, later, Duration::from_mins(1)).await.unwrap();
     let mut refused = None;
     for _ in 0..40 {
         refused = volume.write(0, Bytes::from(vec![2; 4096]), FUA).await.err();

@@ -1,5 +1,8 @@
 //! A volume shows what was written to it, whatever destage, folding and restarts do meanwhile.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
 mod support;
 
 use bytes::Bytes;
@@ -51,7 +54,9 @@ async fn random_requests_equal_an_array_of_bytes_across_destages_and_restarts() 
                 step(&mut disk, &dice).await;
             }
         }
-        expected = Some(disk.expected);
+        let Checked { volume, expected: bytes } = disk;
+        drop(volume);
+        expected = Some(bytes);
         if round % 3 == 0 {
             engine.shutdown().await.unwrap();
         } else {
@@ -81,8 +86,10 @@ async fn many_small_commits_are_folded_and_still_read_back() {
     assert!(unfolded < 320, "{unfolded} pieces wait after 80 commits: nothing was folded");
     disk.check_all().await;
     engine.shutdown().await.unwrap();
+    let Checked { volume, expected } = disk;
+    drop((volume, engine));
     let engine = site.start().await;
-    disk.volume = engine.volume("disk").unwrap();
+    let disk = Checked { volume: engine.volume("disk").unwrap(), expected };
     disk.check_all().await;
     engine.shutdown().await.unwrap();
 }
@@ -103,7 +110,11 @@ async fn concurrent_writes_of_different_sectors_of_a_block_are_all_kept() {
         join_all(writes).await;
         let block = volume.read(0, 4096).await.unwrap().to_vec();
         for sector in 0..8u8 {
-            assert_eq!(block[usize::from(sector) * 512], round * 8 + sector + 1, "round {round}, sector {sector}");
+            assert_eq!(
+                block[usize::from(sector) * 512],
+                round * 8 + sector + 1,
+                "round {round}, sector {sector}"
+            );
         }
     }
     engine.shutdown().await.unwrap();
@@ -153,7 +164,11 @@ async fn requests_past_the_end_are_refused_and_change_nothing() {
     let kinds = [
         volume.read(MIB - 1, 2).await.err().map(|error| error.kind()),
         volume.read(u64::MAX, 4096).await.err().map(|error| error.kind()),
-        volume.write(MIB, Bytes::from_static(b"x"), WriteFlags::default()).await.err().map(|error| error.kind()),
+        volume
+            .write(MIB, Bytes::from_static(b"x"), WriteFlags::default())
+            .await
+            .err()
+            .map(|error| error.kind()),
         volume.discard(4096, u64::MAX, WriteFlags::default()).await.err().map(|error| error.kind()),
         volume.write_zeroes(MIB - 4096, 8192, WriteFlags::default()).await.err().map(|error| error.kind()),
     ];
@@ -188,5 +203,6 @@ async fn a_deleted_volume_answers_with_an_error_and_frees_its_name() {
     let again = engine.create_volume(&site.new_volume("disk", MIB)).await.unwrap();
     assert_eq!(again.read(0, 4096).await.unwrap().to_vec(), vec![0; 4096]);
     engine.shutdown().await.unwrap();
+    drop((volume, again, engine));
     site.start().await.shutdown().await.unwrap();
 }

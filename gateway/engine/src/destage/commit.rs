@@ -1,7 +1,7 @@
 //! A prepared batch becomes what the catalog says; then the log may forget it.
 
-use super::prepare::Prepared;
 use super::Waiter;
+use super::prepare::Prepared;
 use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::lease::fence;
@@ -45,7 +45,8 @@ async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> CommitReceip
                 let error = EngineError::from(error);
                 let fenced = find_fenced(shared, &batch).await;
                 for (volume, _) in &prepared.batch.parts {
-                    if fenced.contains(&volume.id()) && volume.state().lock().condition == Condition::Serving {
+                    if fenced.contains(&volume.id()) && volume.state().lock().condition == Condition::Serving
+                    {
                         fence(shared, volume, &error);
                     }
                 }
@@ -66,8 +67,13 @@ async fn find_fenced(shared: &Shared, batch: &BatchCommit) -> Vec<VolumeId> {
     let mut fenced = Vec::new();
     for part in &batch.volumes {
         let wall = shared.ports.clock.wall();
-        let renewal =
-            shared.catalog.renew_lease(part.volume, shared.gateway, part.generation, wall, shared.config.lease_ttl);
+        let renewal = shared.catalog.renew_lease(
+            part.volume,
+            shared.gateway,
+            part.generation,
+            wall,
+            shared.config.lease_ttl,
+        );
         if renewal.await.is_err_and(|error| error.kind() == ErrorKind::Fenced) {
             fenced.push(part.volume);
         }
@@ -88,7 +94,11 @@ fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
     BatchCommit {
         batch: prepared.batch.id,
         gateway: shared.gateway,
-        segments: prepared.segments.iter().map(|stored| SegmentRow { receipt: stored.receipt.clone() }).collect(),
+        segments: prepared
+            .segments
+            .iter()
+            .map(|stored| SegmentRow { receipt: stored.receipt.clone() })
+            .collect(),
         containers: containers.collect(),
         volumes: prepared
             .deltas
@@ -129,8 +139,9 @@ fn commit_of(receipt: &CommitReceipt, volume: VolumeId) -> Option<CommitSeq> {
 }
 
 async fn wait_for_folding(shared: &Shared, prepared: &Prepared) {
-    let unfolded =
-        || prepared.batch.parts.iter().any(|(volume, _)| volume.state().lock().map.unfolded_len() > UNFOLDED_MAX);
+    let unfolded = || {
+        prepared.batch.parts.iter().any(|(volume, _)| volume.state().lock().map.unfolded_len() > UNFOLDED_MAX)
+    };
     while unfolded() && !shared.stop.is_cancelled() {
         shared.ports.clock.sleep(RETRY_PAUSE_FIRST).await;
     }

@@ -75,7 +75,11 @@ async fn fold(shared: &Shared, volume: &Volume) -> Result<(), EngineError> {
     }
 }
 
-async fn current_leaf(shared: &Shared, volume: &Volume, index: LeafIndex) -> Result<Arc<MapLeaf>, EngineError> {
+async fn current_leaf(
+    shared: &Shared,
+    volume: &Volume,
+    index: LeafIndex,
+) -> Result<Arc<MapLeaf>, EngineError> {
     let lineage = volume.lineage();
     // Only this task changes leaves, so what the cache has is what the catalog has.
     match shared.leaves.get(lineage, index) {

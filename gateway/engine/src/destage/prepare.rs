@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 /// Blocks handed to the packer at a time: bounds what is read back from the log and how long a compute thread
 /// is held. Runs are cut at its multiples, which are multiples of every chunk size.
 const SLICE_BLOCKS: u64 = 1024;
+/// Steps handed to the packer at a time: discards carry no blocks.
+const SLICE_STEPS: usize = 2048;
 const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(200);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 
@@ -79,8 +81,8 @@ async fn try_prepare(
     let chunks = Arc::clone(&shared.chunks);
     // A copy: the cache must not keep a guest's whole request alive for one chunk of it.
     let sink = Box::new(move |id, bytes: Bytes| chunks.keep(id, Bytes::copy_from_slice(&bytes)));
-    let mut packer =
-        Packer::new(shared.config.pack, &shared.domain_key, header, shared.ports.clone()).with_chunk_sink(sink);
+    let mut packer = Packer::new(shared.config.pack, &shared.domain_key, header, shared.ports.clone())
+        .with_chunk_sink(sink);
     let mut uploads = Uploads::new();
     let slots = Arc::new(Semaphore::new(shared.config.uploads_in_flight));
     let mut slice = Slice::default();
@@ -97,21 +99,21 @@ async fn try_prepare(
                 Buffered::Hole { .. } => slice.discard(range),
                 Buffered::Data { .. } => slice.data(range.start(), bytes_of(shared, range, what).await?),
             }
-            if slice.blocks >= SLICE_BLOCKS || slice.steps.len() >= 2 * SLICE_BLOCKS as usize {
+            if slice.blocks >= SLICE_BLOCKS || slice.steps.len() >= SLICE_STEPS {
                 packer = pack(shared, packer, std::mem::take(&mut slice), &mut uploads, &slots).await?;
             }
         }
     }
     packer = pack(shared, packer, slice, &mut uploads, &slots).await?;
-    let packed = shared.compute.run(move || packer.finish()).await?;
-    for segment in packed.segments {
+    let done = shared.compute.run(move || packer.finish()).await?;
+    for segment in done.segments {
         uploads.push(upload(shared, segment, &slots).await);
     }
     let mut segments = Vec::with_capacity(uploads.len());
     for upload in uploads {
         segments.push(upload.await.ok().flatten().ok_or(EngineError::Stopped)?);
     }
-    Ok((segments, packed.deltas, packed.stats))
+    Ok((segments, done.deltas, done.stats))
 }
 
 impl Slice {
@@ -128,7 +130,7 @@ impl Slice {
             let blocks = (part.len() / BLOCK) as u64;
             self.blocks += blocks;
             let follows = matches!(self.steps.last(), Some(Step::Run { start: run, pieces })
-                if run.plus(block_count(pieces)) == start && start.get() % SLICE_BLOCKS != 0);
+                if run.plus(block_count(pieces)) == start && !start.get().is_multiple_of(SLICE_BLOCKS));
             match self.steps.last_mut() {
                 Some(Step::Run { pieces, .. }) if follows => pieces.push(part),
                 _ => self.steps.push(Step::Run { start, pieces: vec![part] }),

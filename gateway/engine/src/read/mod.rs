@@ -150,7 +150,8 @@ impl ChunkReader {
 
     /// Starts bringing `chunks` into RAM, if there is room for another stream. Does not wait.
     pub(crate) fn read_ahead(self: &Arc<Self>, chunks: &[ChunkId]) {
-        let mut absent: Vec<ChunkId> = chunks.iter().copied().filter(|chunk| !self.chunks.contains_key(chunk)).collect();
+        let mut absent: Vec<ChunkId> =
+            chunks.iter().copied().filter(|chunk| !self.chunks.contains_key(chunk)).collect();
         absent.dedup();
         if absent.is_empty() || self.tasks.is_ending() {
             return;
@@ -164,7 +165,8 @@ impl ChunkReader {
                 let Ok(container) = reader.container(chunk.container).await else { return };
                 let Ok(region) = reader.region_of(&container, chunk.index) else { return };
                 let key = (chunk.container, region);
-                if flights.last().is_none_or(|(last, _)| *last != key) && !reader.chunks.contains_key(&chunk) {
+                if flights.last().is_none_or(|(last, _)| *last != key) && !reader.chunks.contains_key(&chunk)
+                {
                     flights.push((key, reader.flight(container, region)));
                 }
             }
@@ -214,7 +216,8 @@ impl ChunkReader {
             reader.flights.lock().remove(&key);
             fetched
         });
-        let flight = task.map(|joined| joined.ok().flatten().unwrap_or(Err(EngineError::Stopped))).boxed().shared();
+        let flight =
+            task.map(|joined| joined.ok().flatten().unwrap_or(Err(EngineError::Stopped))).boxed().shared();
         flights.insert(key, flight.clone());
         flight
     }
@@ -244,10 +247,13 @@ impl ChunkReader {
         let first = overlapping
             .clone()
             .map(ChunkIndex::new)
-            .find(|index| container.directory.get(*index).is_some_and(|entry| u64::from(entry.offset) >= start))
+            .find(|index| {
+                container.directory.get(*index).is_some_and(|entry| u64::from(entry.offset) >= start)
+            })
             .ok_or(EngineError::NoSuchContainer(container.id))?;
         let chunks = first.get()..overlapping.end;
-        let read = self.pool.read_chunks(&container.location, &container.directory, &container.cipher, chunks);
+        let read =
+            self.pool.read_chunks(&container.location, &container.directory, &container.cipher, chunks);
         Ok(Arc::new(read.await?))
     }
 }

@@ -21,14 +21,6 @@ pub(crate) enum Buffered {
     Hole { lsn: Lsn },
 }
 
-impl Buffered {
-    pub(crate) fn lsn(&self) -> Lsn {
-        match self {
-            Self::Data { lsn, .. } | Self::Hole { lsn } => *lsn,
-        }
-    }
-}
-
 impl RangeValue for Buffered {
     fn advanced(&self, blocks: u64) -> Self {
         match self {
@@ -145,7 +137,8 @@ impl WriteBuffer {
 
     /// Drops everything: the volume is gone. Returns the memory it held.
     pub(crate) fn clear(&mut self) -> u64 {
-        let held = self.active.resident_bytes() + self.frozen.iter().map(|layer| layer.resident_bytes()).sum::<u64>();
+        let held = self.active.resident_bytes()
+            + self.frozen.iter().map(|layer| layer.resident_bytes()).sum::<u64>();
         let through = self.active.through;
         *self = Self::after(through);
         held
@@ -216,10 +209,16 @@ mod tests {
         Buffered::Data { lsn: Lsn::new(lsn), skip_blocks: 0, bytes: Some(bytes) }
     }
 
+    fn lsn_of(buffered: &Buffered) -> Lsn {
+        match buffered {
+            Buffered::Data { lsn, .. } | Buffered::Hole { lsn } => *lsn,
+        }
+    }
+
     fn lsns(buffer: &WriteBuffer, range: LbaRange) -> Vec<(u64, u64, Option<u64>)> {
         let mut pieces = Vec::new();
         buffer.lookup(range, |part, value| {
-            pieces.push((part.start().get(), part.blocks(), value.map(|value| value.lsn().get())));
+            pieces.push((part.start().get(), part.blocks(), value.map(|value| lsn_of(&value).get())));
         });
         pieces.sort_unstable();
         pieces
@@ -248,7 +247,7 @@ mod tests {
         buffer.apply(WriteSeq::new(1), blocks(0, 1), data(1, 1, 1));
         let layer = buffer.freeze(false).unwrap();
         buffer.apply(WriteSeq::new(2), blocks(0, 1), data(2, 1, 2));
-        layer.runs.lookup(blocks(0, 1), |_, value| assert_eq!(value.unwrap().lsn(), Lsn::new(1)));
+        layer.runs.lookup(blocks(0, 1), |_, value| assert_eq!(lsn_of(&value.unwrap()), Lsn::new(1)));
     }
 
     #[test]

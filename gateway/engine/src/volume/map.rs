@@ -135,7 +135,8 @@ impl ExtentMap {
                 at = part.end();
                 continue;
             }
-            let held = pinned.leaves.iter().find(|(held, _)| *held == index).map(|(_, leaf)| Arc::clone(leaf));
+            let held =
+                pinned.leaves.iter().find(|(held, _)| *held == index).map(|(_, leaf)| Arc::clone(leaf));
             let leaf = held.or_else(|| cache.get(self.lineage, index)).ok_or(MissingLeaf(index))?;
             leaf.lookup(part, &mut *piece);
             at = part.end();
@@ -145,7 +146,8 @@ impl ExtentMap {
 
     /// What waits to be folded in the next `leaves_max` leaves from `from`, grouped by leaf, as of now.
     pub(crate) fn next_to_fold(&self, from: Lba, leaves_max: usize) -> FoldStep {
-        let mut step = FoldStep { through: self.last_commit, pieces: Vec::new(), emptied: Vec::new(), resume: None };
+        let mut step =
+            FoldStep { through: self.last_commit, pieces: Vec::new(), emptied: Vec::new(), resume: None };
         let everything = LbaRange::between(from, Lba::new(u64::MAX));
         let mut leaves = 0;
         self.overlay.lookup(everything, |range, value| {
@@ -156,7 +158,8 @@ impl ExtentMap {
             let mut at = range.start();
             while at < range.end() {
                 let index = LeafIndex::of(at);
-                let is_new = step.pieces.last().is_none_or(|(last, _): &(LeafIndex, Vec<MapOp>)| *last != index);
+                let is_new =
+                    step.pieces.last().is_none_or(|(last, _): &(LeafIndex, Vec<MapOp>)| *last != index);
                 if is_new && leaves == leaves_max {
                     step.resume = Some(at);
                     return;
@@ -173,7 +176,8 @@ impl ExtentMap {
                     }
                 }
                 let part = LbaRange::between(at, index.range().end().min(range.end()));
-                let op = MapOp { range: part, target: unfolded.target.advanced(at.get() - range.start().get()) };
+                let op =
+                    MapOp { range: part, target: unfolded.target.advanced(at.get() - range.start().get()) };
                 if is_new {
                     leaves += 1;
                     step.pieces.push((index, vec![op]));
@@ -188,7 +192,12 @@ impl ExtentMap {
 
     /// Forgets the overlay's pieces of the step's leaves, which the catalog has folded through `through`, and
     /// shows the new leaves instead.
-    pub(crate) fn folded(&mut self, step: &FoldStep, leaves: &[(LeafIndex, Arc<MapLeaf>)], cache: &LeafCache) {
+    pub(crate) fn folded(
+        &mut self,
+        step: &FoldStep,
+        leaves: &[(LeafIndex, Arc<MapLeaf>)],
+        cache: &LeafCache,
+    ) {
         self.epoch += 1;
         for range in step.pieces.iter().map(|(index, _)| index.range()).chain(step.emptied.iter().copied()) {
             let mut newer = Vec::new();

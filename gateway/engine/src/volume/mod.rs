@@ -21,8 +21,8 @@ use crate::recovery::OpenVolume;
 use buffer::WriteBuffer;
 use bytes::Bytes;
 use cairn_model::{
-    AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, ReadBuffer,
-    VolumeId, WriteFlags,
+    AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, ReadBuffer, VolumeId,
+    WriteFlags,
 };
 use map::ExtentMap;
 use parking_lot::Mutex;
@@ -115,7 +115,8 @@ impl Volume {
         if self.lease.is_current(clock.now()) {
             return Ok(());
         }
-        let renewed = cairn_model::timeout(clock, self.shared.config.lease_ttl, self.lease.renewed(clock)).await;
+        let renewed =
+            cairn_model::timeout(clock, self.shared.config.lease_ttl, self.lease.renewed(clock)).await;
         match renewed {
             Ok(true) => Ok(()),
             Ok(false) => Err(EngineError::Fenced(self.name())),
@@ -176,7 +177,12 @@ impl BlockDevice for Volume {
         self.owned().await
     }
 
-    async fn write_zeroes(&self, offset: u64, length_bytes: u64, flags: WriteFlags) -> Result<(), EngineError> {
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length_bytes: u64,
+        flags: WriteFlags,
+    ) -> Result<(), EngineError> {
         let last = self.zero_bytes(offset, length_bytes).await?;
         self.acknowledge(last, flags).await
     }

@@ -1,9 +1,9 @@
 //! The way of a read: write buffer, decoded chunks in RAM, log, pool.
 
+use super::Volume;
 use super::map::{MissingLeaf, PinnedLeaves};
 use super::plan::{Plan, Source};
 use super::write::SeenBlock;
-use super::Volume;
 use crate::error::EngineError;
 use bytes::Bytes;
 use cairn_metadata::LeafIndex;
@@ -125,7 +125,9 @@ impl Volume {
     /// Recognises sequential streams and brings what follows into the cache, beside the read.
     fn read_ahead(&self, range: LbaRange) {
         let end = Lba::new(self.state.lock().size_bytes.div_ceil(BLOCK));
-        let Some(ahead) = self.streams.observe(range, end, self.shared.config.read_ahead_bytes) else { return };
+        let Some(ahead) = self.streams.observe(range, end, self.shared.config.read_ahead_bytes) else {
+            return;
+        };
         let mut chunks = Vec::new();
         {
             let state = self.state.lock();

@@ -151,14 +151,20 @@ impl Volume {
     }
 
     /// Gives the change its place in the log and in the buffer. The caller holds the state: the order of calls is the write order.
-    fn append(&self, state: &mut VolumeState, permit: Permit, change: Change) -> Result<Appended, EngineError> {
+    fn append(
+        &self,
+        state: &mut VolumeState,
+        permit: Permit,
+        change: Change,
+    ) -> Result<Appended, EngineError> {
         state.check_serving()?;
         if !self.shared.wal_state.is_dirty() {
             return Ok(Appended::LogIsClean(permit, change));
         }
         let (range, body) = match change {
             Change::Write { start, data } => {
-                let range = LbaRange::new(start, data.len() as u64 / BLOCK).expect("checked against the size");
+                let range =
+                    LbaRange::new(start, data.len() as u64 / BLOCK).expect("checked against the size");
                 (range, RecordBody::Write { start, data })
             }
             Change::Discard { range } => (range, RecordBody::Discard { range }),
@@ -199,7 +205,8 @@ impl Volume {
             {
                 let mut state = self.state.lock();
                 let now = self.plan_locked(&state, range, &seen.pinned);
-                let unchanged = now.is_ok_and(|plan| plan.only_source().is_some_and(|now| seen.source.is(now)));
+                let unchanged =
+                    now.is_ok_and(|plan| plan.only_source().is_some_and(|now| seen.source.is(now)));
                 if unchanged && let Appended::At(lsn) = self.append(&mut state, permit, change)? {
                     return Ok(lsn);
                 }

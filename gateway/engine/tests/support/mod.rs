@@ -5,9 +5,10 @@ use cairn_engine::{Engine, EngineConfig, EngineError, EngineParts, Volume};
 use cairn_metadata::{Catalog, NewVolume, NodeRow, NodeState, SiteRow, SqliteCatalog, VolumeName};
 use cairn_model::crypto::SecretKey;
 use cairn_model::{
-    BlockDevice, Durability, Entropy, GatewayId, LineageId, Ports, SeededEntropy, SiteId, VolumeId, WriteFlags,
+    BlockDevice, Durability, Entropy, GatewayId, LineageId, Ports, SeededEntropy, SiteId, VolumeId,
+    WriteFlags,
 };
-use cairn_segment_writer::{DataNode, NodeAccess, NodeUrl, Pool, RequestPolicy};
+use cairn_segment_writer::{DataNode, Pool, RequestPolicy};
 use cairn_wal::{FileDisk, WalConfig};
 use object_store::ObjectStore;
 use std::path::PathBuf;
@@ -15,47 +16,57 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 
-pub const MIB: u64 = 1 << 20;
+pub(crate) const MIB: u64 = 1 << 20;
 
-pub struct Site {
-    pub directory: TempDir,
-    pub id: SiteId,
-    pub gateway: GatewayId,
-    pub store: Arc<dyn ObjectStore>,
+pub(crate) struct Site {
+    pub(crate) directory: TempDir,
+    pub(crate) id: SiteId,
+    pub(crate) gateway: GatewayId,
+    pub(crate) store: Arc<dyn ObjectStore>,
     node: cairn_model::NodeId,
-    pub config: EngineConfig,
-    pub ports: Ports,
+    pub(crate) config: EngineConfig,
+    pub(crate) policy: RequestPolicy,
+    pub(crate) ports: Ports,
 }
 
 impl Site {
     /// A fresh site with volume `disk` of `size_bytes` on a pool in memory.
-    pub async fn with_volume(size_bytes: u64) -> Self {
+    pub(crate) async fn with_volume(size_bytes: u64) -> Self {
         let site = Self::on(Arc::new(object_store::memory::InMemory::new())).await;
         site.add_volume("disk", size_bytes).await;
         site
     }
 
-    pub async fn on(store: Arc<dyn ObjectStore>) -> Self {
+    pub(crate) async fn on(store: Arc<dyn ObjectStore>) -> Self {
         let ports = Ports::system();
         let directory = TempDir::new().unwrap();
         let id = SiteId::fresh(&*ports.clock, &*ports.entropy);
         let gateway = GatewayId::fresh(&*ports.clock, &*ports.entropy);
-        let attached = DataNode::attach_store(
-            Arc::clone(&store),
-            "memory".into(),
-            RequestPolicy::default(),
-            id,
-            ports.clone(),
-        );
+        let attached =
+            DataNode::attach_store(Arc::clone(&store), "memory", id, RequestPolicy::default(), ports.clone());
         let node = attached.await.unwrap();
         let wal = WalConfig { capacity_bytes: 64 * MIB, file_bytes: 8 * MIB, ..WalConfig::default() };
         let mut config = EngineConfig::new(wal);
         config.batch_bytes = 4 * MIB;
         config.batch_age = Duration::from_millis(200);
-        let site = Self { directory, id, gateway, store, node: node.id(), config, ports };
-        let catalog = site.catalog().await;
+        let site = Self {
+            directory,
+            id,
+            gateway,
+            store,
+            node: node.id(),
+            config,
+            policy: RequestPolicy::default(),
+            ports,
+        };
+        let catalog = SqliteCatalog::create(&site.directory.path().join("catalog.db")).await.unwrap();
         let now = site.ports.clock.wall();
-        let row = SiteRow { id, name: "test".to_owned(), created_at: now, format_version: cairn_metadata::FORMAT_VERSION };
+        let row = SiteRow {
+            id,
+            name: "test".to_owned(),
+            created_at: now,
+            format_version: cairn_metadata::FORMAT_VERSION,
+        };
         catalog.create_site(&row).await.unwrap();
         catalog.register_gateway(gateway, "test", now).await.unwrap();
         let node = NodeRow {
@@ -72,13 +83,13 @@ impl Site {
         site
     }
 
-    pub async fn add_volume(&self, name: &str, size_bytes: u64) {
+    pub(crate) async fn add_volume(&self, name: &str, size_bytes: u64) {
         let catalog = self.catalog().await;
         catalog.create_volume(&self.new_volume(name, size_bytes)).await.unwrap();
         catalog.close().await;
     }
 
-    pub fn new_volume(&self, name: &str, size_bytes: u64) -> NewVolume {
+    pub(crate) fn new_volume(&self, name: &str, size_bytes: u64) -> NewVolume {
         let (clock, entropy) = (&*self.ports.clock, &*self.ports.entropy);
         NewVolume {
             id: VolumeId::fresh(clock, entropy),
@@ -94,21 +105,21 @@ impl Site {
         }
     }
 
-    pub fn wal_directory(&self) -> PathBuf {
+    pub(crate) fn wal_directory(&self) -> PathBuf {
         self.directory.path().join("wal")
     }
 
-    pub async fn catalog(&self) -> Arc<dyn Catalog> {
+    pub(crate) async fn catalog(&self) -> Arc<dyn Catalog> {
         Arc::new(SqliteCatalog::open(&self.directory.path().join("catalog.db")).await.unwrap())
     }
 
-    pub async fn try_start(&self) -> Result<Arc<Engine>, EngineError> {
+    pub(crate) async fn try_start(&self) -> Result<Arc<Engine>, EngineError> {
         let opened = DataNode::open_store(
             Arc::clone(&self.store),
-            "memory".into(),
-            RequestPolicy::default(),
+            "memory",
             self.id,
             self.node,
+            self.policy,
             self.ports.clone(),
         );
         let parts = EngineParts {
@@ -124,36 +135,36 @@ impl Site {
         Engine::start(self.config.clone(), parts).await
     }
 
-    pub async fn start(&self) -> Arc<Engine> {
+    pub(crate) async fn start(&self) -> Arc<Engine> {
         self.try_start().await.unwrap()
     }
 }
 
 /// A volume and the bytes it must show.
-pub struct Checked {
-    pub volume: Arc<Volume>,
-    pub expected: Vec<u8>,
+pub(crate) struct Checked {
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) expected: Vec<u8>,
 }
 
 impl Checked {
-    pub fn fresh(volume: Arc<Volume>) -> Self {
+    pub(crate) fn fresh(volume: Arc<Volume>) -> Self {
         let expected = vec![0; usize::try_from(volume.size_bytes()).unwrap()];
         Self { volume, expected }
     }
 
-    pub async fn write(&mut self, offset: u64, bytes: Vec<u8>) {
+    pub(crate) async fn write(&mut self, offset: u64, bytes: Vec<u8>) {
         let start = usize::try_from(offset).unwrap();
         self.expected[start..start + bytes.len()].copy_from_slice(&bytes);
         self.volume.write(offset, Bytes::from(bytes), WriteFlags::default()).await.unwrap();
     }
 
-    pub async fn zero(&mut self, offset: u64, length: u64) {
+    pub(crate) async fn zero(&mut self, offset: u64, length: u64) {
         let start = usize::try_from(offset).unwrap();
         self.expected[start..start + usize::try_from(length).unwrap()].fill(0);
         self.volume.write_zeroes(offset, length, WriteFlags::default()).await.unwrap();
     }
 
-    pub async fn check(&self, offset: u64, length: u64) {
+    pub(crate) async fn check(&self, offset: u64, length: u64) {
         let read = self.volume.read(offset, u32::try_from(length).unwrap()).await.unwrap().to_vec();
         let start = usize::try_from(offset).unwrap();
         let expected = &self.expected[start..start + read.len()];
@@ -162,7 +173,7 @@ impl Checked {
         assert_eq!(read.len() as u64, length);
     }
 
-    pub async fn check_all(&self) {
+    pub(crate) async fn check_all(&self) {
         let size = self.volume.size_bytes();
         let mut at = 0;
         while at < size {
@@ -174,24 +185,26 @@ impl Checked {
 }
 
 /// Reproducible numbers.
-pub struct Dice(SeededEntropy);
+pub(crate) struct Dice(SeededEntropy);
 
 impl Dice {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(SeededEntropy::new(seed))
     }
 
-    pub fn below(&self, limit: u64) -> u64 {
+    pub(crate) fn below(&self, limit: u64) -> u64 {
         let mut bytes = [0; 8];
         self.0.fill(&mut bytes);
         u64::from_le_bytes(bytes) % limit
     }
 
     /// Bytes that compress about as well as text.
-    pub fn bytes(&self, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&self, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.0.fill(&mut bytes);
-        bytes.iter_mut().for_each(|byte| *byte = b'a' + *byte % 16);
+        for byte in &mut bytes {
+            *byte = b'a' + *byte % 16;
+        }
         bytes
     }
 }
