@@ -45,8 +45,8 @@ async fn site_with(plan: impl FnMut(Verb) -> Option<Fault> + Send + 'static) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_faults_of_the_store_never_show_in_the_data() {
     let dice = Dice::new(11);
-    // A chunk that is damaged twice in a row is an I/O error, rightly; so no two flips follow each other.
-    let mut flipped = false;
+    // A chunk that is damaged again when it is fetched again is an I/O error, rightly; so flips are far apart.
+    let mut since_flip = 0;
     let mut site = site_with(move |verb| {
         let fault = match (verb, dice.below(14)) {
             (_, 0) => Fault::Status(503),
@@ -58,13 +58,15 @@ async fn random_faults_of_the_store_never_show_in_the_data() {
             (Verb::Put, 6) => Fault::ReplyHangs,
             (Verb::Get, 5) => Fault::BodyBreaks(100),
             (Verb::Get, 6) => Fault::BodyEnds(100),
-            (Verb::Get, 7) if !flipped => Fault::BodyFlips(77),
+            (Verb::Get, 7) if since_flip > 50 => Fault::BodyFlips(77),
             _ => {
-                flipped = false;
+                since_flip += 1;
                 return None;
             }
         };
-        flipped = flipped || matches!(fault, Fault::BodyFlips(_));
+        if matches!(fault, Fault::BodyFlips(_)) {
+            since_flip = 0;
+        }
         Some(fault)
     })
     .await;
