@@ -1,0 +1,1 @@
+//! What real clients must see, one function per client and behaviour.
