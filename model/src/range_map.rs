@@ -108,6 +108,17 @@ impl<V: RangeValue> RangeMap<V> {
             .map(|(&start, run)| (LbaRange::between(Lba::new(start), Lba::new(run.end)), &run.value))
     }
 
+    /// The pieces from `from` on in address order; the first is cut if `from` lies inside it.
+    pub fn iter_from(&self, from: Lba) -> impl Iterator<Item = (LbaRange, V)> {
+        let from = from.get();
+        let first = self.runs.range(..from).next_back().filter(|(_, run)| run.end > from);
+        let cut = first.map(|(&start, run)| (from, run.end, run.value.advanced(from - start)));
+        let rest = self.runs.range(from..).map(|(&start, run)| (start, run.end, run.value.clone()));
+        cut.into_iter()
+            .chain(rest)
+            .map(|(start, end, value)| (LbaRange::between(Lba::new(start), Lba::new(end)), value))
+    }
+
     /// All pieces in address order, for changes that keep each piece's range.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (LbaRange, &mut V)> {
         self.runs
@@ -167,6 +178,9 @@ mod tests {
                         at = piece.end().get();
                     });
                     prop_assert_eq!(at, look_start + look_length);
+                    let mut from_there = Vec::new();
+                    map.lookup(range(look_start, 96), |piece, value| from_there.extend(value.map(|value| (piece, value))));
+                    prop_assert_eq!(map.iter_from(Lba::new(look_start)).collect::<Vec<_>>(), from_there);
                 }
             }
         }

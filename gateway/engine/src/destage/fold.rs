@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Leaves rewritten by one transaction.
 const LEAVES_PER_STEP: usize = 128;
+/// Pieces looked at while the volume's state is held, about.
+const PIECES_PER_STEP: usize = 16_384;
 /// A volume is folded when this many pieces wait: enough for many changes to share one rewrite of a leaf.
 const FOLD_FROM_PIECES: usize = 200_000;
 /// A volume with fewer pieces is folded when its oldest delta is this many commits old, so that starting does not have
@@ -52,7 +54,7 @@ async fn fold(shared: &Shared, volume: &Volume) -> Result<(), EngineError> {
     let goal = volume.state().lock().map.last_commit();
     let mut from = Lba::ZERO;
     loop {
-        let step = volume.state().lock().map.next_to_fold(from, LEAVES_PER_STEP);
+        let step = volume.state().lock().map.next_to_fold(from, LEAVES_PER_STEP, PIECES_PER_STEP);
         let is_last = step.resume.is_none();
         let mut leaves = Vec::with_capacity(step.pieces.len());
         for (index, ops) in &step.pieces {

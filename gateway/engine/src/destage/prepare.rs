@@ -3,11 +3,12 @@
 use super::Batch;
 use crate::engine::Shared;
 use crate::error::EngineError;
-use crate::volume::buffer::Buffered;
+use crate::volume::buffer::{Buffered, Layer};
 use bytes::Bytes;
-use cairn_model::{BLOCK_SIZE, ErrorKind, Kinded, Lba, LbaRange, UploadReceipt};
+use cairn_model::{BLOCK_SIZE, ErrorKind, Kinded, Lba, LbaRange, Lsn, UploadReceipt};
 use cairn_segment_writer::{BatchHeader, PackStats, Packer, SealedSegment, VolumeDelta, VolumeHeader};
 use cairn_wal::WalError;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -94,10 +95,19 @@ async fn try_prepare(
             base: layer.base,
             through: layer.through,
         }));
+        let read_back = read_back(shared, layer).await?;
         for (range, what) in layer.runs.iter() {
             match what {
                 Buffered::Hole { .. } => slice.discard(range),
-                Buffered::Data { .. } => slice.data(range.start(), bytes_of(shared, range, what).await?),
+                Buffered::Data { lsn, skip_blocks, bytes } => {
+                    let length = usize::try_from(range.bytes()).expect("a record is small");
+                    let skip = *skip_blocks as usize * BLOCK;
+                    let data = match bytes {
+                        Some(bytes) => bytes.slice(..length),
+                        None => read_back[lsn].slice(skip..skip + length),
+                    };
+                    slice.data(range.start(), data);
+                }
             }
             if slice.blocks >= SLICE_BLOCKS || slice.steps.len() >= SLICE_STEPS {
                 packer = pack(shared, packer, std::mem::take(&mut slice), &mut uploads, &slots).await?;
@@ -144,20 +154,24 @@ fn block_count(pieces: &[Bytes]) -> u64 {
     (pieces.iter().map(Bytes::len).sum::<usize>() / BLOCK) as u64
 }
 
-/// The bytes of a run, from memory or back from the log, which keeps them until the batch is committed.
-async fn bytes_of(shared: &Shared, range: LbaRange, what: &Buffered) -> Result<Bytes, EngineError> {
-    let Buffered::Data { lsn, skip_blocks, bytes } = what else { unreachable!("asked for data only") };
-    let length = usize::try_from(range.bytes()).expect("a record is small");
-    if let Some(bytes) = bytes {
-        return Ok(bytes.slice(..length));
-    }
-    let record = match shared.wal.read(*lsn).await {
-        Ok(record) => record,
+/// The records of a stripped layer, back from the log, which keeps them until the batch is committed. In log order, so that
+/// each frame is read once; a layer is a batch at most, which bounds the memory.
+async fn read_back(shared: &Shared, layer: &Layer) -> Result<HashMap<Lsn, Bytes>, EngineError> {
+    let mut lsns: Vec<_> = layer
+        .runs
+        .iter()
+        .filter_map(|(_, what)| match what {
+            Buffered::Data { lsn, bytes: None, .. } => Some(*lsn),
+            Buffered::Data { .. } | Buffered::Hole { .. } => None,
+        })
+        .collect();
+    lsns.sort_unstable();
+    lsns.dedup();
+    let records = match shared.wal.read_many(lsns.clone()).await {
         Err(error @ WalError::Freed { .. }) => unreachable!("the log keeps what is not committed: {error}"),
-        Err(error) => return Err(error.into()),
+        done => done?,
     };
-    let skip = *skip_blocks as usize * BLOCK;
-    Ok(record.slice(skip..skip + length))
+    Ok(lsns.into_iter().zip(records).collect())
 }
 
 async fn pack(

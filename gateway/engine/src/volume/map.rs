@@ -144,49 +144,37 @@ impl ExtentMap {
         Ok(())
     }
 
-    /// What waits to be folded in the next `leaves_max` leaves from `from`, grouped by leaf, as of now.
-    pub(crate) fn next_to_fold(&self, from: Lba, leaves_max: usize) -> FoldStep {
+    /// What waits to be folded from `from` on, grouped by leaf, as of now: whole leaves, up to `leaves_max` of them and about
+    /// `pieces_max` pieces.
+    pub(crate) fn next_to_fold(&self, from: Lba, leaves_max: usize, pieces_max: usize) -> FoldStep {
         let mut step =
             FoldStep { through: self.last_commit, pieces: Vec::new(), emptied: Vec::new(), resume: None };
-        let everything = LbaRange::between(from, Lba::new(u64::MAX));
-        let mut leaves = 0;
-        self.overlay.lookup(everything, |range, value| {
-            let Some(unfolded) = value else { return };
-            if step.resume.is_some() {
-                return;
-            }
+        let mut pieces = 0;
+        for (range, unfolded) in self.overlay.iter_from(from) {
             let mut at = range.start();
             while at < range.end() {
                 let index = LeafIndex::of(at);
-                let is_new =
-                    step.pieces.last().is_none_or(|(last, _): &(LeafIndex, Vec<MapOp>)| *last != index);
-                if is_new && leaves == leaves_max {
+                let is_new = step.pieces.last().is_none_or(|(last, _)| *last != index);
+                if is_new && (step.pieces.len() + step.emptied.len() >= leaves_max || pieces >= pieces_max) {
                     step.resume = Some(at);
-                    return;
+                    return step;
                 }
-                if at == index.range().start() && matches!(unfolded.target, MapTarget::Hole) {
-                    // Whole leaves that became holes are dropped as a range, however many they are.
-                    let whole_blocks = (range.end().get() - at.get()) / LEAF_BLOCKS * LEAF_BLOCKS;
-                    if whole_blocks > 0 {
-                        let emptied = LbaRange::new(at, whole_blocks).expect("a part of a range");
-                        step.emptied.push(emptied);
-                        at = emptied.end();
-                        leaves += 1;
-                        continue;
+                pieces += 1;
+                at = if let Some(emptied) = emptied_leaves(at, range.end(), unfolded.target) {
+                    step.emptied.push(emptied);
+                    emptied.end()
+                } else {
+                    let part = LbaRange::between(at, index.range().end().min(range.end()));
+                    let target = unfolded.target.advanced(at.get() - range.start().get());
+                    let op = MapOp { range: part, target };
+                    match step.pieces.last_mut() {
+                        Some((_, ops)) if !is_new => ops.push(op),
+                        _ => step.pieces.push((index, vec![op])),
                     }
-                }
-                let part = LbaRange::between(at, index.range().end().min(range.end()));
-                let op =
-                    MapOp { range: part, target: unfolded.target.advanced(at.get() - range.start().get()) };
-                if is_new {
-                    leaves += 1;
-                    step.pieces.push((index, vec![op]));
-                } else if let Some((_, ops)) = step.pieces.last_mut() {
-                    ops.push(op);
-                }
-                at = part.end();
+                    part.end()
+                };
             }
-        });
+        }
         step
     }
 
@@ -221,6 +209,14 @@ impl ExtentMap {
     pub(crate) fn lineage(&self) -> LineageId {
         self.lineage
     }
+}
+
+/// The whole leaves at the start of `[at, end)` when they became holes: dropped as one range, however many they are.
+fn emptied_leaves(at: Lba, end: Lba, target: MapTarget) -> Option<LbaRange> {
+    let starts_leaf = at == LeafIndex::of(at).range().start();
+    let whole_blocks = (end.get() - at.get()) / LEAF_BLOCKS * LEAF_BLOCKS;
+    let emptied = starts_leaf && whole_blocks > 0 && matches!(target, MapTarget::Hole);
+    emptied.then(|| LbaRange::between(at, at.plus(whole_blocks)))
 }
 
 /// A bounded part of the folding of a lineage.
