@@ -5,15 +5,21 @@
 //! one inside the packer, a [`SealedSegment`], and after [`Pool::put`] an [`UploadReceipt`](cairn_model::UploadReceipt),
 //! without which the catalog publishes nothing.
 
+mod admin;
 mod chunk;
 mod compress;
 mod container;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod pool;
 mod reader;
 mod seal;
 mod segment;
+#[doc(hidden)]
+pub mod testing;
 
+pub use admin::{Capabilities, S3Admin, Versioning};
 pub use chunk::ChunkBlocksMax;
 pub use compress::{Codec, Compression};
 pub use container::{CHUNKS_PER_CONTAINER_MAX, CONTAINER_BYTES_MAX, ChunkEntry, ContainerDirectory};

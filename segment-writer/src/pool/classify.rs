@@ -5,7 +5,6 @@
 
 use crate::error::{Action, PoolError};
 use object_store::Error as StoreError;
-use object_store::client::HttpError;
 use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
@@ -21,8 +20,9 @@ pub(crate) struct Failure {
     pub(crate) transient: bool,
 }
 
+/// What there is to do about an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Class {
+pub(crate) enum Class {
     Transient,
     AccessDenied,
     NoSuchBucket,
@@ -37,8 +37,23 @@ enum Class {
 /// Judges `error` of `action` on `node`.
 pub(crate) fn classify(node: &Arc<str>, action: Action, error: StoreError) -> Failure {
     let text = error.to_string();
-    let class = class_of(&error, &text);
+    let class = match class_of(&error, &text) {
+        // Only a get asks for an object that must exist.
+        Class::NoSuchObject if action.verb != "get" => Class::NoSuchBucket,
+        class => class,
+    };
     let cause = cause_of(&error, &text);
+    failure(node, action, class, cause, error)
+}
+
+/// The failure of a class.
+pub(crate) fn failure(
+    node: &Arc<str>,
+    action: Action,
+    class: Class,
+    cause: String,
+    error: StoreError,
+) -> Failure {
     let node = Arc::clone(node);
     let source = Some(Arc::new(error));
     let error = match class {
@@ -67,43 +82,51 @@ fn class_of(error: &StoreError, text: &str) -> Class {
     if let Some(io) = find::<io::Error>(error) {
         return class_of_io(error, io);
     }
-    let s3_code = between(text, "<Code>", "</Code>");
-    match s3_code {
-        Some("NoSuchBucket") => return Class::NoSuchBucket,
-        Some("NoSuchKey") => return Class::NoSuchObject,
-        Some(
-            "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded" | "InsufficientStorage",
-        ) => {
-            return Class::OutOfSpace;
-        }
-        Some("SlowDown" | "InternalError" | "ServiceUnavailable" | "RequestTimeout") => {
-            return Class::Transient;
-        }
-        Some("InvalidRange") => return Class::Short,
-        _ => {}
+    if let Some(class) = between(text, "<Code>", "</Code>").and_then(class_of_code) {
+        return class;
     }
     match error {
         StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => Class::AccessDenied,
         StoreError::NotFound { .. } => Class::NoSuchObject,
-        StoreError::Generic { .. } => class_of_generic(error, text),
+        StoreError::Generic { .. } => match status_of(text) {
+            Some(status) => class_of_status(status),
+            // A range that begins behind the end, found before it was asked for.
+            None if text.contains("Wanted range starting at") => Class::Short,
+            // The connection: refused, reset, cut in the middle of the body. Or an answer that makes no sense, as of a proxy
+            // or a server that is starting.
+            None => Class::Transient,
+        },
         _ => Class::Rejected,
     }
 }
 
-fn class_of_generic(error: &StoreError, text: &str) -> Class {
-    let status = text.split("status code: ").nth(1).and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
-    match status {
-        Some(507) => Class::OutOfSpace,
-        Some(408 | 409 | 425 | 429 | 500..) => Class::Transient,
-        Some(416) => Class::Short,
-        Some(_) => Class::Rejected,
-        // A range that begins behind the end, found before it was asked for.
-        None if text.contains("Wanted range starting at") => Class::Short,
-        // The connection: refused, reset, cut in the middle of the body, another length than announced.
-        None if find::<HttpError>(error).is_some() => Class::Transient,
-        // An answer that makes no sense may come from a proxy or a server that is starting.
-        None => Class::Transient,
+/// What an S3 error code means where the status says less.
+pub(crate) fn class_of_code(code: &str) -> Option<Class> {
+    match code {
+        "NoSuchBucket" => Some(Class::NoSuchBucket),
+        "NoSuchKey" => Some(Class::NoSuchObject),
+        "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded" | "InsufficientStorage" => {
+            Some(Class::OutOfSpace)
+        }
+        "SlowDown" | "InternalError" | "ServiceUnavailable" | "RequestTimeout" => Some(Class::Transient),
+        "InvalidRange" => Some(Class::Short),
+        _ => None,
     }
+}
+
+pub(crate) fn class_of_status(status: u16) -> Class {
+    match status {
+        401 | 403 => Class::AccessDenied,
+        404 => Class::NoSuchObject,
+        416 => Class::Short,
+        507 => Class::OutOfSpace,
+        408 | 409 | 425 | 429 | 500.. => Class::Transient,
+        _ => Class::Rejected,
+    }
+}
+
+fn status_of(text: &str) -> Option<u16> {
+    text.split("status code: ").nth(1).and_then(|rest| rest.get(..3)?.parse().ok())
 }
 
 fn class_of_io(error: &StoreError, io: &io::Error) -> Class {

@@ -3,7 +3,7 @@
 //! One data node holds everything. A segment's shards on several nodes change [`Pool::put`] and the location that
 //! [`Pool::read_chunks`] is given; a node's own business (attempts, health, marker) stays in [`DataNode`].
 
-mod classify;
+pub(crate) mod classify;
 mod credentials;
 mod directory;
 mod health;

@@ -46,7 +46,7 @@ mod frame;
 mod packer;
 
 pub use footer::{Footer, SegmentContainer, VolumeDelta};
-pub(crate) use frame::{FOOTER_BYTES_MAX, HeaderError, Trailer, VERSION, open_footer};
+pub(crate) use frame::{FOOTER_BYTES_MAX, Header, HeaderError, Trailer, VERSION, open_footer};
 pub use frame::{HEADER_BYTES, TRAILER_BYTES};
 pub use packer::{ChunkSink, PackConfig, PackStats, PackedBatch, Packer};
 

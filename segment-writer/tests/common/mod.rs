@@ -5,14 +5,18 @@
 use bytes::Bytes;
 use cairn_model::crypto::SecretKey;
 use cairn_model::{
-    BLOCK_SIZE, BatchId, Entropy, GatewayId, Generation, Lba, LineageId, MapTarget, NodeId, Ports,
-    SeededEntropy, SiteId, VolumeId, WriteSeq,
+    BLOCK_SIZE, BatchId, Clock, Entropy, GatewayId, Generation, Lba, LineageId, MapTarget, Monotonic, NodeId,
+    Ports, SeededEntropy, SiteId, ThreadSpawn, VolumeId, WallTime, WriteSeq,
 };
 use cairn_segment_writer::{
     BatchHeader, ContainerCipher, ContainerLocation, DataNode, NodeAccess, NodeUrl, PackConfig, PackedBatch,
     Packer, Pool, RequestPolicy, SealedSegment, VolumeDelta, VolumeHeader,
 };
+use object_store::ObjectStore;
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) const BLOCK: usize = BLOCK_SIZE as usize;
@@ -65,6 +69,40 @@ pub(crate) fn text(blocks: usize, seed: u64) -> Bytes {
     }
     bytes.truncate(blocks * BLOCK);
     bytes.into()
+}
+
+/// Tokio's clock, which tests can pause: waits then take no time.
+#[derive(Debug)]
+pub(crate) struct TokioClock(tokio::time::Instant);
+
+impl Clock for TokioClock {
+    fn now(&self) -> Monotonic {
+        Monotonic::from_origin(self.0.elapsed())
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime::from_unix_millis(1_790_000_000_000)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this implements the port")]
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+/// Ports under which one seed is one schedule.
+pub(crate) fn seeded_ports(seed: u64) -> Ports {
+    Ports {
+        clock: Arc::new(TokioClock(tokio::time::Instant::now())),
+        entropy: Arc::new(SeededEntropy::new(seed)),
+        spawn: Arc::new(ThreadSpawn),
+    }
+}
+
+/// A pool of one node on that store.
+pub(crate) fn store_pool(store: Arc<dyn ObjectStore>) -> Pool {
+    let id = NodeId::from_bytes([9; 16]);
+    Pool::single(DataNode::with_store(id, "mem://node", store, policy(), seeded_ports(1)))
 }
 
 /// Impatient: what fails for good fails soon.
