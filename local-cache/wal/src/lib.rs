@@ -24,6 +24,8 @@ mod recovery;
 mod ring;
 mod scan;
 mod shared;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod wal;
 mod writer;
 

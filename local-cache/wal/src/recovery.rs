@@ -96,6 +96,7 @@ impl Recovery {
     ) -> Result<(), WalError> {
         let newest = by_epoch.pop_last().map(|(_, file)| file);
         let newest_epoch = newest.as_ref().map_or(0, |file| file.header.epoch);
+        let damaged_name = damaged.first().map(Slot::name);
         for slot in damaged {
             let mut scanner = self.take_scanner(&slot);
             if has_frames_after(&slot, newest_epoch, &mut scanner).await? {
@@ -124,10 +125,7 @@ impl Recovery {
         self.chain.push_front(newest.clone());
         while oldest.first_lsn > self.freed_through.next() {
             let Some(file) = by_epoch.remove(&oldest.previous_epoch) else {
-                return Err(WalError::MissingFile {
-                    location: self.context.disk.location(),
-                    epoch: oldest.previous_epoch,
-                });
+                return Err(self.missing(oldest.previous_epoch, damaged_name));
             };
             check_length(&file)?;
             oldest = file.header;
@@ -137,6 +135,17 @@ impl Recovery {
         self.newest = Some(newest);
         self.tail = Some(tail);
         Ok(())
+    }
+
+    fn missing(&self, epoch: u64, damaged_name: Option<String>) -> WalError {
+        match damaged_name {
+            Some(name) => WalError::corrupt(
+                &name,
+                0,
+                format!("the header is unreadable; the log lacks its file of epoch {epoch}"),
+            ),
+            None => WalError::MissingFile { location: self.context.disk.location(), epoch },
+        }
     }
 
     fn take_scanner(&mut self, slot: &Slot) -> Scanner {

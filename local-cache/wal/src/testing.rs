@@ -1,0 +1,381 @@
+//! A disk in memory that loses power, and the ports to run the log on one thread under a seed.
+//!
+//! The disk keeps what is durable apart from what was only written. [`MemoryDisk::lose_power`] keeps any subset of
+//! the unsynced 512-byte sectors. A failed sync leaves pages that read as written and are not on the device, as
+//! Linux does. Operations yield now and then, so that the seed decides how tasks interleave.
+
+use crate::disk::{Disk, DiskFile, DiskFuture};
+use cairn_model::{DedicatedWork, Entropy, Ports, SeededEntropy, Spawn, SystemClock};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+const SECTOR: usize = 512;
+
+/// Numbers that a seed decides.
+#[derive(Debug)]
+pub struct Dice(SeededEntropy);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(SeededEntropy::new(seed))
+    }
+
+    /// A number below `limit`.
+    pub fn below(&self, limit: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        u64::from_le_bytes(bytes) % limit
+    }
+
+    /// True `percent` times in a hundred.
+    pub fn percent(&self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// What the log asks of the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create(String),
+    Write { file: String, offset: u64, length: usize },
+    Sync(String),
+    Rename(String),
+    Remove(String),
+}
+
+type Fault = Box<dyn FnMut(&Operation) -> Option<io::ErrorKind> + Send>;
+
+#[derive(Debug, Default, Clone)]
+struct FileState {
+    /// What reads see.
+    cached: Vec<u8>,
+    durable: Vec<u8>,
+    /// Per sector: written since the last sync.
+    dirty: Vec<bool>,
+}
+
+struct State {
+    files: BTreeMap<String, FileState>,
+    fault: Option<Fault>,
+    /// Changes until everything stops, as if the process were gone.
+    changes_left: Option<u64>,
+    changes: u64,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct MemoryDisk {
+    state: Arc<Mutex<State>>,
+    dice: Arc<Dice>,
+    stopped: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for MemoryDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MemoryDisk")
+    }
+}
+
+impl MemoryDisk {
+    pub fn new(seed: u64) -> Self {
+        let state = State { files: BTreeMap::new(), fault: None, changes_left: None, changes: 0 };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            dice: Arc::new(Dice::new(seed)),
+            stopped: watch::channel(false).0,
+        }
+    }
+
+    /// After this many more changes nothing completes any more.
+    pub fn stop_after(&self, changes: u64) {
+        self.state.lock().changes_left = Some(changes);
+    }
+
+    /// Resolves when the disk has stopped.
+    pub async fn stopped(&self) {
+        let mut stopped = self.stopped.subscribe();
+        stopped.wait_for(|&stopped| stopped).await.expect("the disk is here");
+    }
+
+    /// Goes on after [`MemoryDisk::stop_after`], for the next process; without a power loss nothing is lost.
+    pub fn restart(&self) {
+        let mut state = self.state.lock();
+        state.changes_left = None;
+        state.fault = None;
+        self.stopped.send_replace(false);
+    }
+
+    /// Keeps `keep_percent` of the unsynced sectors, chosen by the seed.
+    pub fn lose_power(&self, keep_percent: u64) {
+        for file in self.state.lock().files.values_mut() {
+            for sector in file.take_dirty() {
+                if self.dice.percent(keep_percent) {
+                    file.persist(sector);
+                }
+            }
+            file.cached.clone_from(&file.durable);
+        }
+    }
+
+    /// Fails the operations for which `fault` returns an error. The operation does nothing then.
+    pub fn set_fault(&self, fault: impl FnMut(&Operation) -> Option<io::ErrorKind> + Send + 'static) {
+        self.state.lock().fault = Some(Box::new(fault));
+    }
+
+    /// Number of changes so far.
+    pub fn changes(&self) -> u64 {
+        self.state.lock().changes
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.state.lock().files.keys().cloned().collect()
+    }
+
+    /// The bytes of a file as they are read.
+    pub fn contents(&self, name: &str) -> Vec<u8> {
+        self.state.lock().files[name].cached.clone()
+    }
+
+    /// Changes a file behind everybody's back.
+    pub fn tamper(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state.lock();
+        let file = state.files.get_mut(name).expect("the file exists");
+        change(&mut file.cached);
+        file.durable.clone_from(&file.cached);
+        file.dirty.clear();
+    }
+
+    pub fn delete(&self, name: &str) {
+        self.state.lock().files.remove(name);
+    }
+
+    /// Lets others run, fails, or stops for good.
+    async fn change(&self, operation: &Operation) -> io::Result<()> {
+        for _ in 0..self.dice.below(3) {
+            tokio::task::yield_now().await;
+        }
+        let stopped = {
+            let mut state = self.state.lock();
+            if let Some(kind) = state.fault.as_mut().and_then(|fault| fault(operation)) {
+                return Err(kind.into());
+            }
+            state.changes += 1;
+            match &mut state.changes_left {
+                None => false,
+                Some(0) => true,
+                Some(left) => {
+                    *left -= 1;
+                    false
+                }
+            }
+        };
+        if stopped {
+            // The operation that the end of the process interrupts may still take effect.
+            if let (Operation::Sync(name), true) = (operation, self.dice.percent(50)) {
+                self.with_file(name, FileState::sync)?;
+            }
+            self.stopped.send_replace(true);
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    fn with_file<T>(&self, name: &str, work: impl FnOnce(&mut FileState) -> T) -> io::Result<T> {
+        self.state.lock().files.get_mut(name).map(work).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn file(&self, name: &str) -> Arc<dyn DiskFile> {
+        Arc::new(MemoryFile { disk: self.clone(), name: name.to_owned() })
+    }
+}
+
+impl FileState {
+    fn take_dirty(&mut self) -> Vec<usize> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.into_iter().enumerate().filter_map(|(sector, dirty)| dirty.then_some(sector)).collect()
+    }
+
+    fn persist(&mut self, sector: usize) {
+        let range = sector * SECTOR..((sector + 1) * SECTOR).min(self.cached.len());
+        if self.durable.len() < range.end {
+            self.durable.resize(range.end, 0);
+        }
+        self.durable[range.clone()].copy_from_slice(&self.cached[range]);
+    }
+
+    fn sync(&mut self) {
+        for sector in self.take_dirty() {
+            self.persist(sector);
+        }
+    }
+
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if self.cached.len() < end {
+            self.cached.resize(end, 0);
+        }
+        self.cached[offset..end].copy_from_slice(bytes);
+        let sectors = offset / SECTOR..end.div_ceil(SECTOR);
+        if self.dirty.len() < sectors.end {
+            self.dirty.resize(sectors.end, false);
+        }
+        self.dirty[sectors].fill(true);
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+        let bytes = self.cached.get(offset..offset + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        into.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Direct I/O sees what is on its way to the device and what the device has, no stale clean pages.
+    fn read_device(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+        self.read(offset, into)?;
+        for (index, target) in into.chunks_mut(SECTOR).enumerate() {
+            let at = offset + index * SECTOR;
+            if !self.dirty.get(at / SECTOR).is_some_and(|&dirty| dirty) {
+                match self.durable.get(at..at + target.len()) {
+                    Some(bytes) => target.copy_from_slice(bytes),
+                    None => target.fill(0),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn location(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn list(&self) -> DiskFuture<'_, Vec<String>> {
+        Box::pin(async { Ok(self.names()) })
+    }
+
+    fn create<'a>(&'a self, name: &'a str) -> DiskFuture<'a, Arc<dyn DiskFile>> {
+        Box::pin(async move {
+            self.change(&Operation::Create(name.to_owned())).await?;
+            self.state.lock().files.insert(name.to_owned(), FileState::default());
+            Ok(self.file(name))
+        })
+    }
+
+    fn open<'a>(&'a self, name: &'a str) -> DiskFuture<'a, Arc<dyn DiskFile>> {
+        Box::pin(async move {
+            self.with_file(name, |_| ())?;
+            Ok(self.file(name))
+        })
+    }
+
+    fn rename<'a>(&'a self, from: &'a str, to: &'a str) -> DiskFuture<'a, ()> {
+        Box::pin(async move {
+            self.change(&Operation::Rename(from.to_owned())).await?;
+            let mut state = self.state.lock();
+            let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+            state.files.insert(to.to_owned(), file);
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, name: &'a str) -> DiskFuture<'a, ()> {
+        Box::pin(async move {
+            self.change(&Operation::Remove(name.to_owned())).await?;
+            self.state.lock().files.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        })
+    }
+}
+
+#[derive(Debug)]
+struct MemoryFile {
+    disk: MemoryDisk,
+    name: String,
+}
+
+impl MemoryFile {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+fn position(offset: u64) -> usize {
+    usize::try_from(offset).expect("a file in memory")
+}
+
+impl DiskFile for MemoryFile {
+    fn length(&self) -> DiskFuture<'_, u64> {
+        Box::pin(async { self.disk.with_file(&self.name(), |file| file.cached.len() as u64) })
+    }
+
+    fn read<'a>(&'a self, offset: u64, into: &'a mut [u8]) -> DiskFuture<'a, ()> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            self.disk.with_file(&self.name(), |file| file.read(position(offset), into))?
+        })
+    }
+
+    fn read_device<'a>(&'a self, offset: u64, into: &'a mut [u8]) -> DiskFuture<'a, ()> {
+        Box::pin(async move {
+            self.disk.with_file(&self.name(), |file| file.read_device(position(offset), into))?
+        })
+    }
+
+    fn write<'a>(&'a self, offset: u64, bytes: &'a [u8]) -> DiskFuture<'a, ()> {
+        Box::pin(async move {
+            let operation = Operation::Write { file: self.name(), offset, length: bytes.len() };
+            let interrupted = self.disk.state.lock().changes_left == Some(0);
+            if interrupted && self.disk.dice.percent(50) {
+                // A part of what the end of the process interrupts reaches the page cache.
+                let part = position(self.disk.dice.below(bytes.len() as u64 / 512 + 1)) * 512;
+                self.disk.with_file(&self.name(), |file| file.write(position(offset), &bytes[..part]))?;
+            }
+            self.disk.change(&operation).await?;
+            self.disk.with_file(&self.name(), |file| file.write(position(offset), bytes))
+        })
+    }
+
+    fn sync(&self) -> DiskFuture<'_, ()> {
+        Box::pin(async {
+            let synced = self.disk.change(&Operation::Sync(self.name())).await;
+            self.disk.with_file(&self.name(), |file| match &synced {
+                Ok(()) => file.sync(),
+                // The kernel calls the pages clean now and forgets that they are not on the device.
+                Err(_) => file.dirty.clear(),
+            })?;
+            synced
+        })
+    }
+}
+
+/// Runs dedicated work as tasks of the current runtime; killing it ends them wherever they are.
+#[derive(Debug, Default)]
+pub struct TaskSpawn(Mutex<tokio::task::JoinSet<()>>);
+
+impl Spawn for TaskSpawn {
+    fn dedicated(&self, _name: &'static str, _nice: u8, work: DedicatedWork) -> io::Result<()> {
+        self.0.lock().spawn(work);
+        Ok(())
+    }
+}
+
+impl TaskSpawn {
+    /// Ends all the work wherever it is, as the end of a process does.
+    pub async fn kill(&self) {
+        let mut tasks = std::mem::take(&mut *self.0.lock());
+        tasks.shutdown().await;
+    }
+}
+
+/// Ports for one life of a process in a single-threaded runtime.
+pub fn ports(seed: u64) -> (Ports, Arc<TaskSpawn>) {
+    let spawn = Arc::new(TaskSpawn::default());
+    let ports = Ports {
+        clock: Arc::new(SystemClock::new()),
+        entropy: Arc::new(SeededEntropy::new(seed)),
+        spawn: Arc::clone(&spawn) as Arc<dyn Spawn>,
+    };
+    (ports, spawn)
+}
