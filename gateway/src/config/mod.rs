@@ -1,0 +1,165 @@
+//! The gateway's configuration: `cairn.toml`, read raw, then validated into what the code imports.
+//!
+//! Two stages: [`raw`] is the file as written, every key optional and every unknown key an error; [`Config`] is
+//! what holds after defaults, ranges and cross-checks. Nothing else in the crate sees the raw form.
+
+mod address;
+mod raw;
+mod template;
+mod validate;
+
+pub use address::{ListenAddress, UNIX_PATH_BYTES_MAX};
+pub use raw::Secret;
+pub use template::template;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Largest `cairn.toml` that is read: a thousand times a real one.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {path}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the configuration {path} has {bytes} bytes; at most {CONFIG_BYTES_MAX} are read")]
+    TooLong { path: PathBuf, bytes: u64 },
+    #[error("{path}, line {line}: {message}")]
+    Syntax { path: PathBuf, line: usize, message: String },
+    #[error("{path}: `{key}` {problem}")]
+    Value { path: PathBuf, key: &'static str, problem: String },
+}
+
+/// A validated configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub gateway: GatewayConfig,
+    pub catalog: CatalogUrl,
+    pub wal: WalSection,
+    pub memory: MemoryConfig,
+    pub destage: DestageConfig,
+    pub pool: PoolConfig,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// Where NBD is served; never empty.
+    pub nbd: Vec<ListenAddress>,
+    pub tls: Option<TlsConfig>,
+    /// The admin API on TCP, beside `admin.sock`. Always a loopback address.
+    pub admin: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// PEM certificate chain of this gateway.
+    pub cert: PathBuf,
+    /// PEM private key of the certificate.
+    pub key: PathBuf,
+    /// PEM certificates that clients' certificates must come from.
+    pub client_ca: Option<PathBuf>,
+    /// Clients that do not ask for TLS are refused.
+    pub required: bool,
+}
+
+/// Where the catalog lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CatalogUrl {
+    Sqlite(PathBuf),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalSection {
+    pub capacity_bytes: u64,
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryConfig {
+    pub write_buffer_bytes: u64,
+    pub block_cache_bytes: u64,
+    pub map_cache_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DestageConfig {
+    pub batch_bytes: u64,
+    pub batch_age: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// `None`: the data node that the catalog names.
+    pub url: Option<String>,
+    /// `None`: from the environment.
+    pub credentials: Option<PoolCredentials>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolCredentials {
+    pub access_key_id: String,
+    pub secret_access_key: Secret,
+    pub session_token: Option<Secret>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    /// A `tracing` filter: `info`, or `info,cairn_engine=debug`.
+    pub level: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+impl Config {
+    /// Reads and validates `path`; relative paths in it are relative to `directory`. A missing file is an error:
+    /// initialisation wrote one.
+    pub fn load(path: &Path, directory: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Read { path: path.to_owned(), source };
+        let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+        if bytes > CONFIG_BYTES_MAX {
+            return Err(ConfigError::TooLong { path: path.to_owned(), bytes });
+        }
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        Self::parse(&text, path, directory)
+    }
+
+    /// Validates `text`. `path` is only named in errors.
+    pub fn parse(text: &str, path: &Path, directory: &Path) -> Result<Self, ConfigError> {
+        let raw: raw::RawConfig = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            line: error.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count()),
+            // The error's own rendering quotes the line, which may hold a secret.
+            message: error.message().trim().replace('\n', " "),
+        })?;
+        validate::validate(raw, directory).map_err(|(key, problem)| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            problem,
+        })
+    }
+
+    /// What holds when the file sets nothing.
+    pub fn defaults(directory: &Path) -> Self {
+        validate::validate(raw::RawConfig::default(), directory).expect("the defaults are valid")
+    }
+}
+
+#[doc(hidden)]
+pub mod fuzzing {
+    use std::path::Path;
+
+    /// Parses and validates arbitrary bytes as `cairn.toml`.
+    pub fn config(data: &[u8]) {
+        if let Ok(text) = std::str::from_utf8(data) {
+            let _ = super::Config::parse(text, Path::new("cairn.toml"), Path::new("/cairn"));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The `cairn.toml` that initialisation writes: every key, commented, with its default.
+
+use super::validate::{
+    BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, BLOCK_CACHE_DEFAULT, MAP_CACHE_DEFAULT, WAL_CAPACITY_DEFAULT,
+    WRITE_BUFFER_DEFAULT,
+};
+use crate::units::format_size_exact;
+
+/// The text of a fresh `cairn.toml`. `catalog_url` is set in it when it was given.
+pub fn template(catalog_url: Option<&str>) -> String {
+    let catalog = match catalog_url {
+        Some(url) => format!("url = {}", toml::Value::from(url)),
+        None => "# url = \"sqlite:catalog.db\"".to_owned(),
+    };
+    let size = |bytes| format!("\"{}\"", format_size_exact(bytes));
+    TEMPLATE
+        .replace("@CATALOG@", &catalog)
+        .replace("@WAL_CAPACITY@", &size(WAL_CAPACITY_DEFAULT))
+        .replace("@WRITE_BUFFER@", &size(WRITE_BUFFER_DEFAULT))
+        .replace("@BLOCK_CACHE@", &size(BLOCK_CACHE_DEFAULT))
+        .replace("@MAP_CACHE@", &size(MAP_CACHE_DEFAULT))
+        .replace("@BATCH_BYTES@", &size(BATCH_BYTES_DEFAULT))
+        .replace("@BATCH_AGE@", &format!("\"{}s\"", BATCH_AGE_DEFAULT.as_secs()))
+}
+
+const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line shows the default.
+# Relative paths are relative to this directory. Changes take effect when the gateway starts.
+
+[gateway]
+# Where NBD is served: HOST:PORT or unix:PATH. Without TLS anyone who reaches an address can use every volume.
+# nbd = ["127.0.0.1:10809", "unix:nbd.sock"]
+# The admin API on TCP as well as on admin.sock; it has no authentication, so only loopback is accepted.
+# admin = "127.0.0.1:10810"
+
+# TLS for NBD over TCP. With client_ca clients must show a certificate from it; required refuses clients without TLS.
+# [gateway.tls]
+# cert = "server.pem"
+# key = "server.key"
+# client_ca = "clients.pem"
+# required = true
+
+[catalog]
+@CATALOG@
+
+[wal]
+# Local disk kept for acknowledged writes that are not in the pool yet; preallocated.
+# capacity = @WAL_CAPACITY@
+# path = "wal"
+
+[memory]
+# write_buffer = @WRITE_BUFFER@
+# block_cache = @BLOCK_CACHE@
+# map_cache = @MAP_CACHE@
+
+[destage]
+# Acknowledged writes go to the pool when this much has gathered, or after this time.
+# batch_bytes = @BATCH_BYTES@
+# batch_age = @BATCH_AGE@
+
+[pool]
+# Where the data lives: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION. Left out, it is the data node
+# that the catalog names, at first the folder pool/ here. It can be changed until data is in the pool.
+# url = "s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=us-east-1"
+# Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from here:
+# access_key_id = ""
+# secret_access_key = ""
+
+[log]
+# format = "human"    # or "json"
+# level = "info"      # error, warn, info, debug, trace, or a filter such as "info,cairn_engine=debug"
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::path::Path;
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text, Path::new("cairn.toml"), Path::new("/cairn")).unwrap()
+    }
+
+    #[test]
+    fn the_written_file_means_the_defaults() {
+        assert_eq!(parse(&template(None)), Config::defaults(Path::new("/cairn")));
+    }
+
+    #[test]
+    fn the_commented_values_are_the_defaults() {
+        let mut uncommented = String::new();
+        for line in template(None).lines() {
+            let is_key = line.strip_prefix("# ").is_some_and(|rest| {
+                rest.split_once(" = ")
+                    .is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+            });
+            let optional = [
+                "# admin",
+                "# cert",
+                "# key",
+                "# client_ca",
+                "# required",
+                "# access_key",
+                "# secret",
+                "# url = \"s3",
+            ];
+            if is_key && !optional.iter().any(|prefix| line.starts_with(prefix)) {
+                uncommented.push_str(&line[2..]);
+            } else {
+                uncommented.push_str(line);
+            }
+            uncommented.push('\n');
+        }
+        assert!(uncommented.contains("\ncapacity = "));
+        assert_eq!(parse(&uncommented), Config::defaults(Path::new("/cairn")));
+    }
+
+    #[test]
+    fn a_catalog_that_was_given_is_set_and_quoted() {
+        let config = parse(&template(Some("sqlite:/x/\"quoted\".db")));
+        assert_eq!(config.catalog, crate::config::CatalogUrl::Sqlite("/x/\"quoted\".db".into()));
+    }
+}

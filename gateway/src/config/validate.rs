@@ -1,0 +1,228 @@
+//! From the raw file to a [`Config`]: defaults, ranges, cross-checks.
+
+use super::raw::{RawConfig, RawDestage, RawGateway, RawLog, RawMemory, RawPool, RawTls, RawWal};
+use super::{
+    CatalogUrl, Config, DestageConfig, GatewayConfig, ListenAddress, LogConfig, LogFormat, MemoryConfig,
+    PoolConfig, PoolCredentials, TlsConfig, WalSection,
+};
+use crate::units::{format_size_exact, parse_duration, parse_size};
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+pub(super) const WAL_CAPACITY_DEFAULT: u64 = 4 * GIB;
+pub(super) const WRITE_BUFFER_DEFAULT: u64 = 256 * MIB;
+pub(super) const BLOCK_CACHE_DEFAULT: u64 = 256 * MIB;
+pub(super) const MAP_CACHE_DEFAULT: u64 = 128 * MIB;
+pub(super) const BATCH_BYTES_DEFAULT: u64 = 64 * MIB;
+pub(super) const BATCH_AGE_DEFAULT: Duration = Duration::from_secs(5);
+pub(super) const NBD_DEFAULT: [&str; 2] = ["127.0.0.1:10809", "unix:nbd.sock"];
+
+/// A batch must leave the WAL room for the writes that arrive while it is uploaded, and for the batch behind it.
+const BATCHES_PER_WAL_MIN: u64 = 4;
+
+/// A key and what is wrong with its value.
+type Problem = (&'static str, String);
+
+pub(super) fn validate(raw: RawConfig, directory: &Path) -> Result<Config, Problem> {
+    let config = Config {
+        gateway: gateway(raw.gateway, directory)?,
+        catalog: catalog("catalog.url", raw.catalog.url.as_deref(), directory)?,
+        wal: wal(raw.wal, directory)?,
+        memory: memory(&raw.memory)?,
+        destage: destage(&raw.destage)?,
+        pool: pool(raw.pool)?,
+        log: log(raw.log)?,
+    };
+    let batch_max = config.wal.capacity_bytes / BATCHES_PER_WAL_MIN;
+    if config.destage.batch_bytes > batch_max {
+        return Err((
+            "destage.batch_bytes",
+            format!(
+                "is {} but the WAL of {} has room for batches of at most {}: lower it, or raise `wal.capacity`",
+                format_size_exact(config.destage.batch_bytes),
+                format_size_exact(config.wal.capacity_bytes),
+                format_size_exact(batch_max)
+            ),
+        ));
+    }
+    Ok(config)
+}
+
+fn size(
+    key: &'static str,
+    text: Option<&str>,
+    default: u64,
+    range: RangeInclusive<u64>,
+) -> Result<u64, Problem> {
+    let Some(text) = text else { return Ok(default) };
+    let bytes = parse_size(text).map_err(|error| (key, format!("cannot be used: {error}")))?;
+    if range.contains(&bytes) {
+        return Ok(bytes);
+    }
+    let (least, most) = (format_size_exact(*range.start()), format_size_exact(*range.end()));
+    Err((key, format!("is {text}: it must be at least {least} and at most {most}")))
+}
+
+fn gateway(raw: RawGateway, directory: &Path) -> Result<GatewayConfig, Problem> {
+    let listed = raw.nbd.unwrap_or_else(|| nbd_defaults(directory));
+    if listed.is_empty() {
+        return Err(("gateway.nbd", "is empty: name at least one address, or leave the key out".to_owned()));
+    }
+    let mut nbd = Vec::with_capacity(listed.len());
+    let mut seen = HashSet::new();
+    for text in &listed {
+        let address = ListenAddress::parse(text)
+            .and_then(|address| address.resolve(directory))
+            .map_err(|problem| ("gateway.nbd", format!("cannot be used: {problem}")))?;
+        if !seen.insert(address.clone()) {
+            return Err(("gateway.nbd", format!("names {address} twice: remove one")));
+        }
+        nbd.push(address);
+    }
+    let tls = raw.tls.map(|tls_section| tls(tls_section, directory)).transpose()?;
+    let admin = raw.admin.map(|text| admin(&text)).transpose()?;
+    Ok(GatewayConfig { nbd, tls, admin })
+}
+
+/// The default addresses; the socket only where its path is short enough to be one.
+fn nbd_defaults(directory: &Path) -> Vec<String> {
+    let possible =
+        |text: &&str| ListenAddress::parse(text).and_then(|address| address.resolve(directory)).is_ok();
+    NBD_DEFAULT.into_iter().filter(possible).map(str::to_owned).collect()
+}
+
+fn tls(raw: RawTls, directory: &Path) -> Result<TlsConfig, Problem> {
+    let needs = |key, what: &str| (key, format!("is missing: `gateway.tls` needs {what}"));
+    let cert =
+        raw.cert.ok_or_else(|| needs("gateway.tls.cert", "the PEM file of the gateway's certificate"))?;
+    let key =
+        raw.key.ok_or_else(|| needs("gateway.tls.key", "the PEM file of the certificate's private key"))?;
+    Ok(TlsConfig {
+        cert: directory.join(cert),
+        key: directory.join(key),
+        client_ca: raw.client_ca.map(|path| directory.join(path)),
+        required: raw.required.unwrap_or(true),
+    })
+}
+
+fn admin(text: &str) -> Result<SocketAddr, Problem> {
+    let key = "gateway.admin";
+    let address: SocketAddr =
+        text.parse().map_err(|_| (key, format!("is `{text}`: write IP:PORT, as 127.0.0.1:10810")))?;
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    Err((
+        key,
+        format!(
+            "is {text}: the admin API has no authentication and listens on loopback addresses only, as 127.0.0.1:10810"
+        ),
+    ))
+}
+
+/// The catalog that `text` names; `None` is the default, `catalog.db` in the directory.
+pub(crate) fn catalog(
+    key: &'static str,
+    text: Option<&str>,
+    directory: &Path,
+) -> Result<CatalogUrl, Problem> {
+    let text = text.unwrap_or("sqlite:catalog.db");
+    if let Some(path) = text.strip_prefix("sqlite:") {
+        // sqlite://PATH and sqlite:PATH are the same place.
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if path.is_empty() || path.contains(['?', '#', '\0']) {
+            return Err((key, format!("is `{text}`: write sqlite:PATH, without options")));
+        }
+        return Ok(CatalogUrl::Sqlite(directory.join(path)));
+    }
+    if text.starts_with("postgres:") || text.starts_with("postgresql:") {
+        return Err((
+            key,
+            "asks for PostgreSQL, which this version does not have: use sqlite:PATH".to_owned(),
+        ));
+    }
+    Err((key, format!("is `{text}`: write sqlite:PATH")))
+}
+
+fn wal(raw: RawWal, directory: &Path) -> Result<WalSection, Problem> {
+    let capacity_bytes =
+        size("wal.capacity", raw.capacity.as_deref(), WAL_CAPACITY_DEFAULT, 64 * MIB..=4 * TIB)?;
+    let path = raw.path.unwrap_or_else(|| "wal".to_owned());
+    if path.is_empty() || path == "." || path == "/" {
+        return Err(("wal.path", format!("is `{path}`: name a folder of its own, as wal")));
+    }
+    Ok(WalSection { capacity_bytes, path: directory.join(path) })
+}
+
+fn memory(raw: &RawMemory) -> Result<MemoryConfig, Problem> {
+    let range = 16 * MIB..=TIB;
+    Ok(MemoryConfig {
+        write_buffer_bytes: size(
+            "memory.write_buffer",
+            raw.write_buffer.as_deref(),
+            WRITE_BUFFER_DEFAULT,
+            range.clone(),
+        )?,
+        block_cache_bytes: size(
+            "memory.block_cache",
+            raw.block_cache.as_deref(),
+            BLOCK_CACHE_DEFAULT,
+            range.clone(),
+        )?,
+        map_cache_bytes: size("memory.map_cache", raw.map_cache.as_deref(), MAP_CACHE_DEFAULT, range)?,
+    })
+}
+
+fn destage(raw: &RawDestage) -> Result<DestageConfig, Problem> {
+    let batch_bytes =
+        size("destage.batch_bytes", raw.batch_bytes.as_deref(), BATCH_BYTES_DEFAULT, MIB..=GIB)?;
+    let key = "destage.batch_age";
+    let batch_age = match raw.batch_age.as_deref() {
+        None => BATCH_AGE_DEFAULT,
+        Some(text) => parse_duration(text).map_err(|error| (key, format!("cannot be used: {error}")))?,
+    };
+    if !(Duration::from_millis(100)..=Duration::from_hours(1)).contains(&batch_age) {
+        let text = raw.batch_age.as_deref().unwrap_or_default();
+        return Err((key, format!("is {text}: it must be at least 100ms and at most 1h")));
+    }
+    Ok(DestageConfig { batch_bytes, batch_age })
+}
+
+fn pool(raw: RawPool) -> Result<PoolConfig, Problem> {
+    if let Some(url) = &raw.url {
+        crate::pool_url::check(url).map_err(|problem| ("pool.url", problem))?;
+    }
+    let credentials = match (raw.access_key_id, raw.secret_access_key) {
+        (None, None) => None,
+        (Some(access_key_id), Some(secret_access_key)) => {
+            Some(PoolCredentials { access_key_id, secret_access_key, session_token: raw.session_token })
+        }
+        (Some(_), None) => {
+            return Err(("pool.secret_access_key", "is missing: `pool.access_key_id` is set".to_owned()));
+        }
+        (None, Some(_)) => {
+            return Err(("pool.access_key_id", "is missing: `pool.secret_access_key` is set".to_owned()));
+        }
+    };
+    Ok(PoolConfig { url: raw.url, credentials })
+}
+
+fn log(raw: RawLog) -> Result<LogConfig, Problem> {
+    let format = match raw.format.as_deref() {
+        None | Some("human") => LogFormat::Human,
+        Some("json") => LogFormat::Json,
+        Some(other) => return Err(("log.format", format!("is `{other}`: write human or json"))),
+    };
+    let level = raw.level.unwrap_or_else(|| "info".to_owned());
+    tracing_subscriber::EnvFilter::builder().parse(&level).map_err(|error| {
+        ("log.level", format!("is `{level}`: {error}; write error, warn, info, debug or trace"))
+    })?;
+    Ok(LogConfig { format, level })
+}
