@@ -1,0 +1,89 @@
+//! Disk images in files: raw and qcow2, read and written sparsely.
+//!
+//! Everything here blocks and belongs on a thread of its own. An image is untrusted: its header is checked
+//! before anything is allocated or followed, and a reference to another file (backing file, external data file) is
+//! refused, because an image from elsewhere must not choose which files of this host are read.
+
+mod qcow2;
+mod raw;
+mod reader;
+mod writer;
+mod zero;
+
+pub use reader::{ImageReader, Piece};
+pub use writer::ImageWriter;
+pub use zero::is_zero;
+
+use std::io;
+use std::path::PathBuf;
+
+/// Bytes that are read, sent and written at once.
+pub const PIECE_BYTES: usize = 4 << 20;
+
+/// A format of image files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ImageFormat {
+    /// The disk's bytes, one after the other.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+impl std::fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+/// What went wrong with an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("cannot use the image {path}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} is neither a regular file nor a block device")]
+    NotAnImage { path: PathBuf },
+    #[error("{path} exists already")]
+    Exists { path: PathBuf },
+    #[error("the qcow2 image {path} {problem}")]
+    Unsupported { path: PathBuf, problem: String },
+    #[error("the qcow2 image {path} is damaged: {problem}")]
+    Damaged { path: PathBuf, problem: String },
+    #[error("the image {path} is empty")]
+    Empty { path: PathBuf },
+}
+
+impl ImageError {
+    /// What to do next.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exists { path } => {
+                Some(format!("choose another name, or replace {} with --force", path.display()))
+            }
+            Self::Unsupported { path, .. } => Some(format!(
+                "convert it first: qemu-img convert -O raw '{}' image.raw, then import image.raw",
+                path.display()
+            )),
+            Self::Damaged { path, .. } => Some(format!("try: qemu-img check '{}'", path.display())),
+            Self::NotAnImage { .. } | Self::Empty { .. } | Self::Io { .. } => None,
+        }
+    }
+}
+
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Checks arbitrary bytes as a qcow2 header.
+    pub fn qcow2_header(data: &[u8]) {
+        let _ = super::qcow2::check_header(data);
+    }
+
+    /// Opens the file at `path` as an image and reads all its pieces. A parser below may panic on a hostile image;
+    /// the program runs it where that is caught.
+    pub fn read_image(path: &std::path::Path) {
+        if let Ok(reader) = super::ImageReader::open(path, None) {
+            let _ = reader.read_pieces(|_| std::ops::ControlFlow::Continue(()));
+        }
+    }
+}
