@@ -1,0 +1,227 @@
+//! Which request does what, and errors as answers.
+
+use super::service::{PIECE_BYTES_MAX, Service};
+use super::types::{
+    AddNode, AddedNode, CreateVolume, DeleteQuery, Extent, Failure, FailureDetail, Health, Node, OffsetQuery,
+    RangeQuery, Status, UpdateVolume, Volume,
+};
+use crate::error::GatewayError;
+use axum::body::Body;
+use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use cairn_model::{ErrorKind, Kinded};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+type Answer<T> = Result<T, Refusal>;
+type Shared = State<Arc<Service>>;
+
+/// Longest JSON request.
+const JSON_BYTES_MAX: usize = 64 << 10;
+
+/// All routes, version 1.
+pub fn routes(service: Arc<Service>) -> Router {
+    let piece_limit = usize::try_from(PIECE_BYTES_MAX).expect("a piece fits in memory");
+    let data = get(read).put(write).layer(DefaultBodyLimit::max(piece_limit));
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/health", get(health))
+        .route("/v1/volumes", get(volumes).post(create_volume))
+        .route("/v1/volumes/{name}", get(volume).patch(update_volume).delete(delete_volume))
+        .route("/v1/volumes/{name}/zeroes", post(write_zeroes))
+        .route("/v1/volumes/{name}/allocation", get(allocation))
+        .route("/v1/volumes/{name}/flush", post(flush))
+        .route("/v1/destage", post(destage))
+        .route("/v1/nodes", get(nodes).post(add_node))
+        .route("/v1/nodes/{name}", get(node))
+        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
+        .route("/v1/volumes/{name}/data", data)
+        .fallback(async || Refusal::of(ErrorKind::NotFound, "the admin API has no such path".to_owned()))
+        .method_not_allowed_fallback(async || {
+            Refusal::of(ErrorKind::Unsupported, "the admin API has no such method on this path".to_owned())
+        })
+        .with_state(service)
+}
+
+async fn status(State(service): Shared) -> Answer<Json<Status>> {
+    Ok(Json(service.status().await?))
+}
+
+async fn health(State(service): Shared) -> Answer<Json<Health>> {
+    Ok(Json(service.health().await?))
+}
+
+async fn volumes(State(service): Shared) -> Answer<Json<Vec<Volume>>> {
+    Ok(Json(service.volumes().await?))
+}
+
+async fn volume(State(service): Shared, Path(name): Path<String>) -> Answer<Json<Volume>> {
+    Ok(Json(service.volume(&name).await?))
+}
+
+async fn create_volume(
+    State(service): Shared,
+    JsonBody(asked): JsonBody<CreateVolume>,
+) -> Answer<(StatusCode, Json<Volume>)> {
+    Ok((StatusCode::CREATED, Json(service.create_volume(&asked).await?)))
+}
+
+async fn update_volume(
+    State(service): Shared,
+    Path(name): Path<String>,
+    JsonBody(change): JsonBody<UpdateVolume>,
+) -> Answer<Json<Volume>> {
+    Ok(Json(service.update_volume(&name, &change).await?))
+}
+
+async fn delete_volume(
+    State(service): Shared,
+    Path(name): Path<String>,
+    Parameters(query): Parameters<DeleteQuery>,
+) -> Answer<Json<()>> {
+    Ok(Json(service.delete_volume(&name, query.force).await?))
+}
+
+async fn read(
+    State(service): Shared,
+    Path(name): Path<String>,
+    Parameters(range): Parameters<RangeQuery>,
+) -> Answer<Response> {
+    let pieces = service.read(&name, range).await?.into_pieces();
+    let stream = futures::stream::iter(pieces.into_iter().map(Ok::<_, std::convert::Infallible>));
+    let mut response = Response::new(Body::from_stream(stream));
+    let headers = response.headers_mut();
+    headers.insert("content-type", axum::http::HeaderValue::from_static("application/octet-stream"));
+    headers.insert("content-length", range.length.into());
+    Ok(response)
+}
+
+async fn write(
+    State(service): Shared,
+    Path(name): Path<String>,
+    Parameters(at): Parameters<OffsetQuery>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<Json<()>> {
+    let bytes = body.map_err(|rejection| Refusal::of(ErrorKind::Unsupported, rejection.body_text()))?;
+    Ok(Json(service.write(&name, at.offset, bytes).await?))
+}
+
+async fn write_zeroes(
+    State(service): Shared,
+    Path(name): Path<String>,
+    JsonBody(range): JsonBody<RangeQuery>,
+) -> Answer<Json<()>> {
+    Ok(Json(service.write_zeroes(&name, range).await?))
+}
+
+async fn allocation(
+    State(service): Shared,
+    Path(name): Path<String>,
+    Parameters(range): Parameters<RangeQuery>,
+) -> Answer<Json<Vec<Extent>>> {
+    Ok(Json(service.allocation(&name, range).await?))
+}
+
+async fn flush(State(service): Shared, Path(name): Path<String>) -> Answer<Json<()>> {
+    Ok(Json(service.flush(&name).await?))
+}
+
+async fn destage(State(service): Shared) -> Answer<Json<()>> {
+    Ok(Json(service.destage().await?))
+}
+
+async fn nodes(State(service): Shared) -> Answer<Json<Vec<Node>>> {
+    Ok(Json(service.nodes().await?))
+}
+
+async fn node(State(service): Shared, Path(name): Path<String>) -> Answer<Json<Node>> {
+    Ok(Json(service.node(&name).await?))
+}
+
+async fn add_node(
+    State(service): Shared,
+    JsonBody(asked): JsonBody<AddNode>,
+) -> Answer<(StatusCode, Json<AddedNode>)> {
+    Ok((StatusCode::CREATED, Json(service.add_node(&asked).await?)))
+}
+
+/// A JSON body whose rejection is an answer like any other.
+struct JsonBody<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        Ok(Self(Json::from_request(request, state).await?.0))
+    }
+}
+
+/// A query string whose rejection is an answer like any other.
+struct Parameters<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        Ok(Self(Query::from_request_parts(parts, state).await?.0))
+    }
+}
+
+/// An error as an answer.
+#[derive(Debug)]
+struct Refusal {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Refusal {
+    fn of(kind: ErrorKind, message: String) -> Self {
+        Self { kind, message, hint: None }
+    }
+}
+
+impl From<GatewayError> for Refusal {
+    fn from(error: GatewayError) -> Self {
+        Self { kind: error.kind(), message: error.full_message(), hint: error.hint() }
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::of(ErrorKind::Unsupported, rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Refusal {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::of(ErrorKind::Unsupported, rejection.body_text())
+    }
+}
+
+/// The status of each kind of error.
+const fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::Conflict | ErrorKind::Fenced => StatusCode::CONFLICT,
+        ErrorKind::OutOfRange | ErrorKind::Unsupported => StatusCode::BAD_REQUEST,
+        ErrorKind::ReadOnly => StatusCode::FORBIDDEN,
+        ErrorKind::OutOfSpace => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Corrupt | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let detail =
+            FailureDetail { kind: self.kind.name().to_owned(), message: self.message, hint: self.hint };
+        (status_of(self.kind), Json(Failure { error: detail })).into_response()
+    }
+}

@@ -1,0 +1,307 @@
+//! What the admin API does: the same operations for a running gateway and for a command that stands in for one.
+
+use super::types::{
+    AddNode, AddedNode, CreateVolume, DurabilityChoice, Extent, Node, NodeHealth, RangeQuery, UpdateVolume,
+    Volume,
+};
+use crate::error::GatewayError;
+use crate::site::{self, Site, new_volume};
+use bytes::Bytes;
+use cairn_engine::{Engine, Volume as EngineVolume};
+use cairn_metadata::{NodeRow, NodeState, VolumeName, VolumeRow};
+use cairn_model::{
+    BLOCK_SIZE, BlockDevice, Durability, ErrorKind, Monotonic, ReadBuffer, VOLUME_BLOCKS_MAX, WriteFlags,
+};
+use cairn_segment_writer::Pool;
+use std::sync::Arc;
+
+/// Largest piece of a volume that one request reads or writes.
+pub const PIECE_BYTES_MAX: u64 = 8 << 20;
+
+/// Extents that one answer lists.
+const EXTENTS_MAX: usize = 4096;
+
+/// Smallest unit of a volume's size.
+const SECTOR_BYTES: u64 = 512;
+
+const VOLUME_BYTES_MAX: u64 = VOLUME_BLOCKS_MAX * BLOCK_SIZE as u64;
+
+type Result<T> = std::result::Result<T, GatewayError>;
+
+/// Facts of a gateway that serves.
+#[derive(Debug)]
+pub struct Serving {
+    pub started: Monotonic,
+    /// Addresses as they are listened on.
+    pub nbd: Vec<String>,
+    pub sessions: crate::sessions::Sessions,
+}
+
+/// The site and what of it is open.
+#[derive(Debug)]
+pub struct Service {
+    pub(super) site: Arc<Site>,
+    pub(super) engine: Option<(Arc<Engine>, Arc<Pool>)>,
+    pub(super) serving: Option<Serving>,
+}
+
+impl Service {
+    /// Over the catalog alone: tells, but changes nothing but nodes.
+    pub fn of_catalog(site: Arc<Site>) -> Self {
+        Self { site, engine: None, serving: None }
+    }
+
+    /// Over an engine that serves nobody.
+    pub fn of_engine(site: Arc<Site>, engine: Arc<Engine>, pool: Arc<Pool>) -> Self {
+        Self { site, engine: Some((engine, pool)), serving: None }
+    }
+
+    /// Of a running gateway.
+    pub fn of_gateway(site: Arc<Site>, engine: Arc<Engine>, pool: Arc<Pool>, serving: Serving) -> Self {
+        Self { site, engine: Some((engine, pool)), serving: Some(serving) }
+    }
+
+    fn engine(&self) -> Result<&Arc<Engine>> {
+        self.engine.as_ref().map(|(engine, _)| engine).ok_or_else(|| GatewayError::Refused {
+            kind: ErrorKind::Unavailable,
+            what: "this needs an engine, and none runs".to_owned(),
+            next: None,
+        })
+    }
+
+    fn open_volume(&self, name: &str) -> Result<Arc<EngineVolume>> {
+        self.engine()?.volume(name).ok_or_else(|| no_such_volume(name))
+    }
+
+    async fn row(&self, name: &str) -> Result<VolumeRow> {
+        let valid = VolumeName::new(name)?;
+        let rows = self.site.catalog.volumes().await?;
+        rows.into_iter().find(|row| row.name == valid).ok_or_else(|| no_such_volume(name))
+    }
+
+    pub(super) fn describe(&self, row: &VolumeRow) -> Volume {
+        let name = row.name.as_str();
+        let mut volume = Volume {
+            name: name.to_owned(),
+            id: row.id.to_string(),
+            size_bytes: row.size_bytes,
+            durability: durability_name(row.durability).to_owned(),
+            compress: row.compress,
+            dedupe: row.dedupe,
+            read_only: row.read_only,
+            created_at_ms: row.created_at.unix_millis(),
+            state: "stopped".to_owned(),
+            reason: None,
+            attachments: None,
+        };
+        let (Some((engine, _)), Some(serving)) = (&self.engine, &self.serving) else { return volume };
+        volume.attachments = Some(serving.sessions.of(row.id));
+        if let Some(open) = engine.volume(name) {
+            open.status().condition.clone_into(&mut volume.state);
+        } else {
+            "not served".clone_into(&mut volume.state);
+            let reason = engine.not_served().iter().find(|refused| refused.name == name);
+            volume.reason = reason.map(|refused| refused.reason.clone());
+        }
+        volume
+    }
+
+    pub async fn volumes(&self) -> Result<Vec<Volume>> {
+        Ok(self.site.catalog.volumes().await?.iter().map(|row| self.describe(row)).collect())
+    }
+
+    pub async fn volume(&self, name: &str) -> Result<Volume> {
+        Ok(self.describe(&self.row(name).await?))
+    }
+
+    pub async fn create_volume(&self, asked: &CreateVolume) -> Result<Volume> {
+        let name = VolumeName::new(asked.name.as_str())?;
+        check_size(asked.size_bytes)?;
+        let mut new = new_volume(name, asked.size_bytes, &self.site.ports);
+        new.durability = match asked.durability {
+            DurabilityChoice::Flush => Durability::Flush,
+            DurabilityChoice::Always => Durability::Always,
+        };
+        new.compress = asked.compress;
+        new.dedupe = asked.dedupe;
+        new.read_only = asked.read_only;
+        self.engine()?.create_volume(&new).await?;
+        tracing::info!(volume = asked.name, size_bytes = asked.size_bytes, "volume created");
+        self.volume(&asked.name).await
+    }
+
+    pub async fn update_volume(&self, name: &str, change: &UpdateVolume) -> Result<Volume> {
+        let open = self.open_volume(name)?;
+        if let Some(size_bytes) = change.size_bytes {
+            check_size(size_bytes)?;
+            if size_bytes < open.size_bytes() && !change.force {
+                return Err(GatewayError::refused(
+                    ErrorKind::Conflict,
+                    format!(
+                        "{size_bytes} bytes is less than volume {name} has; what is cut off is destroyed"
+                    ),
+                    "shrink the file system in it first, then repeat with --force",
+                ));
+            }
+            self.engine()?.resize_volume(name, size_bytes).await?;
+            tracing::info!(volume = name, size_bytes, "volume resized");
+        }
+        let Some(to) = change.name.as_deref().filter(|to| *to != name) else {
+            return self.volume(name).await;
+        };
+        self.engine()?.rename_volume(name, &VolumeName::new(to)?).await?;
+        tracing::info!(volume = name, to, "volume renamed");
+        self.volume(to).await
+    }
+
+    pub async fn delete_volume(&self, name: &str, force: bool) -> Result<()> {
+        let volume = self.open_volume(name)?;
+        let attachments = self.serving.as_ref().map_or(0, |serving| serving.sessions.of(volume.id()));
+        if attachments > 0 && !force {
+            return Err(GatewayError::refused(
+                ErrorKind::Conflict,
+                format!(
+                    "volume {name} is in use by {}",
+                    crate::human::counted(attachments, "client connection")
+                ),
+                "disconnect them first, or delete it all the same with --force",
+            ));
+        }
+        self.engine()?.delete_volume(name).await?;
+        tracing::info!(volume = name, "volume deleted");
+        Ok(())
+    }
+
+    pub async fn read(&self, name: &str, range: RangeQuery) -> Result<ReadBuffer> {
+        let length = u32::try_from(range.length).ok().filter(|length| u64::from(*length) <= PIECE_BYTES_MAX);
+        let Some(length) = length else { return Err(piece_too_long(range.length)) };
+        Ok(self.open_volume(name)?.read(range.offset, length).await?)
+    }
+
+    pub async fn write(&self, name: &str, offset: u64, bytes: Bytes) -> Result<()> {
+        Ok(self.open_volume(name)?.write(offset, bytes, WriteFlags::default()).await?)
+    }
+
+    pub async fn write_zeroes(&self, name: &str, range: RangeQuery) -> Result<()> {
+        Ok(self.open_volume(name)?.write_zeroes(range.offset, range.length, WriteFlags::default()).await?)
+    }
+
+    pub async fn allocation(&self, name: &str, range: RangeQuery) -> Result<Vec<Extent>> {
+        let found = self.open_volume(name)?.allocation(range.offset, range.length, EXTENTS_MAX).await?;
+        let mut offset = range.offset;
+        let place = |extent: &cairn_model::AllocationExtent| {
+            let placed = Extent { offset, length: extent.length_bytes, allocated: extent.allocated };
+            offset += extent.length_bytes;
+            placed
+        };
+        Ok(found.iter().map(place).collect())
+    }
+
+    pub async fn flush(&self, name: &str) -> Result<()> {
+        Ok(self.open_volume(name)?.flush().await?)
+    }
+
+    pub async fn destage(&self) -> Result<()> {
+        Ok(self.engine()?.destage().await?)
+    }
+
+    pub async fn nodes(&self) -> Result<Vec<Node>> {
+        let rows = site::attached_nodes(&self.site).await?;
+        Ok(rows.iter().map(|row| self.describe_node(row)).collect())
+    }
+
+    pub async fn node(&self, name: &str) -> Result<Node> {
+        self.nodes().await?.into_iter().find(|node| node.name == name).ok_or_else(|| {
+            GatewayError::refused(
+                ErrorKind::NotFound,
+                format!("there is no data node named {name}"),
+                "`cairn node list` shows those there are",
+            )
+        })
+    }
+
+    pub async fn add_node(&self, asked: &AddNode) -> Result<AddedNode> {
+        if self.engine.is_some() {
+            return Err(GatewayError::refused(
+                ErrorKind::Conflict,
+                "a data node cannot be added while the gateway runs",
+                "stop the gateway, add the node, start it again",
+            ));
+        }
+        let added =
+            site::add_node(&self.site, &asked.name, &asked.url, asked.domain.clone(), asked.create).await?;
+        Ok(AddedNode { node: self.node(&added.node.name).await?, replaced: added.replaced })
+    }
+
+    fn describe_node(&self, row: &NodeRow) -> Node {
+        let health = self.engine.as_ref().and_then(|(_, pool)| pool.node(row.id).ok()).map(|node| {
+            let seen = node.health().snapshot();
+            NodeHealth {
+                failing: seen.failing,
+                puts: seen.puts,
+                put_requests: seen.put_requests,
+                put_bytes: seen.put_bytes,
+                gets: seen.gets,
+                get_requests: seen.get_requests,
+                get_bytes: seen.get_bytes,
+                retries: seen.retries,
+                errors: seen.errors,
+                last_error: seen.last_error.map(|error| error.text),
+            }
+        });
+        Node {
+            name: row.name.clone(),
+            id: row.id.to_string(),
+            url: row.url.clone(),
+            domain: row.domain.clone(),
+            state: match row.state {
+                NodeState::Active => "active",
+                NodeState::Draining => "draining",
+            }
+            .to_owned(),
+            created_at_ms: row.created_at.unix_millis(),
+            health,
+        }
+    }
+}
+
+pub(super) const fn durability_name(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Flush => "flush",
+        Durability::Always => "always",
+    }
+}
+
+fn no_such_volume(name: &str) -> GatewayError {
+    GatewayError::refused(
+        ErrorKind::NotFound,
+        format!("there is no volume named {name}"),
+        "`cairn volume list` shows those there are",
+    )
+}
+
+fn piece_too_long(length: u64) -> GatewayError {
+    GatewayError::refused(
+        ErrorKind::Unsupported,
+        format!("{length} bytes were asked for at once"),
+        format!("ask for at most {PIECE_BYTES_MAX}"),
+    )
+}
+
+/// A volume's size is a positive number of sectors, up to the largest volume.
+pub fn check_size(size_bytes: u64) -> Result<()> {
+    let problem = if size_bytes == 0 {
+        "a volume cannot be empty".to_owned()
+    } else if !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        format!("{size_bytes} bytes is not a multiple of {SECTOR_BYTES}")
+    } else if size_bytes > VOLUME_BYTES_MAX {
+        format!("{size_bytes} bytes is more than the largest volume has")
+    } else {
+        return Ok(());
+    };
+    Err(GatewayError::refused(
+        ErrorKind::Unsupported,
+        problem,
+        format!("choose a multiple of {SECTOR_BYTES} bytes up to 64TiB, such as 10GiB"),
+    ))
+}

@@ -1,0 +1,175 @@
+//! What the gateway tells about itself, and what of it needs attention.
+
+use super::service::Service;
+use super::types::{
+    Attention, Destage, Gateway, Health, Memory, NodeHealth, PoolTotals, Site, Status, Volume, Wal,
+};
+use crate::error::GatewayError;
+use cairn_engine::EngineStatus;
+use cairn_metadata::WalState;
+
+/// Share of the log, in percent, from which it is worth a word.
+const WAL_FILL_WARNING_PERCENT: u64 = 75;
+
+impl Service {
+    pub async fn status(&self) -> Result<Status, GatewayError> {
+        let site = &self.site;
+        let engine = self.engine.as_ref().map(|(engine, _)| engine.status());
+        let nodes = self.nodes().await?;
+        let totals = site.catalog.totals().await?;
+        let volumes = self.volumes().await?;
+        let wal = match &engine {
+            Some(engine) => Wal {
+                capacity_bytes: engine.wal.capacity_bytes,
+                used_bytes: Some(engine.wal.used_bytes),
+                dirty: engine.wal.dirty,
+                poisoned: engine.wal.poisoned.clone(),
+            },
+            None => Wal {
+                capacity_bytes: site.config.wal.capacity_bytes,
+                used_bytes: None,
+                dirty: site.catalog.gateway(site.gateway).await?.wal_state == WalState::Dirty,
+                poisoned: None,
+            },
+        };
+        let mut pool = PoolTotals {
+            segments: totals.segments,
+            segment_bytes: totals.segment_bytes,
+            ..PoolTotals::default()
+        };
+        for health in nodes.iter().filter_map(|node| node.health.as_ref()) {
+            add(&mut pool, health);
+        }
+        pool.nodes = nodes;
+        let attention = attention(&wal, engine.as_ref(), &pool, &volumes, self.serving.is_some());
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: if self.serving.is_some() { "serving" } else { "stopped" }.to_owned(),
+            health: summary(&attention),
+            attention,
+            site: Site { id: site.row.id.to_string(), name: site.row.name.clone() },
+            gateway: self.gateway(),
+            wal,
+            destage: engine.as_ref().map(destage).unwrap_or_default(),
+            pool,
+            memory: engine.as_ref().map_or_else(Memory::default, |engine| Memory {
+                block_cache_bytes: engine.block_cache_bytes,
+                map_cache_bytes: engine.map_cache_bytes,
+            }),
+            volumes,
+        })
+    }
+
+    pub async fn health(&self) -> Result<Health, GatewayError> {
+        let status = self.status().await?;
+        Ok(Health { health: status.health, attention: status.attention })
+    }
+
+    fn gateway(&self) -> Gateway {
+        let site = &self.site;
+        let configured = || site.config.gateway.nbd.iter().map(ToString::to_string).collect();
+        let serving = self.serving.as_ref();
+        let uptime = |serving: &super::Serving| site.ports.clock.now().since(serving.started).as_secs();
+        Gateway {
+            id: site.gateway.to_string(),
+            directory: site.directory.path().display().to_string(),
+            process: serving.map(|_| std::process::id()),
+            uptime_seconds: serving.map(uptime),
+            nbd: serving.map_or_else(configured, |serving| serving.nbd.clone()),
+            nbd_connections: serving.map(|serving| serving.sessions.total()),
+        }
+    }
+}
+
+fn add(pool: &mut PoolTotals, health: &NodeHealth) {
+    pool.puts += health.puts;
+    pool.put_requests += health.put_requests;
+    pool.put_bytes += health.put_bytes;
+    pool.gets += health.gets;
+    pool.get_requests += health.get_requests;
+    pool.get_bytes += health.get_bytes;
+}
+
+fn destage(engine: &EngineStatus) -> Destage {
+    Destage {
+        backlog_bytes: engine.destage.backlog_bytes,
+        batches_committed: engine.destage.batches_committed,
+        batches_in_flight: engine.destage.batches_in_flight,
+        destaged_bytes: engine.destage.destaged_bytes,
+        problem: engine.destage.problem.clone(),
+        pool_full: engine.destage.pool_full,
+    }
+}
+
+fn summary(attention: &[Attention]) -> String {
+    if attention.is_empty() { "ok" } else { "attention" }.to_owned()
+}
+
+/// One entry per thing that somebody should do something about, the worst first.
+fn attention(
+    wal: &Wal,
+    engine: Option<&EngineStatus>,
+    pool: &PoolTotals,
+    volumes: &[Volume],
+    serving: bool,
+) -> Vec<Attention> {
+    let mut errors = Vec::new();
+    let mut warnings = Vec::new();
+    if let Some(cause) = &wal.poisoned {
+        errors.push((
+            format!("the write-ahead log takes no more writes: {cause}"),
+            "check the disk it is on, then restart the gateway".to_owned(),
+        ));
+    }
+    for volume in volumes.iter().filter(|_| serving).filter(|volume| volume.state != "serving") {
+        let reason = volume.reason.as_deref().unwrap_or(&volume.state);
+        errors.push((
+            format!("volume {} is not served: {reason}", volume.name),
+            "see the gateway's log; restart the gateway once the cause is gone".to_owned(),
+        ));
+    }
+    if let Some(engine) = engine {
+        if engine.destage.pool_full {
+            errors.push((
+                "the pool is full: writes fail with no space left".to_owned(),
+                "free space in the pool".to_owned(),
+            ));
+        } else if let Some(problem) = &engine.destage.problem {
+            warnings.push((
+                format!("writes are not reaching the pool: {problem}"),
+                "nothing is lost; they wait in the write-ahead log until the pool answers".to_owned(),
+            ));
+        }
+    }
+    for node in &pool.nodes {
+        if let Some(health) = node.health.as_ref().filter(|health| health.failing) {
+            let cause = health.last_error.as_deref().unwrap_or("no cause was given");
+            warnings.push((
+                format!("data node {} is failing: {cause}", node.name),
+                format!("check {}", node.url),
+            ));
+        }
+    }
+    if pool.nodes.is_empty() {
+        errors.push((
+            "this site has no data node".to_owned(),
+            "add one with `cairn node add NAME URL`".to_owned(),
+        ));
+    }
+    let used = wal.used_bytes.unwrap_or(0);
+    if used >= wal.capacity_bytes / 100 * WAL_FILL_WARNING_PERCENT && used > 0 {
+        warnings.push((
+            format!("the write-ahead log is {} % full", used * 100 / wal.capacity_bytes.max(1)),
+            "when it is full, writes wait for the pool; raise `wal.capacity` if this is usual".to_owned(),
+        ));
+    }
+    if !serving && wal.dirty {
+        warnings.push((
+            "the write-ahead log holds writes that are not in the pool".to_owned(),
+            "start the gateway with `cairn serve`: it brings them there".to_owned(),
+        ));
+    }
+    let entry =
+        |severity: &'static str| move |(what, next)| Attention { severity: severity.to_owned(), what, next };
+    errors.into_iter().map(entry("error")).chain(warnings.into_iter().map(entry("warning"))).collect()
+}

@@ -1,0 +1,257 @@
+//! The command line, as clap parses it.
+
+use crate::admin::types::DurabilityChoice;
+use crate::config::ListenAddress;
+use crate::image::ImageFormat;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+Getting started:
+  cairn up                                   make ./cairn-data on first use, then serve it
+  qemu-img info nbd://127.0.0.1:10809/disk0  look at the disk it exports
+  cairn volume create data 100GiB            make another disk, also while the gateway runs
+  cairn status                               see how it is doing
+
+Files, in the directory that --dir names:
+  cairn.toml   configuration, every key explained
+  key          the key of all data: keep a copy elsewhere; without it the data cannot be read
+  catalog.db   what is where;  wal/  writes on their way;  pool/  the data, unless it lives in an object store
+  admin.sock   how commands talk to a running gateway
+
+Environment:
+  CAIRN_DIR                                  the directory, when --dir is not given
+  CAIRN_LOG                                  log level or filter, over what cairn.toml says
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY   credentials of S3 data nodes
+
+Exit status: 0 done, 1 failed, 2 wrong usage.";
+
+/// Fast, safe block devices on any S3-compatible object store.
+///
+/// A gateway exports virtual disks over NBD. It acknowledges writes from a log on a local disk, and brings them compressed and
+/// encrypted to a pool: a directory, or a bucket on an S3-compatible server.
+#[derive(Debug, Parser)]
+#[command(name = "cairn", version, after_long_help = AFTER_HELP, max_term_width = 100)]
+#[command(arg_required_else_help = true, subcommand_required = true, infer_long_args = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Directory that the gateway lives in
+    #[arg(long, global = true, env = "CAIRN_DIR", default_value = "./cairn-data", value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Answer in JSON, with the field names of the admin API
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Up(Up),
+    Init(Init),
+    Serve(Serve),
+    /// Data nodes: the object stores and directories that hold the data
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(Node),
+    /// Volumes: the virtual disks
+    #[command(subcommand, arg_required_else_help = true)]
+    Volume(Volume),
+    /// Show what needs attention, then the log, the pool and the volumes
+    ///
+    /// Health comes first: one line per thing that needs attention. Works with and without a running gateway.
+    Status,
+    Completions(Completions),
+    Man(Man),
+}
+
+/// Serve disks; on first use make everything that takes
+///
+/// In a directory that does not exist or is empty, `up` makes a key, a catalog, a data node and one volume `disk0` of 10 GiB.
+/// Then, and on every later use, it serves all volumes and prints the commands that attach them. It ends on Ctrl-C or SIGTERM, once
+/// everything acknowledged is in the pool; a second signal ends it at once, which loses nothing either.
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub serve: ServeOptions,
+    /// Data node of a first run: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION
+    #[arg(long, value_name = "URL")]
+    pub pool: Option<String>,
+    /// Make the bucket of --pool if it does not exist
+    #[arg(long)]
+    pub create_bucket: bool,
+}
+
+/// Make a directory to serve from, without serving
+///
+/// Makes a key, a catalog and a data node, but no volume. An initialisation that was interrupted is completed by running it again.
+/// Never replaces a key or anything else that exists.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Where the catalog lives: sqlite:PATH [default: sqlite:catalog.db in the directory]
+    #[arg(long, value_name = "URL")]
+    pub catalog: Option<String>,
+    /// Data node: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION [default: pool/ in the directory]
+    #[arg(long, value_name = "URL")]
+    pub pool: Option<String>,
+    /// Make the bucket of --pool if it does not exist
+    #[arg(long)]
+    pub create_bucket: bool,
+}
+
+/// Serve what the configuration says
+///
+/// For service managers: logs to standard error, tells systemd when every export can be used, and on SIGTERM brings everything
+/// acknowledged to the pool before it ends.
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub options: ServeOptions,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ServeOptions {
+    /// Serve NBD here instead of where the configuration says: HOST:PORT or unix:PATH; may be repeated
+    #[arg(long = "nbd", value_name = "ADDR", value_parser = ListenAddress::parse)]
+    pub nbd: Vec<ListenAddress>,
+    /// Start although the write-ahead log is gone, losing the acknowledged writes that only it had
+    #[arg(long)]
+    pub accept_lost_wal: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// Make a bucket or a directory the place of the data
+    ///
+    /// This version keeps the data on one node. Until there is data, a node that is added takes the place of the one before; after
+    /// that it is refused. The gateway must be stopped. Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or from
+    /// cairn.toml, and are not stored.
+    Add {
+        /// Name to call it by
+        #[arg(value_parser = node_name)]
+        name: String,
+        /// file:///PATH or s3://BUCKET/PREFIX?endpoint=http://HOST:PORT&region=REGION
+        url: String,
+        /// What fails together with it, such as a rack
+        #[arg(long)]
+        domain: Option<String>,
+        /// Make the bucket if it does not exist
+        #[arg(long)]
+        create_bucket: bool,
+    },
+    /// List the data nodes
+    List,
+    /// Show one data node
+    Show { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// Make a volume
+    ///
+    /// Volumes are thin: space is taken by what is written. SIZE is in binary units, as 10GiB, 512M, 1.5T, or in bytes.
+    Create {
+        name: String,
+        #[arg(value_parser = crate::units::parse_size)]
+        size: u64,
+        /// What an acknowledged write survives: with `flush`, a power cut once a flush completed; with `always`, any
+        #[arg(long, value_enum, default_value = "flush")]
+        durability: DurabilityChoice,
+        /// Do not deduplicate it
+        #[arg(long)]
+        no_dedupe: bool,
+        /// Do not compress it
+        #[arg(long)]
+        no_compress: bool,
+    },
+    /// List the volumes
+    List,
+    /// Show one volume
+    Show { name: String },
+    /// Change a volume's size, also while it is in use
+    Resize {
+        name: String,
+        #[arg(value_parser = crate::units::parse_size)]
+        size: u64,
+        /// Shrink it, destroying what is cut off
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a volume another name
+    Rename { name: String, new_name: String },
+    /// Delete a volume and everything in it
+    Delete {
+        name: String,
+        /// Do not ask
+        #[arg(long, short = 'y')]
+        yes: bool,
+        /// Delete it even while clients have it open
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write a disk image into a volume
+    ///
+    /// Makes the volume, as large as the image, if it does not exist; otherwise replaces its content. When the command returns, the
+    /// image is in the pool. Holes and zeros take no space. Images that refer to other files are refused.
+    Import {
+        name: String,
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+        /// Format of the image [default: qcow2 if it begins as one, else raw]
+        #[arg(long, value_enum)]
+        format: Option<ImageFormat>,
+        /// Do not ask before content is replaced
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Write a volume into a disk image
+    ///
+    /// The file appears when it is complete; unwritten parts of the volume are holes in it. Of a volume that is being written, each
+    /// part is exported as it is when it is read.
+    Export {
+        name: String,
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+        /// Format of the image [default: qcow2 if FILE ends in .qcow2, else raw]
+        #[arg(long, value_enum)]
+        format: Option<ImageFormat>,
+        /// Replace a file that exists
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Print a completion script
+///
+/// For example: cairn completions bash > /etc/bash_completion.d/cairn
+#[derive(Debug, Args)]
+pub struct Completions {
+    pub shell: Shell,
+}
+
+/// Write the manual pages
+///
+/// One page per command, as cairn.1, cairn-volume.1, cairn-volume-create.1 and so on.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Directory to write them into; it is made if it does not exist
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+}
+
+/// Names of nodes are like host names: they appear in paths and listings.
+fn node_name(text: &str) -> Result<String, String> {
+    let valid = (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric());
+    if valid {
+        return Ok(text.to_owned());
+    }
+    Err("a node's name has 1 to 63 letters, digits, '-', '_' and '.', and begins with a letter or a digit"
+        .to_owned())
+}

@@ -1,0 +1,46 @@
+//! `cairn init`.
+
+use super::args::{Global, Init};
+use super::output::{print, print_json};
+use crate::directory::{Directory, DirectoryError, Role, State};
+use crate::error::GatewayError;
+use crate::pool_url;
+use crate::site::{InitOptions, initialise};
+use cairn_model::{ErrorKind, Ports};
+
+pub(super) async fn run(global: &Global, asked: &Init) -> Result<(), GatewayError> {
+    if let Some(url) = &asked.pool {
+        check_pool("--pool", url)?;
+    }
+    let directory = Directory::new(&global.dir)?;
+    if directory.state()? == State::Ready {
+        return Err(DirectoryError::AlreadyInitialised { path: directory.path().to_owned() }.into());
+    }
+    directory.create()?;
+    let _lock = directory.lock(Role::Command)?;
+    let options = InitOptions {
+        catalog_url: asked.catalog.clone(),
+        pool_url: asked.pool.clone(),
+        create_bucket: asked.create_bucket,
+        first_volume: None,
+    };
+    initialise(&directory, &options, &Ports::system()).await?;
+    let path = directory.path().display();
+    if global.json {
+        return print_json(&serde_json::json!({ "directory": directory.path(), "key": directory.key() }));
+    }
+    print(&format!(
+        "{path} is ready.\n\
+         Keep a copy of {} elsewhere: without it the data cannot be read.\n\
+         Next: cairn volume create NAME SIZE --dir {path}, then cairn serve --dir {path}\n",
+        directory.key().display()
+    ))
+}
+
+pub(super) fn check_pool(what: &str, url: &str) -> Result<(), GatewayError> {
+    pool_url::check(url).map_err(|problem| GatewayError::Refused {
+        kind: ErrorKind::Unsupported,
+        what: format!("{what} {problem}"),
+        next: None,
+    })
+}

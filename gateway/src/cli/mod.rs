@@ -1,0 +1,76 @@
+//! The commands of the `cairn` program.
+
+mod access;
+mod args;
+mod documents;
+mod init;
+mod node;
+mod output;
+mod progress;
+mod status;
+mod up;
+mod volume;
+
+pub use args::Cli;
+
+use crate::error::GatewayError;
+use args::Command;
+use clap::Parser;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs the program: parses the line, does what it says, tells what went wrong.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// [`main`] with the arguments given.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers; everything else is wrong usage.
+            let code = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cairn: {}", error.full_message());
+            if let Some(hint) = error.hint() {
+                eprintln!("  next: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<(), GatewayError> {
+    let global = cli.global;
+    match cli.command {
+        Command::Completions(asked) => documents::completions(asked.shell),
+        Command::Man(asked) => documents::manual(&asked.out),
+        Command::Up(asked) => up::up(&global, &asked),
+        Command::Serve(asked) => up::serve(&global, &asked),
+        Command::Init(asked) => in_runtime(init::run(&global, &asked)),
+        Command::Node(asked) => in_runtime(node::run(&global, asked)),
+        Command::Volume(asked) => in_runtime(volume::run(&global, asked)),
+        Command::Status => in_runtime(status::run(&global)),
+    }
+}
+
+/// Runs a command that does one thing and ends.
+fn in_runtime<T>(command: impl Future<Output = Result<T, GatewayError>>) -> Result<T, GatewayError> {
+    crate::logging::start_for_command();
+    runtime()?.block_on(command)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, GatewayError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("cairn")
+        .build()
+        .map_err(|source| GatewayError::System { action: "start threads", source })
+}

@@ -1,0 +1,76 @@
+//! `cairn status`: health first, then space.
+
+use super::access::{Need, with_access};
+use super::args::Global;
+use super::output::answer;
+use super::volume::listing;
+use crate::admin::types::Status;
+use crate::error::GatewayError;
+use crate::human::counted;
+use crate::units::{format_duration, format_size};
+use std::fmt::Write;
+use std::time::Duration;
+
+pub(super) async fn run(global: &Global) -> Result<(), GatewayError> {
+    let status = with_access(global, Need::Catalog, async |access| access.client.status().await).await?;
+    answer(global.json, &status, human)
+}
+
+fn human(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_human(&mut text, status);
+    text
+}
+
+fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
+    if status.attention.is_empty() {
+        writeln!(text, "health   ok")?;
+    }
+    for entry in &status.attention {
+        writeln!(text, "{:<8} {}", entry.severity, entry.what)?;
+        writeln!(text, "         next: {}", entry.next)?;
+    }
+    let gateway = &status.gateway;
+    match (gateway.process, gateway.uptime_seconds) {
+        (Some(process), Some(uptime)) => {
+            let uptime = format_duration(Duration::from_secs(uptime));
+            let connections = counted(gateway.nbd_connections.unwrap_or(0), "connection");
+            writeln!(text, "gateway  serving for {uptime} (process {process}), {connections}")?;
+            writeln!(text, "nbd      {}", gateway.nbd.join(", "))?;
+        }
+        _ => writeln!(text, "gateway  stopped; start it with: cairn serve --dir {}", gateway.directory)?,
+    }
+    let wal = &status.wal;
+    let capacity = format_size(wal.capacity_bytes);
+    match wal.used_bytes {
+        Some(used) => writeln!(
+            text,
+            "wal      {} of {capacity} used, {} waiting for the pool",
+            format_size(used),
+            format_size(status.destage.backlog_bytes)
+        )?,
+        None => writeln!(
+            text,
+            "wal      {capacity}, {}",
+            if wal.dirty { "holds writes that are not in the pool" } else { "everything is in the pool" }
+        )?,
+    }
+    let pool = &status.pool;
+    let nodes: Vec<String> = pool.nodes.iter().map(|node| format!("{} at {}", node.name, node.url)).collect();
+    let segments = counted(pool.segments, "segment");
+    writeln!(text, "pool     {} in {segments}, on {}", format_size(pool.segment_bytes), nodes.join(", "))?;
+    if gateway.process.is_some() {
+        writeln!(
+            text,
+            "         {} put in {}, {} read in {}",
+            format_size(pool.put_bytes),
+            counted(pool.puts, "request"),
+            format_size(pool.get_bytes),
+            counted(pool.gets, "request")
+        )?;
+    }
+    writeln!(text)?;
+    text.push_str(&listing(&status.volumes));
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! `cairn up` and `cairn serve`.
+
+use super::args::{Global, Serve, ServeOptions as Options, Up};
+use super::init::check_pool;
+use super::output::{print, print_json};
+use super::runtime;
+use crate::config::{Config, ListenAddress};
+use crate::directory::{Directory, DirectoryError, Holder, Lock, Role, State};
+use crate::error::GatewayError;
+use crate::logging;
+use crate::serve::{self, Endpoint, Ready, ServeOptions};
+use crate::site::{InitOptions, Site, initialise};
+use crate::units::format_size;
+use cairn_metadata::VolumeName;
+use cairn_model::{Clock, ErrorKind, Ports};
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+const FIRST_VOLUME: &str = "disk0";
+const FIRST_VOLUME_BYTES: u64 = 10 << 30;
+
+/// How long a gateway that starts waits for a short command to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(20);
+
+pub(super) fn up(global: &Global, asked: &Up) -> Result<(), GatewayError> {
+    if let Some(url) = &asked.pool {
+        check_pool("--pool", url)?;
+    }
+    let options = serve_options(&asked.serve)?;
+    let directory = Directory::new(&global.dir)?;
+    let state = directory.state()?;
+    if state == State::Ready && asked.pool.is_some() {
+        return Err(GatewayError::refused(
+            ErrorKind::Conflict,
+            format!("{} has its data node already; --pool is for a first run", directory.path().display()),
+            "leave --pool out; `cairn node list` shows the data node",
+        ));
+    }
+    directory.create()?;
+    runtime()?.block_on(async {
+        let ports = Ports::system();
+        let lock = lock(&directory, &*ports.clock).await?;
+        if directory.state()? != State::Ready {
+            let first = VolumeName::new(FIRST_VOLUME)?;
+            let init = InitOptions {
+                catalog_url: None,
+                pool_url: asked.pool.clone(),
+                create_bucket: asked.create_bucket,
+                first_volume: Some((first, FIRST_VOLUME_BYTES)),
+            };
+            initialise(&directory, &init, &ports).await?;
+            if !global.json {
+                print(&welcome(&directory))?;
+            }
+        }
+        let json = global.json;
+        run(directory, lock, ports, &options, async move |ready: Ready<'_>| announce(&ready, json).await)
+            .await
+    })
+}
+
+pub(super) fn serve(global: &Global, asked: &Serve) -> Result<(), GatewayError> {
+    let options = serve_options(&asked.options)?;
+    let directory = Directory::new(&global.dir)?;
+    directory.require_ready()?;
+    runtime()?.block_on(async {
+        let ports = Ports::system();
+        let lock = lock(&directory, &*ports.clock).await?;
+        run(directory, lock, ports, &options, async |_: Ready<'_>| Ok(())).await
+    })
+}
+
+async fn run(
+    directory: Directory,
+    lock: Lock,
+    ports: Ports,
+    options: &ServeOptions,
+    on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
+) -> Result<(), GatewayError> {
+    let config = Config::load(&directory.config(), directory.path())?;
+    logging::start(&config.log);
+    let site = Site::open(directory, config, lock, ports).await?;
+    serve::serve(Arc::new(site), options, on_ready).await
+}
+
+fn serve_options(asked: &Options) -> Result<ServeOptions, GatewayError> {
+    let unusable = |what: String| GatewayError::Refused { kind: ErrorKind::Unsupported, what, next: None };
+    let here = std::path::absolute(Path::new("."))
+        .map_err(|source| GatewayError::System { action: "find the working directory", source })?;
+    let resolve = |address: &ListenAddress| address.clone().resolve(&here).map_err(unusable);
+    let nbd = asked.nbd.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+    Ok(ServeOptions { nbd, accept_lost_wal: asked.accept_lost_wal })
+}
+
+/// Takes the directory for a gateway. A command that runs just now is waited for; another gateway is not.
+async fn lock(directory: &Directory, clock: &dyn Clock) -> Result<Lock, GatewayError> {
+    let begun = clock.now();
+    loop {
+        match directory.lock(Role::Gateway) {
+            Err(DirectoryError::Locked { holder: Holder { role: Some(Role::Command), .. }, .. })
+                if clock.now().since(begun) < PATIENCE => {}
+            other => return Ok(other?),
+        }
+        clock.sleep(PAUSE).await;
+    }
+}
+
+fn welcome(directory: &Directory) -> String {
+    format!(
+        "Made {} with one volume, {FIRST_VOLUME}, of {}.\n\
+         Keep a copy of {} elsewhere: without it the data cannot be read.\n\n",
+        directory.path().display(),
+        format_size(FIRST_VOLUME_BYTES),
+        directory.key().display()
+    )
+}
+
+async fn announce(ready: &Ready<'_>, json: bool) -> Result<(), GatewayError> {
+    let status = ready.service.status().await?;
+    if json {
+        return print_json(&status);
+    }
+    let mut text = String::new();
+    let volumes: Vec<(&str, u64)> =
+        status.volumes.iter().map(|volume| (volume.name.as_str(), volume.size_bytes)).collect();
+    // Writing to a String cannot fail.
+    let _ = describe(&mut text, &status.gateway.directory, &volumes, ready.endpoints);
+    print(&text)
+}
+
+fn describe(
+    text: &mut String,
+    directory: &str,
+    volumes: &[(&str, u64)],
+    endpoints: &[Endpoint],
+) -> std::fmt::Result {
+    let Some((example, _)) = volumes.first() else {
+        writeln!(text, "Serving {directory}, which has no volumes yet. Make one in another terminal:")?;
+        return writeln!(text, "  cairn volume create NAME 10GiB --dir {directory}");
+    };
+    writeln!(text, "Serving {directory}. Exports:")?;
+    for (name, size) in volumes {
+        writeln!(text, "  {name} ({})", format_size(*size))?;
+        for endpoint in endpoints {
+            writeln!(text, "    {}", endpoint.uri(name))?;
+        }
+    }
+    writeln!(text, "\nAttach {example} as a disk (as root, after: modprobe nbd):")?;
+    for endpoint in endpoints {
+        writeln!(text, "  {}", endpoint.attach_command(example))?;
+    }
+    if let Some(endpoint) = endpoints.first() {
+        writeln!(text, "Or use it without attaching it:")?;
+        writeln!(text, "  qemu-img info '{}'", endpoint.uri(example))?;
+    }
+    writeln!(text, "\nCtrl-C stops serving, once everything written is in the pool.")
+}

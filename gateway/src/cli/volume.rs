@@ -1,0 +1,208 @@
+//! `cairn volume`.
+
+use super::access::{Access, Need, with_access};
+use super::args::{Global, Volume as Command};
+use super::output::{answer, print, print_json};
+use super::progress::Bar;
+use crate::admin::types::{CreateVolume, UpdateVolume, Volume};
+use crate::error::GatewayError;
+use crate::human::{Align, Table, ask, can_ask};
+use crate::image::ImageFormat;
+use crate::transfer::{self, Export, Import, Transfer};
+use crate::units::format_size;
+use cairn_model::{Clock, ErrorKind, Kinded, SystemClock};
+use std::path::Path;
+
+pub(super) async fn run(global: &Global, command: Command) -> Result<(), GatewayError> {
+    match command {
+        Command::List => {
+            let volumes =
+                with_access(global, Need::Catalog, async |access| access.client.volumes().await).await?;
+            answer(global.json, &volumes, |volumes| listing(volumes))
+        }
+        Command::Show { name } => {
+            let volume =
+                with_access(global, Need::Catalog, async |access| access.client.volume(&name).await).await?;
+            answer(global.json, &volume, details)
+        }
+        Command::Create { name, size, durability, no_dedupe, no_compress } => {
+            crate::admin::service::check_size(size)?;
+            let new = CreateVolume {
+                name,
+                size_bytes: size,
+                durability,
+                compress: !no_compress,
+                dedupe: !no_dedupe,
+                read_only: false,
+            };
+            change(global, "created", async |access| access.client.create_volume(&new).await).await
+        }
+        Command::Resize { name, size, force } => {
+            let update = UpdateVolume { size_bytes: Some(size), force, ..UpdateVolume::default() };
+            change(global, "resized", async |access| access.client.update_volume(&name, &update).await).await
+        }
+        Command::Rename { name, new_name } => {
+            let update = UpdateVolume { name: Some(new_name), ..UpdateVolume::default() };
+            change(global, "renamed", async |access| access.client.update_volume(&name, &update).await).await
+        }
+        Command::Delete { name, yes, force } => delete(global, &name, yes, force).await,
+        Command::Import { name, file, format, yes } => import(global, &name, &file, format, yes).await,
+        Command::Export { name, file, format, force } => export(global, &name, &file, format, force).await,
+    }
+}
+
+async fn change(
+    global: &Global,
+    done: &str,
+    work: impl AsyncFnOnce(&Access) -> Result<Volume, GatewayError>,
+) -> Result<(), GatewayError> {
+    let volume = with_access(global, Need::Engine, work).await?;
+    answer(global.json, &volume, |volume| {
+        format!("Volume {} {done}: {}.\n", volume.name, format_size(volume.size_bytes))
+    })
+}
+
+async fn delete(global: &Global, name: &str, yes: bool, force: bool) -> Result<(), GatewayError> {
+    with_access(global, Need::Engine, async |access| {
+        let volume = access.client.volume(name).await?;
+        let question =
+            format!("Delete volume {name} ({}) and everything in it?", format_size(volume.size_bytes));
+        if !yes && can_ask() && !ask(&question) {
+            return Err(kept(name));
+        }
+        access.client.delete_volume(name, force).await
+    })
+    .await?;
+    if global.json {
+        return print_json(&serde_json::json!({ "deleted": name }));
+    }
+    print(&format!("Volume {name} deleted.\n"))
+}
+
+fn kept(name: &str) -> GatewayError {
+    GatewayError::Refused {
+        kind: ErrorKind::Conflict,
+        what: format!("volume {name} was left as it is"),
+        next: None,
+    }
+}
+
+async fn import(
+    global: &Global,
+    name: &str,
+    file: &Path,
+    format: Option<ImageFormat>,
+    yes: bool,
+) -> Result<(), GatewayError> {
+    let clock = SystemClock::new();
+    let begun = clock.now();
+    let done = with_access(global, Need::Engine, async |access| {
+        if !yes && can_ask() && holds_data(access, name).await? {
+            let question = format!("Volume {name} holds data. Replace it with {}?", file.display());
+            if !ask(&question) {
+                return Err(kept(name));
+            }
+        }
+        let bar = Bar::new("import");
+        let job = Import { volume: name, file, format };
+        let done = transfer::import(&access.client, &job, &bar).await;
+        bar.finish();
+        done
+    })
+    .await?;
+    let seconds = clock.now().since(begun).as_secs_f64();
+    answer(global.json, &done, |done| {
+        let verb = if done.created { "created from" } else { "replaced by" };
+        format!("Volume {} {verb} {}: {}.\n", done.volume, done.file.display(), moved(done, seconds))
+    })
+}
+
+async fn holds_data(access: &Access, name: &str) -> Result<bool, GatewayError> {
+    let volume = match access.client.volume(name).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    let extents = access.client.allocation(name, 0, volume.size_bytes).await?;
+    Ok(extents.iter().any(|extent| extent.allocated))
+}
+
+async fn export(
+    global: &Global,
+    name: &str,
+    file: &Path,
+    format: Option<ImageFormat>,
+    replace: bool,
+) -> Result<(), GatewayError> {
+    let by_name = || {
+        let qcow2 = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2"));
+        if qcow2 { ImageFormat::Qcow2 } else { ImageFormat::Raw }
+    };
+    let format = format.unwrap_or_else(by_name);
+    let clock = SystemClock::new();
+    let begun = clock.now();
+    let done = with_access(global, Need::Engine, async |access| {
+        let bar = Bar::new("export");
+        let job = Export { volume: name, file, format, replace };
+        let done = transfer::export(&access.client, &job, &bar).await;
+        bar.finish();
+        done
+    })
+    .await?;
+    let seconds = clock.now().since(begun).as_secs_f64();
+    answer(global.json, &done, |done| {
+        format!("Volume {} exported to {}: {}.\n", done.volume, done.file.display(), moved(done, seconds))
+    })
+}
+
+fn moved(done: &Transfer, seconds: f64) -> String {
+    format!(
+        "{}, of which {} is data, in {seconds:.1} s",
+        format_size(done.size_bytes),
+        format_size(done.data_bytes)
+    )
+}
+
+/// The volumes as a table.
+pub(super) fn listing(volumes: &[Volume]) -> String {
+    if volumes.is_empty() {
+        return "No volumes. Make one with: cairn volume create NAME SIZE\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("VOLUME", Align::Left),
+        ("SIZE", Align::Right),
+        ("DURABILITY", Align::Left),
+        ("STATE", Align::Left),
+        ("CLIENTS", Align::Right),
+    ]);
+    for volume in volumes {
+        table.row(vec![
+            volume.name.clone(),
+            format_size(volume.size_bytes),
+            volume.durability.clone(),
+            volume.state.clone(),
+            volume.attachments.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+        ]);
+    }
+    table.to_string()
+}
+
+fn details(volume: &Volume) -> String {
+    let on = |on| if on { "on" } else { "off" };
+    let mut lines = vec![
+        format!("name         {}", volume.name),
+        format!("size         {} ({} bytes)", format_size(volume.size_bytes), volume.size_bytes),
+        format!("state        {}", volume.state),
+        format!("durability   {}", volume.durability),
+        format!("compression  {}", on(volume.compress)),
+        format!("dedupe       {}", on(volume.dedupe)),
+        format!("read-only    {}", if volume.read_only { "yes" } else { "no" }),
+        format!("id           {}", volume.id),
+    ];
+    if let Some(reason) = &volume.reason {
+        lines.push(format!("reason       {reason}"));
+    }
+    if let Some(count) = volume.attachments {
+        lines.push(format!("clients      {count}"));
+    }
+    lines.join("\n") + "\n"
+}

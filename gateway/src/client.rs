@@ -1,0 +1,228 @@
+//! The client of the admin API: over `admin.sock` to a running gateway, or in this process when none runs.
+//!
+//! Commands know only this client, so that they do the same thing the same way in both cases.
+
+use crate::admin::types::{
+    AddNode, AddedNode, CreateVolume, Extent, Failure, Node, RangeQuery, Status, UpdateVolume, Volume,
+};
+use crate::error::GatewayError;
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use futures::future::{Either, select};
+use http_body_util::{BodyExt, Limited};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use tower::ServiceExt;
+
+/// Largest answer that is taken: pieces of volumes and long listings stay far below.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Speaks to one gateway.
+#[derive(Debug, Clone)]
+pub struct AdminClient {
+    transport: Transport,
+}
+
+#[derive(Debug, Clone)]
+enum Transport {
+    Socket(PathBuf),
+    InProcess(Router),
+}
+
+type Result<T> = std::result::Result<T, GatewayError>;
+
+impl AdminClient {
+    /// Through the socket of a running gateway. Nothing is sent yet.
+    pub fn over_socket(path: &Path) -> Self {
+        Self { transport: Transport::Socket(path.to_owned()) }
+    }
+
+    /// Through the routes themselves.
+    pub fn in_process(routes: Router) -> Self {
+        Self { transport: Transport::InProcess(routes) }
+    }
+
+    /// Whether a gateway runs and answers for itself, as against this process standing in for it.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.transport, Transport::Socket(_))
+    }
+
+    pub async fn status(&self) -> Result<Status> {
+        self.json(Method::GET, "/v1/status", &()).await
+    }
+
+    pub async fn volumes(&self) -> Result<Vec<Volume>> {
+        self.json(Method::GET, "/v1/volumes", &()).await
+    }
+
+    pub async fn volume(&self, name: &str) -> Result<Volume> {
+        self.json(Method::GET, &volume_path(name, ""), &()).await
+    }
+
+    pub async fn create_volume(&self, new: &CreateVolume) -> Result<Volume> {
+        self.json(Method::POST, "/v1/volumes", new).await
+    }
+
+    pub async fn update_volume(&self, name: &str, change: &UpdateVolume) -> Result<Volume> {
+        self.json(Method::PATCH, &volume_path(name, ""), change).await
+    }
+
+    pub async fn delete_volume(&self, name: &str, force: bool) -> Result<()> {
+        self.exchange(Method::DELETE, &volume_path(name, &format!("?force={force}")), Body::empty())
+            .await
+            .map(drop)
+    }
+
+    pub async fn read(&self, name: &str, offset: u64, length: u64) -> Result<Bytes> {
+        let path = volume_path(name, &format!("/data?offset={offset}&length={length}"));
+        let bytes = self.exchange(Method::GET, &path, Body::empty()).await?;
+        if bytes.len() as u64 == length {
+            return Ok(bytes);
+        }
+        Err(self.bad_answer(format!("{} bytes where {length} were asked for", bytes.len())))
+    }
+
+    pub async fn write(&self, name: &str, offset: u64, bytes: Bytes) -> Result<()> {
+        let path = volume_path(name, &format!("/data?offset={offset}"));
+        self.exchange(Method::PUT, &path, Body::from(bytes)).await.map(drop)
+    }
+
+    pub async fn write_zeroes(&self, name: &str, offset: u64, length: u64) -> Result<()> {
+        self.json(Method::POST, &volume_path(name, "/zeroes"), &RangeQuery { offset, length }).await
+    }
+
+    /// Allocation from `offset`: at least one extent, perhaps not as far as `length`.
+    pub async fn allocation(&self, name: &str, offset: u64, length: u64) -> Result<Vec<Extent>> {
+        let path = volume_path(name, &format!("/allocation?offset={offset}&length={length}"));
+        let extents: Vec<Extent> = self.json(Method::GET, &path, &()).await?;
+        if extents.first().is_some_and(|first| first.offset == offset && first.length > 0) {
+            return Ok(extents);
+        }
+        Err(self.bad_answer("an allocation map that does not begin where it was asked for".to_owned()))
+    }
+
+    pub async fn flush(&self, name: &str) -> Result<()> {
+        self.json(Method::POST, &volume_path(name, "/flush"), &()).await
+    }
+
+    /// Everything acknowledged before is in the pool when this returns.
+    pub async fn destage(&self) -> Result<()> {
+        self.json(Method::POST, "/v1/destage", &()).await
+    }
+
+    pub async fn nodes(&self) -> Result<Vec<Node>> {
+        self.json(Method::GET, "/v1/nodes", &()).await
+    }
+
+    pub async fn node(&self, name: &str) -> Result<Node> {
+        self.json(Method::GET, &format!("/v1/nodes/{}", encoded(name)), &()).await
+    }
+
+    pub async fn add_node(&self, new: &AddNode) -> Result<AddedNode> {
+        self.json(Method::POST, "/v1/nodes", new).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        let body = if method == Method::GET {
+            Body::empty()
+        } else {
+            Body::from(serde_json::to_vec(body).expect("requests are plain data"))
+        };
+        let answer = self.exchange(method, path, body).await?;
+        serde_json::from_slice(&answer).map_err(|error| self.bad_answer(error.to_string()))
+    }
+
+    /// Sends one request; the body of a successful answer.
+    async fn exchange(&self, method: Method, path: &str, body: Body) -> Result<Bytes> {
+        let kind = if method == Method::PUT { "application/octet-stream" } else { "application/json" };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost")
+            .header("content-type", kind)
+            .body(body)
+            .expect("the parts of a request are well formed");
+        let (status, answer) = match &self.transport {
+            Transport::Socket(socket) => over_socket(socket, request).await?,
+            Transport::InProcess(routes) => {
+                let response = match routes.clone().oneshot(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                };
+                collect(response).await.map_err(|problem| self.bad_answer(problem.to_string()))?
+            }
+        };
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let failure: Failure = serde_json::from_slice(&answer)
+            .map_err(|_| self.bad_answer(format!("{status} without an explanation")))?;
+        let kind = failure.error.kind();
+        Err(GatewayError::Api { kind, message: failure.error.message, hint: failure.error.hint })
+    }
+
+    fn bad_answer(&self, problem: String) -> GatewayError {
+        let path = match &self.transport {
+            Transport::Socket(path) => path.clone(),
+            Transport::InProcess(_) => PathBuf::from("this process"),
+        };
+        GatewayError::BadAnswer { path, problem }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn collect<B>(response: Response<B>) -> std::result::Result<(StatusCode, Bytes), BoxError>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await?;
+    Ok((status, body.to_bytes()))
+}
+
+/// One request on a connection of its own: connecting to a local socket costs less than keeping a pool honest.
+async fn over_socket(socket: &Path, request: Request<Body>) -> Result<(StatusCode, Bytes)> {
+    let unreachable = |source: BoxError| GatewayError::Unreachable { path: socket.to_owned(), source };
+    let stream = crate::socket::connect(socket).await.map_err(|error| unreachable(error.into()))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| unreachable(error.into()))?;
+    let exchange = std::pin::pin!(async move {
+        let response = sender.send_request(request).await?;
+        collect(response).await
+    });
+    // The connection only moves while it is polled; nothing is left running after the answer.
+    match select(exchange, std::pin::pin!(connection)).await {
+        Either::Left((answer, _)) => answer,
+        Either::Right((_, exchange)) => exchange.await,
+    }
+    .map_err(unreachable)
+}
+
+/// Percent-encodes everything that is not plainly allowed in a path.
+fn encoded(segment: &str) -> String {
+    let mut text = String::with_capacity(segment.len());
+    for byte in segment.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+fn volume_path(name: &str, rest: &str) -> String {
+    format!("/v1/volumes/{}{rest}", encoded(name))
+}

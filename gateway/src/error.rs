@@ -1,0 +1,147 @@
+//! The gateway's error: what happened, to what; with [`GatewayError::hint`] what to do next.
+
+use crate::config::ConfigError;
+use crate::directory::DirectoryError;
+use crate::image::ImageError;
+use crate::key::KeyError;
+use cairn_engine::EngineError;
+use cairn_metadata::{CatalogError, InvalidVolumeName};
+use cairn_model::{ErrorKind, Kinded};
+use cairn_nbd::NbdError;
+use cairn_segment_writer::PoolError;
+use cairn_wal::WalError;
+use std::io;
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    #[error(transparent)]
+    Nbd(#[from] NbdError),
+    #[error(transparent)]
+    VolumeName(#[from] InvalidVolumeName),
+    /// An answer of a running gateway; its message is complete.
+    #[error("{message}")]
+    Api { kind: ErrorKind, message: String, hint: Option<String> },
+    /// A request that the state does not allow, or that makes no sense.
+    #[error("{what}")]
+    Refused { kind: ErrorKind, what: String, next: Option<String> },
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    #[error("cannot {action} {path}")]
+    File { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the gateway at {path} does not answer")]
+    Unreachable { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the gateway at {path} gave an answer that makes no sense: {problem}")]
+    BadAnswer { path: PathBuf, problem: String },
+    #[error("reading the image ended unexpectedly: the image is damaged in a way that was not foreseen")]
+    ImageReaderDied,
+    #[error("cannot {action}")]
+    System { action: &'static str, source: io::Error },
+}
+
+impl GatewayError {
+    /// A refusal with what to do instead.
+    pub fn refused(kind: ErrorKind, what: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::Refused { kind, what: what.into(), next: Some(next.into()) }
+    }
+
+    /// What to do next, when the message does not say it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Directory(error) => error.hint(),
+            Self::Key(error) => error.hint(),
+            Self::Image(error) => error.hint(),
+            Self::Api { hint, .. } => hint.clone(),
+            Self::Refused { next, .. } => next.clone(),
+            Self::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => Some(format!(
+                "stop what listens on {address}, or choose another address with --nbd or in cairn.toml"
+            )),
+            Self::Unreachable { .. } => Some("see the gateway's log, or stop it and try again".to_owned()),
+            Self::ImageReaderDied => {
+                Some("try: qemu-img check, or qemu-img convert to a raw image".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// The message with its sources, on one line.
+    pub fn full_message(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let more = error.to_string();
+            // Some crates put their source into their own message.
+            if !text.contains(&more) {
+                text.push_str(": ");
+                text.push_str(&more);
+            }
+            source = error.source();
+        }
+        text
+    }
+}
+
+impl Kinded for GatewayError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config(_) | Self::VolumeName(_) => ErrorKind::Unsupported,
+            Self::Directory(error) => match error {
+                DirectoryError::Missing { .. } => ErrorKind::NotFound,
+                DirectoryError::Io { source, .. } => ErrorKind::of_io(source),
+                DirectoryError::Newer { .. } => ErrorKind::Unsupported,
+                DirectoryError::DamagedFormat { .. } | DirectoryError::DamagedGateway { .. } => {
+                    ErrorKind::Corrupt
+                }
+                DirectoryError::Incomplete { .. }
+                | DirectoryError::Foreign { .. }
+                | DirectoryError::AlreadyInitialised { .. }
+                | DirectoryError::Locked { .. } => ErrorKind::Conflict,
+            },
+            Self::Key(error) => match error {
+                KeyError::Missing { .. } => ErrorKind::NotFound,
+                KeyError::Io { source, .. } => ErrorKind::of_io(source),
+                KeyError::NewerVersion { .. } => ErrorKind::Unsupported,
+                KeyError::Malformed { .. } => ErrorKind::Corrupt,
+                KeyError::Exposed { .. } | KeyError::ForeignOwner { .. } | KeyError::WrongKey { .. } => {
+                    ErrorKind::Conflict
+                }
+            },
+            Self::Image(error) => match error {
+                ImageError::Io { source, .. } => ErrorKind::of_io(source),
+                ImageError::Exists { .. } => ErrorKind::Conflict,
+                ImageError::Damaged { .. } => ErrorKind::Corrupt,
+                ImageError::NotAnImage { .. } | ImageError::Unsupported { .. } | ImageError::Empty { .. } => {
+                    ErrorKind::Unsupported
+                }
+            },
+            Self::Catalog(error) => error.kind(),
+            Self::Engine(error) => error.kind(),
+            Self::Pool(error) => error.kind(),
+            Self::Wal(error) => error.kind(),
+            Self::Nbd(error) => error.kind(),
+            Self::Api { kind, .. } | Self::Refused { kind, .. } => *kind,
+            Self::Listen { source, .. } | Self::File { source, .. } | Self::System { source, .. } => {
+                ErrorKind::of_io(source)
+            }
+            Self::Unreachable { .. } => ErrorKind::Unavailable,
+            Self::BadAnswer { .. } => ErrorKind::Internal,
+            Self::ImageReaderDied => ErrorKind::Corrupt,
+        }
+    }
+}

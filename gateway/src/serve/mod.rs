@@ -1,0 +1,199 @@
+//! A gateway from start to stop.
+//!
+//! Order of starting: pool, engine (which replays the log and takes the leases), then NBD, then the admin API, then the
+//! word that all is ready: a socket that listens can be used. Order of stopping: no new connections, the end of those there are,
+//! destage, a clean mark on the log, leases given back, the admin API last, so that stopping can be watched.
+//! A crash anywhere is what the log is for.
+
+mod nbd;
+mod signals;
+
+pub use nbd::Endpoint;
+
+use crate::admin::{Service, Serving, routes, server};
+use crate::config::ListenAddress;
+use crate::error::GatewayError;
+use crate::notify;
+use crate::sessions::Sessions;
+use crate::site::Site;
+use cairn_engine::Engine;
+use cairn_model::{ErrorKind, Kinded};
+use cairn_segment_writer::Pool;
+use nbd::NbdService;
+use signals::Signals;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long requests to the admin API may take to end once the engine has.
+const ADMIN_GRACE: Duration = Duration::from_secs(5);
+
+/// What serving depends on beside the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
+    /// Addresses instead of the configured ones, when there are any.
+    pub nbd: Vec<ListenAddress>,
+    /// Go on without a log that held acknowledged writes.
+    pub accept_lost_wal: bool,
+}
+
+/// What is told once everything can be used.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    pub service: &'a Service,
+    pub endpoints: &'a [Endpoint],
+}
+
+/// Serves until told to stop. `on_ready` runs once, when every export can be used.
+pub async fn serve(
+    site: Arc<Site>,
+    options: &ServeOptions,
+    on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
+) -> Result<(), GatewayError> {
+    let mut signals = Signals::listen()?;
+    notify::status("replaying the write-ahead log");
+    let starting = start(&site, options.accept_lost_wal);
+    let (engine, pool) = tokio::select! {
+        started = starting => started?,
+        () = signals.stop() => {
+            tracing::info!("stopped before anything was served");
+            return Ok(());
+        }
+    };
+    let gateway = Gateway { site: Arc::clone(&site), engine: Arc::clone(&engine), pool };
+    let served = gateway.run(options, &mut signals, on_ready).await;
+    site.catalog.close().await;
+    served
+}
+
+async fn start(site: &Site, accept_lost_wal: bool) -> Result<(Arc<Engine>, Arc<Pool>), GatewayError> {
+    let pool = site.open_pool().await?;
+    if accept_lost_wal {
+        tracing::warn!(
+            wal = %site.config.wal.path.display(),
+            "--accept-lost-wal: if the write-ahead log is gone, writes that were acknowledged but not destaged are lost for good"
+        );
+    }
+    let engine = site.start_engine(Arc::clone(&pool), accept_lost_wal).await?;
+    for refused in engine.not_served() {
+        tracing::error!(volume = refused.name, reason = refused.reason, "a volume is not served");
+    }
+    Ok((engine, pool))
+}
+
+struct Gateway {
+    site: Arc<Site>,
+    engine: Arc<Engine>,
+    pool: Arc<Pool>,
+}
+
+impl Gateway {
+    async fn run(
+        self,
+        options: &ServeOptions,
+        signals: &mut Signals,
+        on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
+    ) -> Result<(), GatewayError> {
+        let stop_admin = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let opened = self.open(options, &tasks, &stop_admin, on_ready).await;
+        if opened.is_ok() {
+            signals.stop().await;
+        }
+        // From here a second signal ends the process where it stands; the log has everything.
+        let last_resort = signals.stop_again();
+        let ending = async {
+            notify::stopping();
+            tracing::info!("stopping: destaging what was acknowledged");
+            let opened = match opened {
+                Ok(nbd) => {
+                    nbd.end().await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+            let closed = self.close_engine().await;
+            stop_admin.cancel();
+            tasks.close();
+            let clock = &*self.site.ports.clock;
+            if cairn_model::timeout(clock, ADMIN_GRACE, tasks.wait()).await.is_err() {
+                tracing::warn!("a request to the admin API did not end and was cut off");
+            }
+            opened.and(closed)
+        };
+        tokio::select! {
+            ended = ending => ended,
+            () = last_resort => {
+                tracing::warn!("stopped at once; what was acknowledged is in the write-ahead log");
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens the sockets, NBD's first.
+    async fn open(
+        &self,
+        options: &ServeOptions,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+        on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
+    ) -> Result<NbdService, GatewayError> {
+        let config = &self.site.config.gateway;
+        let addresses = if options.nbd.is_empty() { &config.nbd } else { &options.nbd };
+        let sessions = Sessions::default();
+        let nbd =
+            NbdService::start(&self.engine, &sessions, addresses, config.tls.as_ref(), &self.site.ports)
+                .await?;
+        let opened = self.open_admin(&nbd, sessions, tasks, stop, on_ready).await;
+        match opened {
+            Ok(()) => Ok(nbd),
+            Err(error) => {
+                nbd.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open_admin(
+        &self,
+        nbd: &NbdService,
+        sessions: Sessions,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+        on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
+    ) -> Result<(), GatewayError> {
+        let serving = Serving {
+            started: self.site.ports.clock.now(),
+            nbd: nbd.endpoints().iter().map(ToString::to_string).collect(),
+            sessions,
+        };
+        let (engine, pool) = (Arc::clone(&self.engine), Arc::clone(&self.pool));
+        let service = Arc::new(Service::of_gateway(Arc::clone(&self.site), engine, pool, serving));
+        let routes = routes(Arc::clone(&service));
+        if let Some(address) = self.site.config.gateway.admin {
+            server::serve_tcp(address, routes.clone(), tasks, stop).await?;
+        }
+        server::serve_socket(&self.site.directory.admin_socket(), routes, tasks, stop)?;
+        on_ready(Ready { service: &service, endpoints: nbd.endpoints() }).await?;
+        let count = crate::human::counted(self.engine.volumes().len() as u64, "volume");
+        tracing::info!(nbd = ?nbd.endpoints().iter().map(ToString::to_string).collect::<Vec<_>>(), "serving {count}");
+        notify::ready(&format!("serving {count}"));
+        Ok(())
+    }
+
+    /// Destages and closes. A pool that does not answer keeps the rest in the log, which is no failure of stopping.
+    async fn close_engine(&self) -> Result<(), GatewayError> {
+        match self.engine.shutdown().await {
+            Ok(()) => {
+                tracing::info!("stopped; everything acknowledged is in the pool");
+                Ok(())
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutOfSpace) => {
+                tracing::warn!(%error, "stopped; what is not in the pool yet is in the write-ahead log, for the next start");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The first run: a directory, a key, a catalog and a data node out of nothing.
+//!
+//! Invariants:
+//! 1. The mark `initialising` is durable before anything else is made, and `format` is written after everything else:
+//!    a directory with `format` is complete, one with only the mark is resumed, any other that is not empty is refused.
+//! 2. Every step looks for what an earlier run left and goes on from it. No step replaces a key, an id or a file.
+//!
+//! | crash after | the next run finds | and |
+//! |---|---|---|
+//! | nothing | an empty directory | begins |
+//! | `Marked` | the mark | begins |
+//! | `Configured`, `Identified`, `Keyed` | the mark and some files | keeps them |
+//! | `CatalogMade` | a catalog with or without a site, with or without a wrapped key | adds what is missing; the key must fit |
+//! | `PoolAttached` | perhaps a marker of this site in the pool without a row in the catalog | adopts it |
+//! | `VolumeMade` | the first volume | keeps it |
+//! | `Completed` | `format`, perhaps the mark | serves |
+
+use super::{DATA_KEY_PURPOSE, data_key, node, open_catalog};
+use crate::config::{Config, template};
+use crate::directory::{Directory, DirectoryError, State};
+use crate::durable;
+use crate::error::GatewayError;
+use crate::key;
+use cairn_metadata::{Catalog, CatalogError, FORMAT_VERSION, KeyRow, NewVolume, SiteRow, VolumeName};
+use cairn_model::crypto::{self, SecretKey};
+use cairn_model::{Durability, ErrorKind, GatewayId, LineageId, Ports, SiteId, VolumeId};
+
+/// What a first run is told.
+#[derive(Debug, Clone, Default)]
+pub struct InitOptions {
+    /// The catalog, as it will stand in `cairn.toml`; `None` is the embedded one.
+    pub catalog_url: Option<String>,
+    /// The first data node; `None` is what `cairn.toml` says, or the embedded one.
+    pub pool_url: Option<String>,
+    /// Make the bucket of the data node if it does not exist.
+    pub create_bucket: bool,
+    /// A volume to begin with, and its size.
+    pub first_volume: Option<(VolumeName, u64)>,
+}
+
+/// The durable steps of a first run, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Marked,
+    Configured,
+    Identified,
+    Keyed,
+    CatalogMade,
+    PoolAttached,
+    VolumeMade,
+    Completed,
+}
+
+impl Step {
+    pub const ALL: [Self; 8] = [
+        Self::Marked,
+        Self::Configured,
+        Self::Identified,
+        Self::Keyed,
+        Self::CatalogMade,
+        Self::PoolAttached,
+        Self::VolumeMade,
+        Self::Completed,
+    ];
+}
+
+/// Makes `directory`, which the caller has locked and which is not complete, a gateway's. Safe to run again after it was
+/// interrupted anywhere.
+pub async fn initialise(
+    directory: &Directory,
+    options: &InitOptions,
+    ports: &Ports,
+) -> Result<Config, GatewayError> {
+    initialise_observed(directory, options, ports, &mut |_| Ok(())).await
+}
+
+/// [`initialise`], telling `observe` after each step is durable; an error from it ends the run there.
+pub async fn initialise_observed(
+    directory: &Directory,
+    options: &InitOptions,
+    ports: &Ports,
+    observe: &mut (dyn FnMut(Step) -> Result<(), GatewayError> + Send),
+) -> Result<Config, GatewayError> {
+    if directory.state()? == State::Ready {
+        return Err(DirectoryError::AlreadyInitialised { path: directory.path().to_owned() }.into());
+    }
+    directory.begin_initialisation()?;
+    observe(Step::Marked)?;
+    let config = configure(directory, options)?;
+    observe(Step::Configured)?;
+    let gateway = identify(directory, ports)?;
+    observe(Step::Identified)?;
+    let master = obtain_key(directory, ports)?;
+    observe(Step::Keyed)?;
+    let catalog = open_catalog(&config, true).await?;
+    let site = make_site(&*catalog, ports).await?;
+    make_data_key(&*catalog, &master, directory, ports).await?;
+    catalog.register_gateway(gateway, &host_name(), ports.clock.wall()).await?;
+    observe(Step::CatalogMade)?;
+    let url = pool_url(&config, options, directory)?;
+    let place = node::Place { directory, config: &config, catalog: &*catalog, site, ports };
+    node::make_only(&place, &node::Wanted::unnamed(url, options.create_bucket)).await?;
+    observe(Step::PoolAttached)?;
+    if let Some((name, size_bytes)) = &options.first_volume
+        && catalog.volumes().await?.is_empty()
+    {
+        catalog.create_volume(&new_volume(name.clone(), *size_bytes, ports)).await?;
+    }
+    observe(Step::VolumeMade)?;
+    catalog.close().await;
+    directory.end_initialisation()?;
+    observe(Step::Completed)?;
+    Ok(config)
+}
+
+/// Reads `cairn.toml`, or writes one with the defaults.
+fn configure(directory: &Directory, options: &InitOptions) -> Result<Config, GatewayError> {
+    let path = directory.config();
+    if !path.exists() {
+        // Checked before it is written: a file that this program wrote must be one that it reads.
+        let text = template(options.catalog_url.as_deref());
+        Config::parse(&text, &path, directory.path())?;
+        durable::create_file(directory.path(), "cairn.toml", text.as_bytes())
+            .map_err(|source| GatewayError::File { action: "write", path: path.clone(), source })?;
+    }
+    let config = Config::load(&path, directory.path())?;
+    if let Some(url) = &options.catalog_url {
+        let asked = Config::parse(&template(Some(url)), &path, directory.path())?.catalog;
+        if asked != config.catalog {
+            return Err(GatewayError::refused(
+                ErrorKind::Conflict,
+                format!("--catalog {url} is not the catalog that {} names", path.display()),
+                "leave --catalog out, or change [catalog] url in that file",
+            ));
+        }
+    }
+    Ok(config)
+}
+
+fn identify(directory: &Directory, ports: &Ports) -> Result<GatewayId, GatewayError> {
+    if let Some(id) = directory.gateway_id()? {
+        return Ok(id);
+    }
+    let id = GatewayId::fresh(&*ports.clock, &*ports.entropy);
+    directory.set_gateway_id(id)?;
+    Ok(id)
+}
+
+fn obtain_key(directory: &Directory, ports: &Ports) -> Result<SecretKey, GatewayError> {
+    match key::load(&directory.key()) {
+        Err(key::KeyError::Missing { .. }) => Ok(key::create(directory.path(), &*ports.entropy)?),
+        other => Ok(other?),
+    }
+}
+
+async fn make_site(catalog: &dyn Catalog, ports: &Ports) -> Result<SiteId, GatewayError> {
+    match catalog.site().await {
+        Ok(row) => return Ok(row.id),
+        Err(CatalogError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let id = SiteId::fresh(&*ports.clock, &*ports.entropy);
+    let row =
+        SiteRow { id, name: host_name(), created_at: ports.clock.wall(), format_version: FORMAT_VERSION };
+    catalog.create_site(&row).await?;
+    Ok(id)
+}
+
+/// Makes the key that seals the site's data, unless there is one; that one must open with the master key.
+async fn make_data_key(
+    catalog: &dyn Catalog,
+    master: &SecretKey,
+    directory: &Directory,
+    ports: &Ports,
+) -> Result<(), GatewayError> {
+    if !catalog.keys().await?.is_empty() {
+        return data_key(catalog, master, directory).await.map(drop);
+    }
+    let key = SecretKey::random(&*ports.entropy);
+    let wrapped = crypto::wrap(master, DATA_KEY_PURPOSE.as_bytes(), &key, &*ports.entropy);
+    let row = KeyRow {
+        purpose: DATA_KEY_PURPOSE.to_owned(),
+        key_id: key.id(),
+        wrapped_by: master.id(),
+        wrapped: wrapped.to_vec(),
+        created_at: ports.clock.wall(),
+    };
+    Ok(catalog.put_key(&row).await?)
+}
+
+fn pool_url(config: &Config, options: &InitOptions, directory: &Directory) -> Result<String, GatewayError> {
+    match (&options.pool_url, &config.pool.url) {
+        (Some(asked), Some(configured)) if asked != configured => Err(GatewayError::refused(
+            ErrorKind::Conflict,
+            format!("--pool {asked} is not the data node that {} names", directory.config().display()),
+            "leave --pool out, or change [pool] url in that file",
+        )),
+        (Some(url), _) | (None, Some(url)) => Ok(url.clone()),
+        (None, None) => Ok(node::EMBEDDED_POOL_URL.to_owned()),
+    }
+}
+
+/// A row for a fresh volume with the usual settings.
+pub(crate) fn new_volume(name: VolumeName, size_bytes: u64, ports: &Ports) -> NewVolume {
+    NewVolume {
+        id: VolumeId::fresh(&*ports.clock, &*ports.entropy),
+        name,
+        size_bytes,
+        durability: Durability::Flush,
+        lineage: LineageId::fresh(&*ports.clock, &*ports.entropy),
+        compress: true,
+        dedupe: true,
+        read_only: false,
+        options: "{}".to_owned(),
+        created_at: ports.clock.wall(),
+    }
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "gateway".to_owned() } else { name }
+}

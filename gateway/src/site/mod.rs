@@ -1,0 +1,162 @@
+//! A site as one gateway sees it: its directory, configuration, catalog, keys and pool.
+
+mod init;
+mod node;
+
+pub(crate) use init::new_volume;
+pub use init::{InitOptions, Step, initialise, initialise_observed};
+pub use node::{Attached, EMBEDDED_POOL_URL, add_node, attached_nodes, resolved_url};
+
+use crate::config::{CatalogUrl, Config};
+use crate::directory::{Directory, Lock};
+use crate::error::GatewayError;
+use crate::key::{self, KeyError};
+use cairn_engine::{Engine, EngineConfig, EngineParts};
+use cairn_metadata::{Catalog, SiteRow, SqliteCatalog};
+use cairn_model::crypto::SecretKey;
+use cairn_model::{GatewayId, Ports};
+use cairn_segment_writer::Pool;
+use cairn_wal::{FileDisk, WalConfig};
+use std::sync::Arc;
+
+/// What the wrapped key is for, and what its wrapping is bound to.
+const DATA_KEY_PURPOSE: &str = "data";
+
+/// Derives the key of this gateway's log from the site's master key.
+const WAL_KEY_CONTEXT: &str = "cairn 2026-11 write-ahead log of a gateway";
+
+/// Files of a log: few enough to list, small enough that making one is quick and freeing one does not wait long.
+const WAL_FILES: u64 = 64;
+
+/// An open site. The lock lasts as long as it does.
+#[derive(Debug)]
+pub struct Site {
+    pub directory: Directory,
+    pub config: Config,
+    pub row: SiteRow,
+    pub gateway: GatewayId,
+    pub catalog: Arc<dyn Catalog>,
+    pub ports: Ports,
+    data_key: SecretKey,
+    wal_key: SecretKey,
+    _lock: Lock,
+}
+
+impl Site {
+    /// Opens a complete directory: its catalog, and its key, which must be the one that the catalog's keys are wrapped
+    /// with. Touches neither the log nor the pool.
+    pub async fn open(
+        directory: Directory,
+        config: Config,
+        lock: Lock,
+        ports: Ports,
+    ) -> Result<Self, GatewayError> {
+        directory.require_ready()?;
+        let master = key::load(&directory.key())?;
+        let catalog = open_catalog(&config, false).await?;
+        let row = catalog.site().await?;
+        let data_key = data_key(&*catalog, &master, &directory).await?;
+        let Some(gateway) = directory.gateway_id()? else {
+            return Err(GatewayError::refused(
+                cairn_model::ErrorKind::Corrupt,
+                format!("the file {} is missing", directory.path().join("gateway").display()),
+                "restore it from a backup",
+            ));
+        };
+        catalog.gateway(gateway).await?;
+        let wal_key = master.derive(WAL_KEY_CONTEXT, gateway.as_bytes());
+        Ok(Self { directory, config, row, gateway, catalog, ports, data_key, wal_key, _lock: lock })
+    }
+
+    /// Opens the pool: the data node that the configuration or the catalog names.
+    pub async fn open_pool(&self) -> Result<Arc<Pool>, GatewayError> {
+        let node = node::settle(self).await?;
+        let node = node::open(self, &node).await?;
+        Ok(Arc::new(Pool::single(node)))
+    }
+
+    /// Starts the engine: replays the log, takes the volumes' leases. Every volume is usable when it returns.
+    pub async fn start_engine(
+        &self,
+        pool: Arc<Pool>,
+        accept_lost_wal: bool,
+    ) -> Result<Arc<Engine>, GatewayError> {
+        let mut config = engine_config(&self.config);
+        config.accept_lost_wal = accept_lost_wal;
+        let wal_disk = Arc::new(FileDisk::open(&self.config.wal.path)?);
+        let parts = EngineParts {
+            site: self.row.id,
+            gateway: self.gateway,
+            catalog: Arc::clone(&self.catalog),
+            pool,
+            domain_key: self.data_key.clone(),
+            wal_key: self.wal_key.clone(),
+            wal_disk,
+            ports: self.ports.clone(),
+        };
+        Ok(Engine::start(config, parts).await?)
+    }
+}
+
+fn engine_config(config: &Config) -> EngineConfig {
+    let wal = WalConfig {
+        capacity_bytes: config.wal.capacity_bytes,
+        file_bytes: wal_file_bytes(config.wal.capacity_bytes),
+        ..WalConfig::default()
+    };
+    let mut engine = EngineConfig::new(wal);
+    engine.write_buffer_bytes = config.memory.write_buffer_bytes;
+    engine.block_cache_bytes = config.memory.block_cache_bytes;
+    engine.map_cache_bytes = config.memory.map_cache_bytes;
+    engine.batch_bytes = config.destage.batch_bytes;
+    engine.batch_age = config.destage.batch_age;
+    engine
+}
+
+/// A sixty-fourth of the capacity, in whole MiB, within what a log file may be.
+const fn wal_file_bytes(capacity_bytes: u64) -> u64 {
+    let whole = (capacity_bytes / WAL_FILES) >> 20 << 20;
+    if whole < 4 << 20 {
+        4 << 20
+    } else if whole > 256 << 20 {
+        256 << 20
+    } else {
+        whole
+    }
+}
+
+/// Opens the catalog; `create` makes one where there is none.
+async fn open_catalog(config: &Config, create: bool) -> Result<Arc<dyn Catalog>, GatewayError> {
+    let CatalogUrl::Sqlite(path) = &config.catalog;
+    let catalog = if create { SqliteCatalog::create(path).await? } else { SqliteCatalog::open(path).await? };
+    Ok(Arc::new(catalog))
+}
+
+/// The key that seals this site's data, unwrapped.
+async fn data_key(
+    catalog: &dyn Catalog,
+    master: &SecretKey,
+    directory: &Directory,
+) -> Result<SecretKey, GatewayError> {
+    let wrong = || GatewayError::from(KeyError::WrongKey { path: directory.key() });
+    let keys = catalog.keys().await?;
+    let row = keys
+        .iter()
+        .find(|row| row.purpose == DATA_KEY_PURPOSE && row.wrapped_by == master.id())
+        .ok_or_else(wrong)?;
+    cairn_model::crypto::unwrap(master, DATA_KEY_PURPOSE.as_bytes(), &row.wrapped).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_allowed_capacity_makes_a_possible_log() {
+        for capacity in [64u64 << 20, 65 << 20, 100 << 20, 1 << 30, 4 << 30, 4 << 40] {
+            let file = wal_file_bytes(capacity);
+            assert!(file.is_multiple_of(4096) && (4 << 20..=1 << 30).contains(&file), "{capacity}");
+            assert!(capacity / file >= 2, "{capacity}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Images into volumes and out of them, through the admin API: sparse both ways, several pieces in flight.
+//!
+//! The file is read or written on a thread of its own, joined to the requests by a bounded channel. An import into a volume
+//! that it created skips zeros; into one that was there it writes them, and zeros what the image does not reach. An
+//! export of a volume that is being written is no instant of it: each piece is as it was when it was read.
+
+use crate::admin::types::{CreateVolume, Volume};
+use crate::client::AdminClient;
+use crate::error::GatewayError;
+use crate::image::{ImageFormat, ImageReader, ImageWriter, PIECE_BYTES, Piece};
+use bytes::Bytes;
+use cairn_model::{ErrorKind, Kinded};
+use futures::{StreamExt, TryStreamExt, stream};
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use tokio::sync::mpsc;
+use tokio::task::JoinError;
+
+/// Requests at the same time: enough to hide the way to the gateway and back.
+const REQUESTS_IN_FLIGHT: usize = 4;
+
+/// Pieces between the file's thread and the requests.
+const PIECES_QUEUED: usize = 4;
+
+type Result<T> = std::result::Result<T, GatewayError>;
+
+/// What a transfer moved.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Transfer {
+    pub volume: String,
+    pub file: PathBuf,
+    /// `raw` or `qcow2`.
+    pub format: String,
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Bytes that were moved; the rest was zeros.
+    pub data_bytes: u64,
+    /// Whether the volume was made by this import.
+    pub created: bool,
+}
+
+/// Told how far a transfer came, in bytes of the disk.
+pub trait Observer: Sync {
+    fn total(&self, bytes: u64);
+    fn advance(&self, bytes: u64);
+}
+
+/// Where an import comes from and goes to.
+#[derive(Debug)]
+pub struct Import<'a> {
+    pub volume: &'a str,
+    pub file: &'a Path,
+    pub format: Option<ImageFormat>,
+}
+
+/// Writes an image into a volume, which is made if it does not exist. When this returns the image is in the pool.
+pub async fn import(client: &AdminClient, job: &Import<'_>, observer: &dyn Observer) -> Result<Transfer> {
+    let (path, format) = (job.file.to_owned(), job.format);
+    let reader =
+        tokio::task::spawn_blocking(move || ImageReader::open(&path, format)).await.map_err(died)??;
+    observer.total(reader.size_bytes());
+    let format = reader.format().to_string();
+    let (volume, created) = target(client, job, reader.size_bytes()).await?;
+    let copied = copy_in(client, &volume, reader, created, observer).await;
+    let data_bytes = match copied {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // A volume that holds part of an image is worse than none. If this fails too, the first error is the one to tell.
+            if created {
+                let _ = client.delete_volume(&volume.name, true).await;
+            }
+            return Err(error);
+        }
+    };
+    client.flush(&volume.name).await?;
+    client.destage().await?;
+    Ok(Transfer {
+        volume: volume.name,
+        file: job.file.to_owned(),
+        format,
+        size_bytes: volume.size_bytes,
+        data_bytes,
+        created,
+    })
+}
+
+/// The volume to import into, and whether it was made for that.
+async fn target(client: &AdminClient, job: &Import<'_>, image_bytes: u64) -> Result<(Volume, bool)> {
+    match client.volume(job.volume).await {
+        Ok(volume) if volume.size_bytes < image_bytes => Err(GatewayError::refused(
+            ErrorKind::Conflict,
+            format!(
+                "the image has {image_bytes} bytes, but volume {} has only {}",
+                volume.name, volume.size_bytes
+            ),
+            format!("import into a new volume, or first: cairn volume resize {} {image_bytes}", volume.name),
+        )),
+        Ok(volume) => Ok((volume, false)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let new = CreateVolume {
+                name: job.volume.to_owned(),
+                size_bytes: image_bytes.next_multiple_of(512),
+                durability: crate::admin::types::DurabilityChoice::default(),
+                compress: true,
+                dedupe: true,
+                read_only: false,
+            };
+            Ok((client.create_volume(&new).await?, true))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn copy_in(
+    client: &AdminClient,
+    volume: &Volume,
+    reader: ImageReader,
+    fresh: bool,
+    observer: &dyn Observer,
+) -> Result<u64> {
+    let image_bytes = reader.size_bytes();
+    let (sender, mut receiver) = mpsc::channel(PIECES_QUEUED);
+    let reading = tokio::task::spawn_blocking(move || {
+        reader.read_pieces(|piece| match sender.blocking_send(piece) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        })
+    });
+    let pieces = stream::poll_fn(move |context| receiver.poll_recv(context));
+    let data_bytes = pieces
+        .map(|piece| write_piece(client, &volume.name, piece, fresh, observer))
+        .buffer_unordered(REQUESTS_IN_FLIGHT)
+        .try_fold(0, async |sum, bytes| Ok(sum + bytes))
+        .await;
+    // The stream is gone by now, so the reader ends as well.
+    reading.await.map_err(died)??;
+    let data_bytes = data_bytes?;
+    if !fresh && volume.size_bytes > image_bytes {
+        client.write_zeroes(&volume.name, image_bytes, volume.size_bytes - image_bytes).await?;
+    }
+    Ok(data_bytes)
+}
+
+async fn write_piece(
+    client: &AdminClient,
+    name: &str,
+    piece: Piece,
+    fresh: bool,
+    observer: &dyn Observer,
+) -> Result<u64> {
+    let length = piece.len();
+    let written = match piece {
+        Piece::Data { offset, bytes } => {
+            client.write(name, offset, bytes).await?;
+            length
+        }
+        Piece::Zero { offset, length } => {
+            if !fresh {
+                client.write_zeroes(name, offset, length).await?;
+            }
+            0
+        }
+    };
+    observer.advance(length);
+    Ok(written)
+}
+
+/// Where an export comes from and goes to.
+#[derive(Debug)]
+pub struct Export<'a> {
+    pub volume: &'a str,
+    pub file: &'a Path,
+    pub format: ImageFormat,
+    /// Replace a file that exists.
+    pub replace: bool,
+}
+
+/// Writes a volume into an image file, which appears when it is complete.
+pub async fn export(client: &AdminClient, job: &Export<'_>, observer: &dyn Observer) -> Result<Transfer> {
+    let volume = client.volume(job.volume).await?;
+    observer.total(volume.size_bytes);
+    let (path, format, size, replace) = (job.file.to_owned(), job.format, volume.size_bytes, job.replace);
+    let mut writer = tokio::task::spawn_blocking(move || ImageWriter::create(&path, format, size, replace))
+        .await
+        .map_err(died)??;
+    let ranges = Ranges::new(client, &volume, writer.granule_bytes() as u64);
+    let (sender, mut receiver) = mpsc::channel::<(u64, Bytes)>(PIECES_QUEUED);
+    let writing = tokio::task::spawn_blocking(move || -> Result<(ImageWriter, u64)> {
+        let mut data_bytes = 0;
+        while let Some((offset, bytes)) = receiver.blocking_recv() {
+            writer.write(offset, &bytes)?;
+            data_bytes += bytes.len() as u64;
+        }
+        Ok((writer, data_bytes))
+    });
+    let read = copy_out(ranges, sender, observer).await;
+    // A file that cannot be written explains a copy that could not go on.
+    let (writer, data_bytes) = writing.await.map_err(died)??;
+    read?;
+    tokio::task::spawn_blocking(move || writer.finish()).await.map_err(died)??;
+    Ok(Transfer {
+        volume: volume.name,
+        file: job.file.to_owned(),
+        format: job.format.to_string(),
+        size_bytes: volume.size_bytes,
+        data_bytes,
+        created: false,
+    })
+}
+
+async fn copy_out(
+    ranges: Ranges<'_>,
+    sender: mpsc::Sender<(u64, Bytes)>,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let (client, name, size) = (ranges.client, ranges.name, ranges.size_bytes);
+    let mut done = 0;
+    let pieces = stream::try_unfold(ranges, async |mut ranges| {
+        Ok::<_, GatewayError>(ranges.next().await?.map(|range| (range, ranges)))
+    })
+    .map(async |range| {
+        let (offset, length) = range?;
+        Ok::<_, GatewayError>((offset, client.read(name, offset, length).await?))
+    })
+    .buffered(REQUESTS_IN_FLIGHT);
+    let mut pieces = std::pin::pin!(pieces);
+    while let Some((offset, bytes)) = pieces.try_next().await? {
+        let end = offset + bytes.len() as u64;
+        if sender.send((offset, bytes)).await.is_err() {
+            return Ok(());
+        }
+        observer.advance(end - done);
+        done = end;
+    }
+    observer.advance(size - done);
+    Ok(())
+}
+
+/// The allocated ranges of a volume, in order, widened to the writer's granule, in pieces.
+struct Ranges<'a> {
+    client: &'a AdminClient,
+    name: &'a str,
+    size_bytes: u64,
+    granule: u64,
+    /// Looked at so far.
+    offset: u64,
+    /// Handed out so far.
+    end: u64,
+    found: VecDeque<(u64, u64)>,
+}
+
+impl<'a> Ranges<'a> {
+    fn new(client: &'a AdminClient, volume: &'a Volume, granule: u64) -> Self {
+        let (name, size_bytes) = (volume.name.as_str(), volume.size_bytes);
+        Self { client, name, size_bytes, granule, offset: 0, end: 0, found: VecDeque::new() }
+    }
+
+    async fn next(&mut self) -> Result<Option<(u64, u64)>> {
+        while self.found.is_empty() && self.offset < self.size_bytes {
+            let extents =
+                self.client.allocation(self.name, self.offset, self.size_bytes - self.offset).await?;
+            for extent in extents {
+                self.offset = extent.offset + extent.length;
+                if extent.allocated {
+                    self.add(extent.offset, self.offset);
+                }
+            }
+        }
+        Ok(self.found.pop_front())
+    }
+
+    fn add(&mut self, start: u64, end: u64) {
+        let mut start = (start / self.granule * self.granule).max(self.end);
+        let end = end.next_multiple_of(self.granule).min(self.size_bytes);
+        while start < end {
+            // Pieces end at multiples of their size, so that neighbours do not share a granule.
+            let piece_end = ((start / PIECE_BYTES as u64 + 1) * PIECE_BYTES as u64).min(end);
+            self.found.push_back((start, piece_end - start));
+            start = piece_end;
+        }
+        self.end = self.end.max(end);
+    }
+}
+
+/// A thread that works on a file does not panic, unless what reads a damaged image does.
+fn died(_: JoinError) -> GatewayError {
+    GatewayError::ImageReaderDied
+}
