@@ -7,6 +7,7 @@
 //! | `batch` | one destaged batch and one step of folding: the two big transactions |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
 //! | `sqlite` | the catalog in one file |
+//! | `conformance` | the suite that every implementation passes (feature `conformance`) |
 //!
 //! The schema is documented where it is defined: `migrations/` at the root of the repository.
 //!
@@ -15,6 +16,9 @@
 
 mod batch;
 mod catalog;
+#[cfg(any(test, feature = "conformance"))]
+#[doc(hidden)]
+pub mod conformance;
 mod error;
 mod leaf;
 mod name;

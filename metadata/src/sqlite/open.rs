@@ -84,14 +84,15 @@ async fn prepare(writer: &SqlitePool, path: &Path) -> Result<()> {
             name()
         )));
     }
-    MIGRATIONS.run(&mut *connection).await.map_err(|error| match error {
+    drop(connection);
+    MIGRATIONS.run(writer).await.map_err(|error| match error {
         MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
             failed("bringing the schema up to date")(source)
         }
         error => CatalogError::Migration(error),
     })?;
     let format: Option<u32> = sqlx::query_scalar("SELECT format_version FROM site")
-        .fetch_optional(&mut *connection)
+        .fetch_optional(writer)
         .await
         .map_err(failed(doing))?;
     if let Some(found) = format.filter(|found| *found > FORMAT_VERSION) {

@@ -1,0 +1,108 @@
+//! Futures dropped at every point where they wait.
+
+use super::{CatalogStore, World, blocks, written};
+use crate::{FoldPlan, LeafIndex, MapLeaf, Totals};
+use cairn_model::CommitSeq;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// Polls `future` at most `polls` times, then drops it. `None` when it was not done.
+async fn for_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+pub async fn a_dropped_commit_leaves_nothing_or_everything(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let mut held = world.held_volume("a").await;
+    let (mut dropped, mut done) = (0, 0);
+    // How often a commit waits varies from run to run: every count several times.
+    for polls in (0..30).flat_map(|polls| [polls; 6]) {
+        let batch = world.batch(&[(&held, blocks(0, 40))]);
+        let result = for_polls(polls, world.catalog.commit_batch(&batch)).await;
+        dropped += usize::from(result.is_none());
+        done += usize::from(result.is_some());
+        // The same batch again settles it, whatever happened to the first try.
+        let receipt = world.catalog.commit_batch(&batch).await.unwrap();
+        held.through = batch.volumes[0].through;
+        held.commit = held.commit.next();
+        if let Some(first) = result {
+            assert_eq!(first.unwrap(), receipt);
+        }
+        assert_eq!(world.progress(&held).await, (held.through, held.commit));
+        let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap();
+        assert_eq!(deltas.len(), usize::try_from(held.commit.get()).unwrap());
+        let containers = held.commit.get();
+        let totals =
+            Totals { volumes: 1, segments: containers, segment_bytes: containers * 4096, containers };
+        assert_eq!(world.catalog.totals().await.unwrap(), totals);
+    }
+    assert!(dropped > 20 && done > 20, "{dropped} dropped, {done} done: the test does not reach its point");
+}
+
+pub async fn a_dropped_fold_leaves_nothing_or_everything(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let (mut dropped, mut done) = (0, 0);
+    for (round, polls) in (0..30).flat_map(|polls| [polls; 4]).enumerate() {
+        let mut held = world.held_volume(&format!("volume-{round}")).await;
+        let container = world.commit(&mut held, blocks(0, 32)).await.containers[0].id;
+        let leaf = |number: u32| {
+            let index = LeafIndex::new(number).unwrap();
+            let ops = written(blocks(index.range().start().get(), 32), container).ops;
+            (index, Arc::new(MapLeaf::from_ops(index, ops)))
+        };
+        let plan = FoldPlan {
+            lineage: held.lineage,
+            gateway: world.gateway,
+            generation: held.lease.generation,
+            through: held.commit,
+            leaves: (0..20).map(leaf).collect(),
+            emptied: Vec::new(),
+            forget: Some(held.commit),
+        };
+        let result = for_polls(polls, world.catalog.fold(&plan)).await;
+        // A change of another volume waits for what is left of the dropped one.
+        world.held_volume(&format!("other-{round}")).await;
+        let leaves = world.catalog.leaves_present(held.lineage, blocks(0, 1 << 30), 100).await.unwrap().len();
+        let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap().len();
+        let folded = world.catalog.volume(held.volume).await.unwrap().folded_through;
+        let state = (leaves, deltas, folded);
+        if let Some(result) = result {
+            result.unwrap();
+            done += 1;
+            assert_eq!(state, (20, 0, held.commit));
+        } else {
+            dropped += 1;
+            assert!([(20, 0, held.commit), (0, 1, CommitSeq::ZERO)].contains(&state), "{state:?}");
+        }
+    }
+    assert!(dropped > 10 && done > 10, "{dropped} dropped, {done} done: the test does not reach its point");
+}
+
+pub async fn a_dropped_change_does_not_hinder_the_next(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    for polls in 0..40 {
+        let volume = world.new_volume(&format!("volume-{polls}"));
+        let created = for_polls(polls, world.catalog.create_volume(&volume)).await;
+        let other = world.new_volume(&format!("other-{polls}"));
+        world.catalog.create_volume(&other).await.unwrap();
+        let exists = world.catalog.volume(volume.id).await.is_ok();
+        assert!(exists || created.is_none());
+    }
+    let volumes = world.catalog.volumes().await.unwrap().len() as u64;
+    assert_eq!(world.catalog.totals().await.unwrap().volumes, volumes);
+}

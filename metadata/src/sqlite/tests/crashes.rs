@@ -1,0 +1,103 @@
+//! What a killed process or a power cut leaves: the database file and its log, copied while the catalog is open.
+
+use super::FileStore;
+use crate::conformance::{World, blocks};
+use crate::{Catalog, SqliteCatalog, Totals};
+use cairn_model::{CommitSeq, WriteSeq};
+use std::path::{Path, PathBuf};
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The file and its log as they are now; nothing that only the process has.
+fn copied(store: &FileStore, log_length: Option<u64>) -> FileStore {
+    let copy = FileStore { directory: tempfile::tempdir().unwrap() };
+    std::fs::copy(store.path(), copy.path()).unwrap();
+    let log = with_suffix(&copy.path(), "-wal");
+    std::fs::copy(with_suffix(&store.path(), "-wal"), &log).unwrap();
+    if let Some(length) = log_length {
+        std::fs::OpenOptions::new().write(true).open(log).unwrap().set_len(length).unwrap();
+    }
+    copy
+}
+
+#[tokio::test]
+async fn a_committed_batch_is_there_without_a_shutdown() {
+    let store = FileStore::new().await;
+    let world = World::new(&store).await;
+    let mut held = world.held_volume("a").await;
+    for number in 0..5 {
+        world.commit(&mut held, blocks(number * 100, 50)).await;
+        let copy = copied(&store, None);
+        let catalog = SqliteCatalog::open(&copy.path()).await.unwrap();
+        let row = catalog.volume(held.volume).await.unwrap();
+        assert_eq!((row.destaged_through, row.commit), (held.through, held.commit));
+        let deltas = catalog.unfolded_deltas(held.lineage).await.unwrap();
+        assert_eq!(deltas, world.catalog.unfolded_deltas(held.lineage).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_running_is_not_there() {
+    let store = FileStore::new().await;
+    let catalog = store.open_file().await;
+    let world = World::new(&store).await;
+    let mut change = catalog.begin().await.unwrap();
+    // More than the page cache holds, so that some of it is in the log already.
+    sqlx::query("UPDATE totals SET volumes = 77").execute(&mut *change).await.unwrap();
+    sqlx::query("PRAGMA cache_size = 10").execute(&mut *change).await.unwrap();
+    for number in 0..40_i64 {
+        sqlx::query("INSERT INTO segments (id, node, object_key, length_bytes) VALUES ($1, $2, $3, 1)")
+            .bind(number.to_be_bytes().to_vec())
+            .bind(&world.node.as_bytes()[..])
+            .bind("x".repeat(10_000))
+            .execute(&mut *change)
+            .await
+            .unwrap();
+    }
+    let copy = copied(&store, None);
+    let left = SqliteCatalog::open(&copy.path()).await.unwrap();
+    assert_eq!(left.totals().await.unwrap(), Totals::default());
+    drop(change);
+    assert_eq!(catalog.totals().await.unwrap(), Totals::default());
+}
+
+#[tokio::test]
+async fn a_log_cut_anywhere_gives_whole_batches_in_order() {
+    let store = FileStore::new().await;
+    let world = World::new(&store).await;
+    let mut held = world.held_volume("a").await;
+    // What is there now moves into the file; the log begins with the batches.
+    world.catalog.close().await;
+    let world = world.reopened(&store).await;
+    for number in 0..6 {
+        world.commit(&mut held, blocks(number * 1000, 400)).await;
+    }
+    let length = std::fs::metadata(with_suffix(&store.path(), "-wal")).unwrap().len();
+    let mut seen = Vec::new();
+    for cut in (0..=length).rev().step_by(1777).chain([0]) {
+        let copy = copied(&store, Some(cut));
+        let catalog = SqliteCatalog::open(&copy.path()).await.unwrap();
+        let row = catalog.volume(held.volume).await.unwrap();
+        let commits = row.commit.get();
+        assert_eq!(row.destaged_through, WriteSeq::new(commits * 10));
+        let deltas: Vec<CommitSeq> = catalog
+            .unfolded_deltas(held.lineage)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|(commit, _)| commit)
+            .collect();
+        assert_eq!(deltas, (1..=commits).map(CommitSeq::new).collect::<Vec<_>>());
+        let totals =
+            Totals { volumes: 1, segments: commits, segment_bytes: commits * 4096, containers: commits };
+        assert_eq!(catalog.totals().await.unwrap(), totals);
+        seen.push(commits);
+    }
+    assert!(seen.is_sorted_by(|a, b| a >= b), "{seen:?}");
+    seen.dedup();
+    assert_eq!(seen, [6, 5, 4, 3, 2, 1, 0]);
+}
