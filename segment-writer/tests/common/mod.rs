@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use cairn_model::crypto::SecretKey;
 use cairn_model::{
-    BLOCK_SIZE, BatchId, Clock, Entropy, GatewayId, Generation, Lba, LineageId, MapTarget, Monotonic, NodeId,
-    Ports, SeededEntropy, SiteId, ThreadSpawn, VolumeId, WallTime, WriteSeq,
+    BLOCK_SIZE, BatchId, Clock, Entropy, GatewayId, Generation, Lba, LbaRange, LineageId, MapTarget,
+    Monotonic, NodeId, Ports, SeededEntropy, SiteId, ThreadSpawn, VolumeId, WallTime, WriteSeq,
 };
 use cairn_segment_writer::{
     BatchHeader, ContainerCipher, ContainerLocation, DataNode, NodeAccess, NodeUrl, PackConfig, PackedBatch,
@@ -180,4 +180,31 @@ pub(crate) async fn read_back(
         }
     }
     blocks
+}
+
+/// What the fixtures of every version hold: blocks by volume, `None` for holes.
+pub(crate) fn fixture_content() -> Vec<(VolumeHeader, Vec<(Lba, Vec<Bytes>)>)> {
+    vec![
+        (volume(1), vec![(Lba::new(6), vec![text(11, 1)]), (Lba::new(1000), vec![random(1, 2), text(2, 3)])]),
+        (volume(2), vec![(Lba::new(1 << 33), vec![random(3, 4)])]),
+    ]
+}
+
+/// What the fixtures discard in the first volume.
+pub(crate) fn fixture_discard() -> LbaRange {
+    LbaRange::new(Lba::new(5000), 1 << 30).unwrap()
+}
+
+pub(crate) fn fixture_segment() -> SealedSegment {
+    let mut packer = Packer::new(PackConfig::default(), &domain_key(), batch(), seeded_ports(2026));
+    for (header, runs) in fixture_content() {
+        packer.volume(header);
+        for (start, pieces) in runs {
+            packer.run(start, &pieces);
+        }
+        if header == volume(1) {
+            packer.discard(fixture_discard());
+        }
+    }
+    finish(packer).segments.remove(0)
 }
