@@ -24,7 +24,7 @@ unit:
 e2e ROUNDS="5":
     tests/install-tools.sh
     cargo build --release --bin cairn
-    CAIRN_E2E_ROUNDS={{ROUNDS}} cargo nextest run -p system-tests --no-fail-fast
+    CAIRN_E2E_ROUNDS={{ROUNDS}} cargo nextest run --release -p system-tests --no-fail-fast
 
 # Compare with qemu-nbd and nbdkit; writes docs/performance.md. `just bench --quick` for a smoke run.
 bench *ARGS:
