@@ -2,6 +2,7 @@
 
 use crate::error::Damaged;
 use std::cell::RefCell;
+use std::io::Cursor;
 
 /// How a chunk's plaintext is represented before it is sealed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,26 +81,32 @@ impl Compressor {
         self.incompressible = 0;
     }
 
-    /// Bytes that `out` must have for `compress` of `raw_bytes`.
+    /// Room that `compress` of `raw_bytes` needs behind what `out` holds.
     pub(crate) fn bound(raw_bytes: usize) -> usize {
         zstd::zstd_safe::compress_bound(raw_bytes).max(raw_bytes)
     }
 
-    /// Writes the stored form of `raw` to the front of `out` and says how long it is.
-    pub(crate) fn compress(&mut self, raw: &[u8], out: &mut [u8]) -> (Codec, usize) {
+    /// Appends the stored form of `raw` to `out`.
+    pub(crate) fn compress(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Codec {
+        let start = out.len();
+        out.reserve(Self::bound(raw.len()));
         if let Some(context) = self.context.as_mut().filter(|_| worth_a_try(self.incompressible)) {
-            match context.compress_to_buffer(raw, out) {
+            // Writes into the spare room: nothing is zeroed before and nothing copied after.
+            let mut behind = Cursor::new(&mut *out);
+            behind.set_position(start as u64);
+            match context.compress_to_buffer(raw, &mut behind) {
                 Ok(length) if length <= raw.len() - raw.len() / WORTH_ONE_IN => {
+                    debug_assert_eq!(out.len(), start + length);
                     self.incompressible = 0;
-                    return (Codec::Zstd, length);
+                    return Codec::Zstd;
                 }
                 // An error of the compressor costs space, never data.
-                Ok(_) | Err(_) => {}
+                Ok(_) | Err(_) => out.truncate(start),
             }
         }
         self.incompressible = self.incompressible.wrapping_add(1);
-        out[..raw.len()].copy_from_slice(raw);
-        (Codec::Raw, raw.len())
+        out.extend_from_slice(raw);
+        Codec::Raw
     }
 }
 
@@ -141,10 +148,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn compressed(compressor: &mut Compressor, raw: &[u8]) -> (Codec, Vec<u8>) {
-        let mut out = vec![0; Compressor::bound(raw.len())];
-        let (codec, length) = compressor.compress(raw, &mut out);
-        out.truncate(length);
-        (codec, out)
+        let mut out = b"before".to_vec();
+        let codec = compressor.compress(raw, &mut out);
+        assert!(out.starts_with(b"before"));
+        (codec, out.split_off(6))
     }
 
     fn random(bytes: usize, seed: u64) -> Vec<u8> {

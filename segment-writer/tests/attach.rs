@@ -141,6 +141,15 @@ async fn a_directory_is_made_when_attached_and_never_when_opened() {
 }
 
 #[tokio::test]
+async fn what_an_interrupted_attach_or_a_fresh_file_system_leaves_is_no_content() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["staging", "lost+found"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    DataNode::attach(&directory_access(folder.path()), site(), Ports::system()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_directory_that_was_replaced_under_a_running_node_is_neither_filled_nor_believed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pool");

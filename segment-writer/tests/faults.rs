@@ -268,6 +268,18 @@ async fn a_single_chunk_is_read_with_its_own_bytes_only() {
 }
 
 #[test]
+fn requests_can_be_made_from_any_thread() {
+    fn assert_send<T: Send>(_: &T) {}
+    let pool = store_pool(Arc::new(InMemory::new()));
+    let segment = segment();
+    assert_send(&pool.put(&segment));
+    assert_send(&pool.get_range(node_id(&pool), "key", 0..1));
+    assert_send(&read_chunks(&pool, &segment));
+    assert_send(&pool.nodes()[0].read_footer("key", &domain_key()));
+    assert_send(&packer(PackConfig::default()));
+}
+
+#[test]
 fn the_verbs_of_a_plan_tell_puts_from_gets() {
     let memory = Arc::new(InMemory::new());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -30,6 +30,9 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// What a fresh file system has in its root.
+const LOST_AND_FOUND: &str = "lost+found";
+
 /// Files being written; beside the objects so that a rename moves them.
 const STAGING: &str = "staging";
 
@@ -247,7 +250,9 @@ impl ObjectStore for DirectoryStore {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.reads.list_with_delimiter(prefix).await
+        let mut listed = self.reads.list_with_delimiter(prefix).await?;
+        listed.common_prefixes.retain(|folder| ![STAGING, LOST_AND_FOUND].contains(&folder.as_ref()));
+        Ok(listed)
     }
 
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {

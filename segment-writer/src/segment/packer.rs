@@ -87,9 +87,8 @@ struct Open {
     cipher: ContainerCipher,
     directory: ContainerDirectory,
     segment: SegmentId,
-    /// The object from its header on; `filled` bytes are written, the rest is zeros.
+    /// The object from its header on.
     buffer: Vec<u8>,
-    filled: usize,
 }
 
 struct VolumeState {
@@ -260,16 +259,15 @@ impl<'a> Packer<'a> {
         let open = self.open.get_or_insert_with(|| Open::new(&self.domain_key, self.batch.site, &self.ports));
         let index =
             ChunkIndex::new(u32::try_from(open.directory.len()).expect("a container's chunks are counted"));
-        open.reserve(Compressor::bound(raw.len()) + TAG_BYTES);
-        let room = &mut open.buffer[open.filled..];
-        let (codec, length) = self.compressor.compress(raw, room);
+        open.reserve(raw.len(), self.config.container_bytes_max);
+        let start = open.buffer.len();
+        let codec = self.compressor.compress(raw, &mut open.buffer);
         let raw_bytes = u32::try_from(raw.len()).expect("a chunk is at most 64 KiB");
-        let tag = open.cipher.seal(index, raw_bytes, codec, &mut room[..length]);
-        room[length..length + TAG_BYTES].copy_from_slice(&tag);
+        let tag = open.cipher.seal(index, raw_bytes, codec, &mut open.buffer[start..]);
+        open.buffer.extend_from_slice(&tag);
         let stored_bytes =
-            u32::try_from(length + TAG_BYTES).expect("a stored chunk is at most 64 KiB and a tag");
+            u32::try_from(open.buffer.len() - start).expect("a stored chunk is at most 64 KiB and a tag");
         open.directory.push(stored_bytes, raw_blocks, codec).expect("a chunk that fits was made");
-        open.filled += length + TAG_BYTES;
         self.stats.chunks += 1;
         self.stats.raw_bytes += u64::from(raw_bytes);
         self.stats.stored_bytes += u64::from(stored_bytes);
@@ -279,7 +277,7 @@ impl<'a> Packer<'a> {
 
     /// Completes the open segment; makes an empty one when none is open.
     fn seal_segment(&mut self, last: bool) {
-        let mut open =
+        let open =
             self.open.take().unwrap_or_else(|| Open::new(&self.domain_key, self.batch.site, &self.ports));
         let containers = if open.directory.is_empty() {
             Vec::new()
@@ -298,7 +296,6 @@ impl<'a> Packer<'a> {
             containers,
             volumes: self.volumes.iter_mut().filter_map(|volume| volume.share(last)).collect(),
         };
-        open.buffer.truncate(open.filled);
         let tail = seal_tail(
             &self.domain_key,
             open.segment,
@@ -330,7 +327,6 @@ impl Open {
             directory: ContainerDirectory::new(),
             segment,
             buffer: header.to_vec(),
-            filled: HEADER_BYTES,
         }
     }
 
@@ -341,11 +337,13 @@ impl Open {
             || self.directory.stored_bytes() as usize + raw_bytes + TAG_BYTES > limit
     }
 
-    fn reserve(&mut self, room: usize) {
-        let needed = self.filled + room;
-        if self.buffer.len() < needed {
-            let length = needed.max(self.buffer.len() * 2).max(BUFFER_BYTES_FIRST);
-            self.buffer.resize(length, 0);
+    /// Makes room for a chunk. The buffer doubles, but never beyond what a full container needs.
+    fn reserve(&mut self, raw_bytes: usize, container_bytes_max: u32) {
+        let chunk = Compressor::bound(raw_bytes) + TAG_BYTES;
+        if self.buffer.capacity() - self.buffer.len() < chunk {
+            let full = HEADER_BYTES + container_bytes_max.min(CONTAINER_BYTES_MAX) as usize + chunk;
+            let wanted = (self.buffer.capacity() * 2).clamp(BUFFER_BYTES_FIRST, full.max(BUFFER_BYTES_FIRST));
+            self.buffer.reserve_exact(wanted.saturating_sub(self.buffer.len()).max(chunk));
         }
     }
 }

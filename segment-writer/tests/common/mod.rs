@@ -182,8 +182,11 @@ pub(crate) async fn read_back(
     blocks
 }
 
-/// What the fixtures of every version hold: blocks by volume, `None` for holes.
-pub(crate) fn fixture_content() -> Vec<(VolumeHeader, Vec<(Lba, Vec<Bytes>)>)> {
+/// A run's first block and its pieces.
+pub(crate) type FixtureRun = (Lba, Vec<Bytes>);
+
+/// What the fixtures of every version hold.
+pub(crate) fn fixture_content() -> Vec<(VolumeHeader, Vec<FixtureRun>)> {
     vec![
         (volume(1), vec![(Lba::new(6), vec![text(11, 1)]), (Lba::new(1000), vec![random(1, 2), text(2, 3)])]),
         (volume(2), vec![(Lba::new(1 << 33), vec![random(3, 4)])]),
