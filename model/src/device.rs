@@ -61,6 +61,11 @@ impl ReadBuffer {
         }
     }
 
+    /// Whether `piece` came from [`ReadBuffer::push_zeros`]: a protocol may describe such bytes instead of sending them.
+    pub fn is_zero_piece(piece: &Bytes) -> bool {
+        ZEROS.as_ptr_range().contains(&piece.as_ptr())
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.length

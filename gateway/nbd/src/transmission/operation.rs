@@ -1,0 +1,144 @@
+//! What the device is asked to do, and what comes of it.
+
+use crate::protocol::errno::{Errno, errno_of, message_of};
+use crate::protocol::request::Command;
+use bytes::Bytes;
+use cairn_model::{AllocationExtent, BlockDevice, ErrorKind, Kinded, ReadBuffer, WriteFlags};
+
+/// A checked request with all of its data.
+#[derive(Debug)]
+pub(super) enum Operation {
+    Read { offset: u64, length: u32, fragment: bool },
+    Write { offset: u64, data: Bytes, fua: bool },
+    Flush,
+    Discard { offset: u64, length: u64, fua: bool },
+    WriteZeroes { offset: u64, length: u64, fua: bool },
+    Prefetch { offset: u64, length: u64 },
+    Allocation { offset: u64, length: u64, extents_max: usize },
+}
+
+impl Operation {
+    pub(super) const fn command(&self) -> Command {
+        match self {
+            Self::Read { .. } => Command::Read,
+            Self::Write { .. } => Command::Write,
+            Self::Flush => Command::Flush,
+            Self::Discard { .. } => Command::Trim,
+            Self::WriteZeroes { .. } => Command::WriteZeroes,
+            Self::Prefetch { .. } => Command::Cache,
+            Self::Allocation { .. } => Command::BlockStatus,
+        }
+    }
+
+    /// Bytes it may make the session hold until it is answered.
+    pub(super) fn cost(&self) -> usize {
+        match self {
+            Self::Read { length, .. } => *length as usize,
+            Self::Write { data, .. } => data.len(),
+            Self::Allocation { extents_max, .. } => extents_max * size_of::<AllocationExtent>(),
+            Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } | Self::Prefetch { .. } => 0,
+        }
+    }
+}
+
+/// What a request is answered with.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Done,
+    Data { buffer: ReadBuffer, fragment: bool },
+    Extents(Vec<AllocationExtent>),
+    Failed { errno: Errno, message: &'static str },
+}
+
+/// An answer and the request it belongs to.
+#[derive(Debug)]
+pub(super) struct Completion {
+    pub(super) cookie: u64,
+    pub(super) offset: u64,
+    pub(super) outcome: Outcome,
+}
+
+/// Runs `operation`. `cookie` and `offset` are those of the request.
+pub(super) async fn run<D: BlockDevice>(device: &D, cookie: u64, offset: u64, operation: Operation) -> Completion {
+    let command = operation.command();
+    let outcome = match perform(device, operation).await {
+        Ok(outcome) => outcome,
+        Err(error) => failure(&error, command, offset),
+    };
+    Completion { cookie, offset, outcome }
+}
+
+async fn perform<D: BlockDevice>(device: &D, operation: Operation) -> Result<Outcome, D::Error> {
+    let flags = |fua| WriteFlags { fua };
+    match operation {
+        Operation::Read { length: 0, fragment, .. } => {
+            return Ok(Outcome::Data { buffer: ReadBuffer::default(), fragment });
+        }
+        Operation::Read { offset, length, fragment } => {
+            let buffer = device.read(offset, length).await?;
+            return Ok(whole_read(buffer, length, fragment));
+        }
+        Operation::Allocation { offset, length, extents_max } => {
+            let extents = device.allocation(offset, length, extents_max).await?;
+            return Ok(sound_extents(extents, length, extents_max));
+        }
+        Operation::Write { offset, data, fua } if !data.is_empty() => device.write(offset, data, flags(fua)).await?,
+        Operation::Discard { offset, length, fua } if length > 0 => {
+            device.discard(offset, length, flags(fua)).await?;
+        }
+        Operation::WriteZeroes { offset, length, fua } if length > 0 => {
+            device.write_zeroes(offset, length, flags(fua)).await?;
+        }
+        Operation::Prefetch { offset, length } if length > 0 => device.prefetch(offset, length).await?,
+        Operation::Flush => device.flush().await?,
+        // Nothing to do, and successfully so: the document only asks not to disconnect.
+        Operation::Write { .. }
+        | Operation::Discard { .. }
+        | Operation::WriteZeroes { .. }
+        | Operation::Prefetch { .. } => {}
+    }
+    Ok(Outcome::Done)
+}
+
+const BROKEN_DEVICE: Outcome =
+    Outcome::Failed { errno: Errno::Io, message: message_of(ErrorKind::Internal) };
+
+/// A read of the wrong length would shift every later byte of the connection; it becomes an error instead.
+fn whole_read(buffer: ReadBuffer, length: u32, fragment: bool) -> Outcome {
+    if buffer.len() != length as usize {
+        tracing::error!(wanted = length, got = buffer.len(), "the device read another length than it was asked for");
+        return BROKEN_DEVICE;
+    }
+    Outcome::Data { buffer, fragment }
+}
+
+/// At least one extent, none empty, not more than asked for: what a client is entitled to.
+fn sound_extents(extents: Vec<AllocationExtent>, length: u64, extents_max: usize) -> Outcome {
+    let total = extents.iter().try_fold(0_u64, |sum, extent| sum.checked_add(extent.length_bytes));
+    let empty = extents.is_empty() || extents.iter().any(|extent| extent.length_bytes == 0);
+    if empty || extents.len() > extents_max || total.is_none_or(|total| total > length) {
+        tracing::error!(length, extents = extents.len(), "the device described another range than it was asked for");
+        return BROKEN_DEVICE;
+    }
+    Outcome::Extents(extents)
+}
+
+fn failure<E: Kinded>(error: &E, command: Command, offset: u64) -> Outcome {
+    let kind = error.kind();
+    match kind {
+        ErrorKind::OutOfRange | ErrorKind::ReadOnly | ErrorKind::Unsupported => {
+            tracing::debug!(?command, offset, kind = kind.name(), %error, "request refused");
+        }
+        ErrorKind::Fenced
+        | ErrorKind::Unavailable
+        | ErrorKind::OutOfSpace
+        | ErrorKind::Corrupt
+        | ErrorKind::NotFound
+        | ErrorKind::Conflict
+        | ErrorKind::Internal => {
+            let source = error.source().map(tracing::field::display);
+            tracing::warn!(?command, offset, kind = kind.name(), %error, source, "request failed");
+        }
+    }
+    Outcome::Failed { errno: errno_of(kind, command), message: message_of(kind) }
+}

@@ -1,0 +1,198 @@
+//! From a request header to what is done about it. Nothing is allocated here, and nothing the client said is
+//! believed: flags, payload and range are checked against what was negotiated and against the present size.
+
+use super::operation::Operation;
+use crate::protocol::errno::Errno;
+use crate::protocol::request::{Command, HeaderForm, RequestHeader, command_flag};
+use crate::protocol::{DISCARD_MAX, EXTENTS_MAX, PAYLOAD_MAX, Style};
+use cairn_model::DeviceInfo;
+
+/// BLOCK_STATUS with a payload: the effect length, then identifiers of contexts. There is one context, so that more
+/// than a few identifiers cannot be right.
+const SELECTION_LENGTH_MAX: u64 = 8 + 4 * 16;
+
+/// What was negotiated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) style: Style,
+    /// `base:allocation` was selected.
+    pub(super) contexts: bool,
+}
+
+impl Terms {
+    pub(super) const fn header_form(self) -> HeaderForm {
+        match self.style {
+            Style::Simple | Style::Structured => HeaderForm::Compact,
+            Style::Extended => HeaderForm::Extended,
+        }
+    }
+}
+
+/// Why a request is answered with an error without having been tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Refusal {
+    pub(super) errno: Errno,
+    pub(super) message: &'static str,
+}
+
+impl Refusal {
+    pub(super) const fn invalid(message: &'static str) -> Self {
+        Self { errno: Errno::Invalid, message }
+    }
+}
+
+/// A write whose payload is still on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct WritePlan {
+    pub(super) offset: u64,
+    pub(super) length: u32,
+    pub(super) fua: bool,
+}
+
+/// What to do about a request.
+#[derive(Debug)]
+pub(super) enum Plan {
+    Start(Operation),
+    /// Receive the payload, then write it.
+    ReceiveWrite(WritePlan),
+    /// Receive `length` bytes that say which contexts a BLOCK_STATUS is about.
+    ReceiveSelection { length: u32, one: bool },
+    /// Skip the payload, then answer.
+    Refuse { payload: u64, refusal: Refusal },
+    Disconnect,
+    /// The payload is too long to be skipped.
+    HangUp,
+}
+
+/// Decides about `header`.
+pub(super) fn plan(header: &RequestHeader, terms: Terms, info: DeviceInfo) -> Plan {
+    let payload = header.payload_length(terms.header_form());
+    if payload > DISCARD_MAX {
+        return Plan::HangUp;
+    }
+    match decide(header, terms, info) {
+        Ok(plan) => plan,
+        Err(refusal) => Plan::Refuse { payload, refusal },
+    }
+}
+
+fn decide(header: &RequestHeader, terms: Terms, info: DeviceInfo) -> Result<Plan, Refusal> {
+    let command =
+        Command::from_code(header.command_code).ok_or(Refusal::invalid("this server does not know the command"))?;
+    if command == Command::Disconnect {
+        return Ok(Plan::Disconnect);
+    }
+    check_flags(command, header.flags, terms)?;
+    let (offset, length) = (header.offset, header.length);
+    let fua = header.flags & command_flag::FUA != 0;
+    Ok(match command {
+        Command::Read => {
+            check_range(header, info, Errno::Invalid)?;
+            let fragment = terms.style != Style::Simple && header.flags & command_flag::DF == 0;
+            Plan::Start(Operation::Read { offset, length: check_read_length(length, terms)?, fragment })
+        }
+        Command::Write => {
+            check_writable(info)?;
+            let length = payload_length(length)?;
+            check_range(header, info, Errno::NoSpace)?;
+            Plan::ReceiveWrite(WritePlan { offset, length, fua })
+        }
+        Command::Trim => {
+            check_writable(info)?;
+            check_range(header, info, Errno::Invalid)?;
+            Plan::Start(Operation::Discard { offset, length, fua })
+        }
+        Command::WriteZeroes => {
+            check_writable(info)?;
+            check_range(header, info, Errno::NoSpace)?;
+            Plan::Start(Operation::WriteZeroes { offset, length, fua })
+        }
+        Command::Cache => {
+            check_range(header, info, Errno::Invalid)?;
+            Plan::Start(Operation::Prefetch { offset, length })
+        }
+        Command::BlockStatus => decide_block_status(header, terms, info)?,
+        Command::Flush if (offset, length) != (0, 0) => {
+            return Err(Refusal::invalid("a flush has no offset and no length"));
+        }
+        Command::Flush => Plan::Start(Operation::Flush),
+        Command::Disconnect => Plan::Disconnect,
+    })
+}
+
+fn decide_block_status(header: &RequestHeader, terms: Terms, info: DeviceInfo) -> Result<Plan, Refusal> {
+    if !terms.contexts {
+        return Err(Refusal::invalid("no metadata context was selected in the handshake"));
+    }
+    let one = header.flags & command_flag::REQ_ONE != 0;
+    if header.flags & command_flag::PAYLOAD_LEN != 0 {
+        let length = u32::try_from(header.length).ok().filter(|length| u64::from(*length) <= SELECTION_LENGTH_MAX);
+        let length = length.ok_or(Refusal::invalid("the payload selects more contexts than there are"))?;
+        return Ok(Plan::ReceiveSelection { length, one });
+    }
+    block_status(header.offset, header.length, one, info).map(Plan::Start)
+}
+
+/// The operation of a BLOCK_STATUS about `length` bytes.
+pub(super) fn block_status(offset: u64, length: u64, one: bool, info: DeviceInfo) -> Result<Operation, Refusal> {
+    check_extent(offset, length, info, Errno::Invalid)?;
+    if length == 0 {
+        return Err(Refusal::invalid("a status of nothing cannot be described"));
+    }
+    Ok(Operation::Allocation { offset, length, extents_max: if one { 1 } else { EXTENTS_MAX } })
+}
+
+/// FUA is legal everywhere: the document makes servers accept it with every command.
+fn check_flags(command: Command, flags: u16, terms: Terms) -> Result<(), Refusal> {
+    use command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
+    let extended = terms.style == Style::Extended;
+    let allowed = match command {
+        Command::Read if terms.style != Style::Simple => DF,
+        Command::Write if extended => PAYLOAD_LEN,
+        Command::WriteZeroes => NO_HOLE | FAST_ZERO,
+        Command::BlockStatus if extended => REQ_ONE | PAYLOAD_LEN,
+        Command::BlockStatus => REQ_ONE,
+        Command::Read
+        | Command::Write
+        | Command::Disconnect
+        | Command::Flush
+        | Command::Trim
+        | Command::Cache => 0,
+    };
+    if flags & !(allowed | FUA) != 0 {
+        return Err(Refusal::invalid("a flag is not allowed with this command"));
+    }
+    Ok(())
+}
+
+fn check_writable(info: DeviceInfo) -> Result<(), Refusal> {
+    if info.read_only {
+        return Err(Refusal { errno: Errno::Permission, message: "the export is read-only" });
+    }
+    Ok(())
+}
+
+fn check_range(header: &RequestHeader, info: DeviceInfo, errno: Errno) -> Result<(), Refusal> {
+    check_extent(header.offset, header.length, info, errno)
+}
+
+fn check_extent(offset: u64, length: u64, info: DeviceInfo, errno: Errno) -> Result<(), Refusal> {
+    match offset.checked_add(length) {
+        Some(end) if end <= info.size_bytes => Ok(()),
+        _ => Err(Refusal { errno, message: "the request goes beyond the end of the export" }),
+    }
+}
+
+/// The document allows EOVERFLOW only to clients that know about chunks.
+fn check_read_length(length: u64, terms: Terms) -> Result<u32, Refusal> {
+    let errno = if terms.style == Style::Simple { Errno::Invalid } else { Errno::Overflow };
+    within_payload(length).ok_or(Refusal { errno, message: "a read may be 32 MiB long" })
+}
+
+fn payload_length(length: u64) -> Result<u32, Refusal> {
+    within_payload(length).ok_or(Refusal::invalid("a write may be 32 MiB long"))
+}
+
+fn within_payload(length: u64) -> Option<u32> {
+    u32::try_from(length).ok().filter(|length| *length <= PAYLOAD_MAX)
+}
