@@ -48,20 +48,38 @@ impl Pool {
         for index in chunks {
             let plaintext = match fetched.open(directory, cipher, index) {
                 Ok(plaintext) => plaintext,
-                Err(damaged) => {
-                    tracing::warn!(
-                        node = %location.node, key = %location.key, container = %cipher.container(), index, %damaged,
-                        "a chunk fails verification; fetching it again"
-                    );
-                    let mut again = self.fetch_chunks(location, directory, index..index + 1).await?;
-                    again
-                        .open(directory, cipher, index)
-                        .map_err(|damaged| self.corrupt_chunk(location, cipher, index, damaged))?
-                }
+                Err(damaged) => self.read_again(location, directory, cipher, index, damaged).await?,
             };
             opened.push((ChunkIndex::new(index), plaintext));
         }
         Ok(opened)
+    }
+
+    /// A second try at a chunk that failed verification: the damage may have happened on the way.
+    async fn read_again(
+        &self,
+        location: &ContainerLocation,
+        directory: &ContainerDirectory,
+        cipher: &ContainerCipher,
+        index: u32,
+        damaged: Damaged,
+    ) -> Result<Bytes, PoolError> {
+        let node = self.node(location.node)?;
+        node.health().damaged_chunk();
+        tracing::warn!(
+            node = %node.name(), key = %location.key, container = %cipher.container(), index, %damaged,
+            "a chunk fails verification; fetching it again"
+        );
+        let mut again = self.fetch_chunks(location, directory, index..index + 1).await?;
+        again.open(directory, cipher, index).map_err(|damaged| {
+            node.health().damaged_chunk();
+            PoolError::Corrupt {
+                node: Arc::clone(node.name()),
+                key: location.key.clone(),
+                part: format!("chunk {index} of container {}", cipher.container()),
+                reason: damaged.to_string(),
+            }
+        })
     }
 
     /// The stored bytes of consecutive chunks, with one request. For callers that open them elsewhere.
@@ -87,24 +105,6 @@ impl Pool {
             ..location.offset.saturating_add(last.range().end);
         let bytes = node.get_range(&location.key, range).await?;
         Ok(FetchedChunks { first: chunks.start, base: first.offset, bytes: BytesMut::from(bytes) })
-    }
-
-    fn corrupt_chunk(
-        &self,
-        location: &ContainerLocation,
-        cipher: &ContainerCipher,
-        index: u32,
-        damaged: Damaged,
-    ) -> PoolError {
-        let node = self
-            .node(location.node)
-            .map_or_else(|_| location.node.to_string().into(), |node| node.name().clone());
-        PoolError::Corrupt {
-            node,
-            key: location.key.clone(),
-            part: format!("chunk {index} of container {}", cipher.container()),
-            reason: damaged.to_string(),
-        }
     }
 }
 

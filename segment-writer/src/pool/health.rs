@@ -19,6 +19,7 @@ pub struct NodeHealth {
     get_micros: AtomicU64,
     retries: AtomicU64,
     errors: AtomicU64,
+    damaged_chunks: AtomicU64,
     last_error: Mutex<Option<LastError>>,
 }
 
@@ -48,6 +49,8 @@ pub struct HealthSnapshot {
     pub retries: u64,
     /// Failed attempts.
     pub errors: u64,
+    /// Chunks that failed verification as they came from the node.
+    pub damaged_chunks: u64,
     pub last_error: Option<LastError>,
 }
 
@@ -87,6 +90,10 @@ impl NodeHealth {
         *self.last_error.lock() = Some(LastError { at, text });
     }
 
+    pub(crate) fn damaged_chunk(&self) {
+        self.damaged_chunks.fetch_add(1, Relaxed);
+    }
+
     pub fn snapshot(&self) -> HealthSnapshot {
         HealthSnapshot {
             failing: self.failing.load(Relaxed),
@@ -100,6 +107,7 @@ impl NodeHealth {
             get_time: Duration::from_micros(self.get_micros.load(Relaxed)),
             retries: self.retries.load(Relaxed),
             errors: self.errors.load(Relaxed),
+            damaged_chunks: self.damaged_chunks.load(Relaxed),
             last_error: self.last_error.lock().clone(),
         }
     }

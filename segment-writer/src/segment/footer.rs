@@ -188,3 +188,115 @@ impl<'a> Input<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compress::Codec;
+    use cairn_model::{ChunkId, ChunkIndex, ChunkRef, Lba, LbaRange, MapOp, MapTarget};
+    use proptest::prelude::*;
+
+    fn site() -> SiteId {
+        SiteId::from_bytes([1; 16])
+    }
+
+    fn segment() -> SegmentId {
+        SegmentId::from_bytes([2; 16])
+    }
+
+    fn directories() -> impl Strategy<Value = ContainerDirectory> {
+        prop::collection::vec((1u8..=16, 17u32..4096), 0..20).prop_map(|chunks| {
+            let mut directory = ContainerDirectory::new();
+            for (blocks, stored) in chunks {
+                directory.push(stored, blocks, Codec::Zstd).unwrap();
+            }
+            directory
+        })
+    }
+
+    fn deltas() -> impl Strategy<Value = MapDelta> {
+        prop::collection::vec((1u64..1000, 1u64..8, any::<Option<([u8; 16], u32)>>()), 0..20).prop_map(
+            |ops| {
+                let mut at = 0;
+                let ops = ops.into_iter().map(|(gap, blocks, target)| {
+                    let range = LbaRange::new(Lba::new(at + gap), blocks).unwrap();
+                    at = range.end().get();
+                    let target = target.map_or(MapTarget::Hole, |(container, index)| {
+                        let container = ContainerId::from_bytes(container);
+                        let chunk = ChunkId { container, index: ChunkIndex::new(index) };
+                        MapTarget::Chunk(ChunkRef { chunk, block: 0 })
+                    });
+                    MapOp { range, target }
+                });
+                MapDelta { ops: ops.collect() }
+            },
+        )
+    }
+
+    prop_compose! {
+        fn footers()(
+            batch: [u8; 16], gateway: [u8; 16], previous: Option<[u8; 16]>, index: u32, last: bool,
+            directories in prop::collection::vec((any::<[u8; 16]>(), directories()), 0..4),
+            volumes in prop::collection::vec((any::<[[u8; 16]; 2]>(), any::<[u64; 3]>(), deltas()), 0..4),
+        ) -> (Footer, u64) {
+            let mut offset = HEADER_BYTES as u64;
+            let containers = directories.into_iter().map(|(id, directory)| {
+                let id = ContainerId::from_bytes(id);
+                let container = SegmentContainer { id, offset, directory: Arc::new(directory) };
+                offset += container.length_bytes();
+                container
+            });
+            let containers = containers.collect();
+            let volumes = volumes.into_iter().map(|([volume, lineage], [generation, base, through], delta)| {
+                let header = VolumeHeader {
+                    volume: VolumeId::from_bytes(volume),
+                    lineage: LineageId::from_bytes(lineage),
+                    generation: Generation::new(generation),
+                    base: WriteSeq::new(base),
+                    through: WriteSeq::new(through),
+                };
+                VolumeDelta { header, delta }
+            });
+            let batch = BatchHeader {
+                site: site(),
+                batch: BatchId::from_bytes(batch),
+                gateway: GatewayId::from_bytes(gateway),
+                previous: previous.map(BatchId::from_bytes),
+            };
+            (Footer { batch, segment: segment(), index, last, containers, volumes: volumes.collect() }, offset)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips((footer, offset) in footers()) {
+            let bytes = footer.encode();
+            prop_assert_eq!(Footer::decode(&bytes, site(), segment(), offset).unwrap(), footer);
+        }
+
+        #[test]
+        fn a_footer_cut_short_or_with_a_tail_is_refused((footer, offset) in footers(), cut in any::<prop::sample::Index>()) {
+            let bytes = footer.encode();
+            prop_assert!(Footer::decode(&bytes[..cut.index(bytes.len())], site(), segment(), offset).is_err());
+            prop_assert!(Footer::decode(&[&bytes[..], &[0]].concat(), site(), segment(), offset).is_err());
+        }
+
+        #[test]
+        fn containers_that_do_not_fill_the_object_are_refused((footer, offset) in footers(), other in 0u64..100_000) {
+            prop_assume!(other != offset);
+            prop_assert!(Footer::decode(&footer.encode(), site(), segment(), other).is_err());
+        }
+
+        #[test]
+        fn a_changed_footer_parses_or_is_refused(
+            (footer, offset) in footers(), changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        ) {
+            let mut bytes = footer.encode();
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            crate::fuzzing::footer(&[&offset.to_le_bytes(), &bytes[..]].concat());
+        }
+    }
+}
