@@ -111,12 +111,12 @@ pub fn format_size_exact(bytes: u64) -> String {
     format!("{}{}", bytes >> (10 * unit), UNITS[unit])
 }
 
-/// A duration for people: `250 ms`, `5 s`, `3 min`, `2 h`.
+/// A duration for people: `0 s`, `250 ms`, `5 s`, `3 min`, `2 h`.
 pub fn format_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
-        0 => format!("{} ms", duration.as_millis()),
-        1..=119 => format!("{seconds} s"),
+        0 if duration.subsec_millis() > 0 => format!("{} ms", duration.as_millis()),
+        0..=119 => format!("{seconds} s"),
         120..=7199 => format!("{} min", seconds / 60),
         7200..=172_799 => format!("{} h", seconds / 3600),
         _ => format!("{} days", seconds / 86_400),

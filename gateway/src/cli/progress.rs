@@ -11,7 +11,7 @@ use std::time::Duration;
 const QUIET: Duration = Duration::from_secs(1);
 
 pub(super) struct Bar {
-    bar: ProgressBar,
+    drawn: ProgressBar,
     clock: SystemClock,
     started: Monotonic,
     watched: bool,
@@ -27,25 +27,25 @@ impl Bar {
         let clock = SystemClock::new();
         let started = clock.now();
         let watched = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        Self { bar, clock, started, watched, shown: AtomicBool::new(false) }
+        Self { drawn: bar, clock, started, watched, shown: AtomicBool::new(false) }
     }
 
     /// Removes the bar.
     pub(super) fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.drawn.finish_and_clear();
     }
 }
 
 impl Observer for Bar {
     fn total(&self, bytes: u64) {
-        self.bar.set_length(bytes);
+        self.drawn.set_length(bytes);
     }
 
     fn advance(&self, bytes: u64) {
-        self.bar.inc(bytes);
+        self.drawn.inc(bytes);
         let late = self.watched && self.clock.now().since(self.started) >= QUIET;
         if late && !self.shown.swap(true, Ordering::Relaxed) {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.drawn.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
 }

@@ -6,6 +6,8 @@
 mod address;
 mod raw;
 mod template;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use address::{ListenAddress, UNIX_PATH_BYTES_MAX};

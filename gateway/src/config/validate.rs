@@ -31,28 +31,16 @@ const BATCHES_PER_WAL_MIN: u64 = 4;
 type Problem = (&'static str, String);
 
 pub(super) fn validate(raw: RawConfig, directory: &Path) -> Result<Config, Problem> {
-    let config = Config {
+    let wal = wal(raw.wal, directory)?;
+    Ok(Config {
         gateway: gateway(raw.gateway, directory)?,
         catalog: catalog("catalog.url", raw.catalog.url.as_deref(), directory)?,
-        wal: wal(raw.wal, directory)?,
         memory: memory(&raw.memory)?,
-        destage: destage(&raw.destage)?,
+        destage: destage(&raw.destage, wal.capacity_bytes)?,
+        wal,
         pool: pool(raw.pool)?,
         log: log(raw.log)?,
-    };
-    let batch_max = config.wal.capacity_bytes / BATCHES_PER_WAL_MIN;
-    if config.destage.batch_bytes > batch_max {
-        return Err((
-            "destage.batch_bytes",
-            format!(
-                "is {} but the WAL of {} has room for batches of at most {}: lower it, or raise `wal.capacity`",
-                format_size_exact(config.destage.batch_bytes),
-                format_size_exact(config.wal.capacity_bytes),
-                format_size_exact(batch_max)
-            ),
-        ));
-    }
-    Ok(config)
+    })
 }
 
 fn size(
@@ -180,9 +168,19 @@ fn memory(raw: &RawMemory) -> Result<MemoryConfig, Problem> {
     })
 }
 
-fn destage(raw: &RawDestage) -> Result<DestageConfig, Problem> {
-    let batch_bytes =
-        size("destage.batch_bytes", raw.batch_bytes.as_deref(), BATCH_BYTES_DEFAULT, MIB..=GIB)?;
+fn destage(raw: &RawDestage, wal_bytes: u64) -> Result<DestageConfig, Problem> {
+    let batch_max = wal_bytes / BATCHES_PER_WAL_MIN;
+    let default = BATCH_BYTES_DEFAULT.min(batch_max);
+    let batch_bytes = size("destage.batch_bytes", raw.batch_bytes.as_deref(), default, MIB..=GIB)?;
+    if batch_bytes > batch_max {
+        let (batch, wal) = (format_size_exact(batch_bytes), format_size_exact(wal_bytes));
+        let most = format_size_exact(batch_max);
+        let problem = format!(
+            "is {batch}, but the write-ahead log of {wal} has room for batches of at most {most}: lower it, or raise \
+             `wal.capacity`"
+        );
+        return Err(("destage.batch_bytes", problem));
+    }
     let key = "destage.batch_age";
     let batch_age = match raw.batch_age.as_deref() {
         None => BATCH_AGE_DEFAULT,
@@ -221,8 +219,16 @@ fn log(raw: RawLog) -> Result<LogConfig, Problem> {
         Some(other) => return Err(("log.format", format!("is `{other}`: write human or json"))),
     };
     let level = raw.level.unwrap_or_else(|| "info".to_owned());
-    tracing_subscriber::EnvFilter::builder().parse(&level).map_err(|error| {
-        ("log.level", format!("is `{level}`: {error}; write error, warn, info, debug or trace"))
-    })?;
+    // A lone word that is no level would be taken for the name of a module, and silence everything else.
+    let lone = level.split(',').map(str::trim).find(|part| !part.contains(['=', '[']) && !is_level(part));
+    let refuse = |problem: String| ("log.level", format!("is `{level}`: {problem}"));
+    if let Some(word) = lone {
+        return Err(refuse(format!("`{word}` is no level; write error, warn, info, debug or trace")));
+    }
+    tracing_subscriber::EnvFilter::builder().parse(&level).map_err(|error| refuse(error.to_string()))?;
     Ok(LogConfig { format, level })
+}
+
+fn is_level(word: &str) -> bool {
+    ["off", "error", "warn", "info", "debug", "trace"].iter().any(|level| word.eq_ignore_ascii_case(level))
 }

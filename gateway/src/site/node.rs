@@ -169,15 +169,14 @@ pub(super) async fn make_only(place: &Place<'_>, wanted: &Wanted) -> Result<Atta
             "keep that node; several nodes in one pool come with a later version",
         ));
     }
-    let row = match same {
-        Some(row) => row,
-        None => {
-            let mut name = wanted.name.clone();
-            while others.iter().any(|row| row.name == name) {
-                name.push('2');
-            }
-            attach(place, wanted, name).await?
+    let row = if let Some(row) = same {
+        row
+    } else {
+        let mut name = wanted.name.clone();
+        while others.iter().any(|row| row.name == name) {
+            name.push('2');
         }
+        attach(place, wanted, name).await?
     };
     let replaced = others.first().map(|row| row.name.clone());
     remove_all(place, others).await?;

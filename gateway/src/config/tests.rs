@@ -1,0 +1,183 @@
+use super::*;
+use proptest::prelude::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/cairn/cairn.toml"), Path::new("/cairn"))
+}
+
+/// What the error says of `text`.
+fn refusal(text: &str) -> String {
+    parse(text).expect_err(text).to_string()
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config, Config::defaults(Path::new("/cairn")));
+    let addresses: Vec<String> = config.gateway.nbd.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["127.0.0.1:10809", "unix:/cairn/nbd.sock"]);
+    assert_eq!(config.catalog, CatalogUrl::Sqlite("/cairn/catalog.db".into()));
+    assert_eq!(config.wal, WalSection { capacity_bytes: 4 << 30, path: "/cairn/wal".into() });
+    assert_eq!(config.pool, PoolConfig { url: None, credentials: None });
+}
+
+#[test]
+fn every_key_is_taken() {
+    let config = parse(
+        r#"
+        [gateway]
+        nbd = ["0.0.0.0:10809", "unix:/run/nbd.sock"]
+        admin = "127.0.0.1:10810"
+        [gateway.tls]
+        cert = "server.pem"
+        key = "/etc/server.key"
+        client_ca = "clients.pem"
+        required = false
+        [catalog]
+        url = "sqlite:/var/catalog.db"
+        [wal]
+        capacity = "8GiB"
+        path = "/nvme/wal"
+        [memory]
+        write_buffer = "1GiB"
+        block_cache = "2GiB"
+        map_cache = "64MiB"
+        [destage]
+        batch_bytes = "32MiB"
+        batch_age = "1500ms"
+        [pool]
+        url = "s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=eu"
+        access_key_id = "id"
+        secret_access_key = "hush"
+        session_token = "token"
+        [log]
+        format = "json"
+        level = "warn,cairn_engine=debug"
+        "#,
+    )
+    .unwrap();
+    let tls = config.gateway.tls.unwrap();
+    assert_eq!((tls.cert, tls.key), ("/cairn/server.pem".into(), "/etc/server.key".into()));
+    assert_eq!((tls.client_ca, tls.required), (Some("/cairn/clients.pem".into()), false));
+    assert_eq!(config.gateway.admin, Some("127.0.0.1:10810".parse().unwrap()));
+    assert_eq!(config.catalog, CatalogUrl::Sqlite("/var/catalog.db".into()));
+    assert_eq!(config.wal, WalSection { capacity_bytes: 8 << 30, path: "/nvme/wal".into() });
+    assert_eq!(config.memory.write_buffer_bytes, 1 << 30);
+    assert_eq!(config.memory.block_cache_bytes, 2 << 30);
+    assert_eq!(config.memory.map_cache_bytes, 64 << 20);
+    assert_eq!(config.destage.batch_bytes, 32 << 20);
+    assert_eq!(config.destage.batch_age, Duration::from_millis(1500));
+    assert_eq!(config.pool.credentials.unwrap().secret_access_key.expose(), "hush");
+    assert_eq!(
+        config.log,
+        LogConfig { format: LogFormat::Json, level: "warn,cairn_engine=debug".to_owned() }
+    );
+}
+
+#[test]
+fn an_unknown_key_or_section_is_named_with_its_line() {
+    for (text, line, name) in [
+        ("[wal]\ncapacty = \"1GiB\"", 2, "`capacty`"),
+        ("\n\n[pools]\nurl = \"x\"", 3, "`pools`"),
+        ("[gateway.tls]\ncertificate = \"x\"", 2, "`certificate`"),
+        ("colour = true", 1, "`colour`"),
+    ] {
+        let message = refusal(text);
+        assert!(message.starts_with(&format!("/cairn/cairn.toml, line {line}:")), "{message}");
+        assert!(message.contains(name), "{message}");
+    }
+}
+
+#[test]
+fn an_impossible_value_is_named_by_its_key() {
+    for (text, key, words) in [
+        ("[wal]\ncapacity = \"1MiB\"", "wal.capacity", "at least 64MiB"),
+        ("[wal]\ncapacity = \"5TiB\"", "wal.capacity", "at most 4TiB"),
+        ("[wal]\ncapacity = \"lots\"", "wal.capacity", "not a size"),
+        ("[wal]\npath = \"\"", "wal.path", "folder of its own"),
+        ("[wal]\npath = \".\"", "wal.path", "folder of its own"),
+        ("[memory]\nwrite_buffer = \"1MiB\"", "memory.write_buffer", "at least 16MiB"),
+        ("[memory]\nblock_cache = \"-1\"", "memory.block_cache", "not a size"),
+        ("[memory]\nmap_cache = \"2TiB\"", "memory.map_cache", "at most 1TiB"),
+        ("[destage]\nbatch_bytes = \"1K\"", "destage.batch_bytes", "at least 1MiB"),
+        ("[destage]\nbatch_age = \"5\"", "destage.batch_age", "not a duration"),
+        ("[destage]\nbatch_age = \"1ms\"", "destage.batch_age", "at least 100ms"),
+        ("[destage]\nbatch_age = \"2h\"", "destage.batch_age", "at most 1h"),
+        ("[gateway]\nnbd = []", "gateway.nbd", "empty"),
+        ("[gateway]\nnbd = [\"nowhere\"]", "gateway.nbd", "no address"),
+        ("[gateway]\nnbd = [\"a:1\", \"a:1\"]", "gateway.nbd", "twice"),
+        ("[gateway]\nadmin = \"localhost\"", "gateway.admin", "IP:PORT"),
+        ("[gateway]\nadmin = \"0.0.0.0:1\"", "gateway.admin", "loopback"),
+        ("[gateway.tls]\nkey = \"k\"", "gateway.tls.cert", "missing"),
+        ("[gateway.tls]\ncert = \"c\"", "gateway.tls.key", "missing"),
+        ("[catalog]\nurl = \"mysql:x\"", "catalog.url", "sqlite:PATH"),
+        ("[catalog]\nurl = \"sqlite:\"", "catalog.url", "sqlite:PATH"),
+        ("[catalog]\nurl = \"sqlite:a?mode=ro\"", "catalog.url", "without options"),
+        ("[catalog]\nurl = \"postgres://h/d\"", "catalog.url", "PostgreSQL"),
+        ("[pool]\nurl = \"ftp://h\"", "pool.url", "unknown scheme"),
+        ("[pool]\naccess_key_id = \"id\"", "pool.secret_access_key", "missing"),
+        ("[pool]\nsecret_access_key = \"s\"", "pool.access_key_id", "missing"),
+        ("[log]\nformat = \"xml\"", "log.format", "human or json"),
+        ("[log]\nlevel = \"loud\"", "log.level", "`loud` is no level"),
+        ("[log]\nlevel = \"info,cairn_nbd=loud\"", "log.level", "is `info,cairn_nbd=loud`"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(&format!("`{key}` ")), "{message}");
+        assert!(message.contains(words), "{message} lacks {words:?}");
+    }
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_refused() {
+    for text in [
+        "[wal]\ncapacity = 5",
+        "[gateway]\nnbd = \"127.0.0.1:1\"",
+        "[gateway.tls]\nrequired = \"yes\"",
+        "wal = 1",
+    ] {
+        assert!(matches!(parse(text), Err(ConfigError::Syntax { .. })), "{text}");
+    }
+}
+
+#[test]
+fn batches_must_fit_the_log() {
+    let message = refusal("[wal]\ncapacity = \"128MiB\"\n[destage]\nbatch_bytes = \"64MiB\"");
+    assert!(message.contains("at most 32MiB"), "{message}");
+    let small = parse("[wal]\ncapacity = \"128MiB\"").unwrap();
+    assert_eq!(small.destage.batch_bytes, 32 << 20);
+}
+
+#[test]
+fn a_socket_path_too_long_is_refused_when_asked_for_and_left_out_by_default() {
+    let deep = PathBuf::from("/").join("d".repeat(120));
+    let asked = Config::parse("[gateway]\nnbd = [\"unix:nbd.sock\"]", Path::new("cairn.toml"), &deep);
+    assert!(asked.unwrap_err().to_string().contains("at most 107"));
+    assert_eq!(Config::defaults(&deep).gateway.nbd, [ListenAddress::parse("127.0.0.1:10809").unwrap()]);
+}
+
+#[test]
+fn secrets_show_neither_in_debug_output_nor_in_errors() {
+    let text = "[pool]\naccess_key_id = \"id\"\nsecret_access_key = \"hush\"\nsession_token = \"hushed\"\n";
+    let shown = format!("{:?}", parse(text).unwrap());
+    assert!(!shown.contains("hush"), "{shown}");
+    let message = refusal(&format!("{text}secret_acess_key = \"hush\"\n"));
+    assert!(message.contains("`secret_acess_key`") && !message.contains("hush"), "{message}");
+    let unterminated = refusal("[pool]\nsecret_access_key = \"hush\n");
+    assert!(!unterminated.contains("hush"), "{unterminated}");
+}
+
+#[test]
+fn a_missing_or_huge_file_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cairn.toml");
+    assert!(matches!(Config::load(&path, folder.path()), Err(ConfigError::Read { .. })));
+    std::fs::write(&path, vec![b'#'; usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1]).unwrap();
+    assert!(matches!(Config::load(&path, folder.path()), Err(ConfigError::TooLong { .. })));
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in "(\\[(wal|pool|gateway|memory)\\]\n)?[a-z_]{0,12} ?= ?.{0,40}") {
+        let _ = parse(&text);
+    }
+}

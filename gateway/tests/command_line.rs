@@ -1,0 +1,113 @@
+//! The command line: what there is, what is wrong usage, and what is generated from it.
+#![allow(clippy::unwrap_used, reason = "this is a test")]
+
+mod support;
+
+use support::Home;
+
+/// Commands of a help text.
+fn commands(help: &str) -> Vec<&str> {
+    let section = help.split("Commands:\n").nth(1).expect("there are commands");
+    let lines = section.lines().take_while(|line| !line.trim().is_empty());
+    lines
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect()
+}
+
+#[test]
+fn help_names_every_command_that_exists_and_no_other() {
+    let home = Home::fresh();
+    let expected = ["up", "init", "serve", "node", "volume", "status", "completions", "man", "help"];
+    assert_eq!(commands(&home.run(&["help"]).ok()), expected);
+    assert_eq!(commands(&home.run(&["node", "--help"]).ok()), ["add", "list", "show", "help"]);
+    let volume = ["create", "list", "show", "resize", "rename", "delete", "import", "export", "help"];
+    assert_eq!(commands(&home.run(&["volume", "--help"]).ok()), volume);
+}
+
+#[test]
+fn help_reads_like_a_manual() {
+    let help = Home::fresh().run(&["help"]).ok();
+    for part in
+        ["Usage: cairn", "Getting started:", "CAIRN_DIR", "AWS_ACCESS_KEY_ID", "Exit status:", "admin.sock"]
+    {
+        assert!(help.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let home = Home::fresh();
+    for command in ["up", "init", "serve", "status", "completions", "man"] {
+        let help = home.run(&[command, "--help"]).ok();
+        assert!(help.contains("--dir <DIR>") && help.contains("--json"), "{command}: {help}");
+    }
+    for command in ["create", "list", "show", "resize", "rename", "delete", "import", "export"] {
+        let help = home.run(&["help", "volume", command]).ok();
+        assert!(help.contains("--dir <DIR>"), "{command}: {help}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
+    let home = Home::fresh();
+    for (arguments, word) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["status", "--frobnicate"], "--frobnicate"),
+        (&["volume", "create", "a"], "SIZE"),
+        (&["volume", "create", "a", "lots"], "lots"),
+        (&["volume", "create", "a", "1GiB", "--durability", "never"], "never"),
+        (&["node", "add", "-name", "file:///x"], "-n"),
+        (&["node", "add", "a/b", "file:///x"], "a/b"),
+        (&["serve", "--nbd", "nowhere"], "nowhere"),
+        (&["up", "--nbd", "host:99999"], "host:99999"),
+        (&["volume"], "Usage"),
+        (&[], "Usage"),
+        (&["completions", "tcl"], "tcl"),
+    ] {
+        let said = home.run(arguments);
+        assert_eq!(said.code, Some(2), "{arguments:?}: {said:?}");
+        assert!(said.stderr.contains(word), "{arguments:?}: {said:?}");
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    assert_eq!(Home::fresh().run(&["--version"]).ok(), format!("cairn {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn completions_are_written_for_every_shell() {
+    let home = Home::fresh();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = home.run(&["completions", shell]).ok();
+        assert!(script.contains("cairn") && script.contains("import"), "{shell}");
+    }
+}
+
+#[test]
+fn manual_pages_are_written_for_every_command() {
+    let home = Home::fresh();
+    let out = home.folder().join("man");
+    home.run(&["man", "--out", out.to_str().unwrap()]).ok();
+    for page in ["cairn.1", "cairn-up.1", "cairn-volume.1", "cairn-volume-import.1", "cairn-node-add.1"] {
+        let text = std::fs::read_to_string(out.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(text.starts_with(".ie") && text.contains(".SH NAME"), "{page}");
+    }
+}
+
+#[test]
+fn the_directory_and_json_are_accepted_anywhere_on_the_line() {
+    let home = Home::ready();
+    let directory = home.directory();
+    let directory = directory.to_str().unwrap();
+    for arguments in [
+        &["--dir", directory, "--json", "volume", "list"][..],
+        &["volume", "--dir", directory, "list", "--json"],
+        &["volume", "--json", "list", "--dir", directory],
+    ] {
+        let mut command = home.command(arguments);
+        let output = command.env_remove("CAIRN_DIR").output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "[]\n", "{arguments:?}: {output:?}");
+    }
+}
