@@ -1,4 +1,4 @@
-# An NBD server that lies in one chosen way: `nbdkit python lying_server.py file=PATH lie=NAME`.
+# An NBD server that lies in one chosen way: `nbdkit python lying_server.py file=PATH lie=NAME one_in=N`.
 #
 # An honest write reaches the file before it is acknowledged, and so survives SIGKILL; everything held in this
 # process does not. The lies are described in peer.rs. Calls are serialised, so nothing here needs a lock.
@@ -10,10 +10,10 @@ import nbdkit
 
 API_VERSION = 2
 BLOCK = 4096
-SELDOM = 1000
 
 path = None
 lie = "honest"
+one_in = 1000
 disk = -1
 held = []
 old = {}
@@ -25,11 +25,13 @@ def thread_model():
 
 
 def config(key, value):
-    global path, lie
+    global path, lie, one_in
     if key == "file":
         path = value
     elif key == "lie":
         lie = value
+    elif key == "one_in":
+        one_in = int(value)
     else:
         raise RuntimeError("unknown parameter " + key)
 
@@ -68,7 +70,7 @@ def can_zero(h):
 
 
 def seldom():
-    return dice.randrange(SELDOM) == 0
+    return dice.randrange(one_in) == 0
 
 
 def release(count):

@@ -16,11 +16,11 @@ use tempfile::TempDir;
 pub enum Lie {
     /// Nothing: the control, which every check must pass.
     Honest,
-    /// One write in a thousand is acknowledged and forgotten.
+    /// A write is acknowledged, now and then, and forgotten.
     DropsWrites,
-    /// One read in a thousand returns what the blocks held before their last write.
+    /// A read returns, now and then, what the blocks held before their last write.
     ReadsStale,
-    /// One write in a thousand lands one block too far.
+    /// A write lands, now and then, one block too far.
     ShiftsWrites,
     /// Writes wait in memory and a flush is answered without moving them to the file.
     IgnoresFlush,
@@ -60,7 +60,8 @@ pub enum Kind {
         cache: &'static str,
         aio: &'static str,
     },
-    Lying(Lie),
+    /// `lying_server.py`: the lie, and in one of how many requests it is told where that is a matter of chance.
+    Lying(Lie, u32),
 }
 
 /// A running peer with one export called `disk0`.
@@ -158,10 +159,11 @@ impl Peer {
             Kind::NbdkitFile => {
                 command.args(["-f", "-U"]).arg(&socket).arg("file").arg(file);
             }
-            Kind::Lying(lie) => {
+            Kind::Lying(lie, one_in) => {
                 command.args(["-f", "-U"]).arg(&socket).arg("python");
                 command.arg(settings::workspace().join("tests/src/lying_server.py"));
                 command.arg(format!("file={}", file.display())).arg(format!("lie={}", lie.name()));
+                command.arg(format!("one_in={one_in}"));
             }
         }
         command

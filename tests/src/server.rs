@@ -3,6 +3,7 @@
 use crate::export::Export;
 use crate::gateway::Gateway;
 use crate::peer::{Kind, Lie, Peer};
+use crate::process::Process;
 use anyhow::{Result, bail};
 
 #[derive(Debug)]
@@ -32,8 +33,13 @@ impl Server {
         Ok(Self::Cairn { gateway, volume: "vol".to_owned() })
     }
 
+    /// A peer that tells the lie in one of a thousand requests.
     pub fn lying(lie: Lie, size: u64) -> Result<Self> {
-        Ok(Self::Peer(Peer::start(Kind::Lying(lie), size)?))
+        Self::lying_one_in(1000, lie, size)
+    }
+
+    pub fn lying_one_in(one_in: u32, lie: Lie, size: u64) -> Result<Self> {
+        Ok(Self::Peer(Peer::start(Kind::Lying(lie, one_in), size)?))
     }
 
     pub fn export(&self) -> Export {
@@ -75,11 +81,18 @@ impl Server {
         }
     }
 
+    pub fn process(&self) -> Result<&Process> {
+        match self {
+            Server::Cairn { gateway, .. } => gateway.process(),
+            Server::Peer(peer) => peer.process(),
+        }
+    }
+
     /// The end of what the server said.
     pub fn said(&self) -> String {
         match self {
             Server::Cairn { gateway, .. } => gateway.said(),
-            Server::Peer(peer) => peer.process().map(crate::process::Process::said).unwrap_or_default(),
+            Server::Peer(peer) => peer.process().map(Process::said).unwrap_or_default(),
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn check(
         match shown {
             Shown::Unknown => {}
             Shown::Write(last) => {
-                edges.extend(others.filter(|write| write != last).map(|write| (write, *last, block)))
+                edges.extend(others.filter(|write| write != last).map(|write| (write, *last, block)));
             }
             Shown::Base => {
                 if let Some(write) = others.into_iter().next() {
