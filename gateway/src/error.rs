@@ -83,14 +83,22 @@ impl GatewayError {
     /// The message with its sources, on one line.
     pub fn full_message(&self) -> String {
         let mut text = self.to_string();
+        // The messages of the crates below say all there is to say; their sources repeat it at length.
+        if matches!(
+            self,
+            Self::Catalog(_)
+                | Self::Engine(_)
+                | Self::Pool(_)
+                | Self::Wal(_)
+                | Self::Nbd(_)
+                | Self::Api { .. }
+        ) {
+            return text;
+        }
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
-            let more = error.to_string();
-            // Some crates put their source into their own message.
-            if !text.contains(&more) {
-                text.push_str(": ");
-                text.push_str(&more);
-            }
+            text.push_str(": ");
+            text.push_str(&error.to_string());
             source = error.source();
         }
         text
