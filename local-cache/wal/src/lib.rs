@@ -16,6 +16,8 @@ mod disk;
 mod error;
 mod file_disk;
 mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grower;
 mod progress;
 mod reader;
