@@ -61,8 +61,10 @@ async fn prepare(writer: &SqlitePool, path: &Path) -> Result<()> {
     let doing = "opening the catalog";
     let name = || path.display().to_string();
     let mut connection = writer.acquire().await.map_err(|error| not_a_database(error, path))?;
+    // A creation that was cut short may have left the migrations' own table and nothing else.
     let (application, tables): (i64, i64) = sqlx::query_as(
-        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT count(*) FROM sqlite_master)",
+        "SELECT (SELECT application_id FROM pragma_application_id), \
+         (SELECT count(*) FROM sqlite_master WHERE tbl_name <> '_sqlx_migrations')",
     )
     .fetch_one(&mut *connection)
     .await

@@ -36,6 +36,23 @@ async fn a_creation_that_was_cut_short_goes_on() {
 }
 
 #[tokio::test]
+async fn a_creation_that_was_cut_short_before_its_first_migration_goes_on() {
+    use sqlx::Connection;
+    let store = FileStore::new().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.path()).create_if_missing(true);
+    let mut begun = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    // What sqlx makes, in a transaction of its own, before it applies anything.
+    let bookkeeping = "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, \
+                       installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, \
+                       checksum BLOB NOT NULL, execution_time BIGINT NOT NULL)";
+    sqlx::query(bookkeeping).execute(&mut begun).await.unwrap();
+    begun.close().await.unwrap();
+    let catalog = SqliteCatalog::create(&store.path()).await.unwrap();
+    catalog.create_site(&site()).await.unwrap();
+    assert_eq!(catalog.site().await.unwrap(), site());
+}
+
+#[tokio::test]
 async fn a_newer_schema_is_refused_with_both_versions_and_not_touched() {
     let store = FileStore::new().await;
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
