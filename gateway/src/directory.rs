@@ -21,8 +21,8 @@ use crate::durable;
 use cairn_model::GatewayId;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const FORMAT_STEM: &str = "cairn-directory ";
@@ -289,19 +289,21 @@ impl Directory {
             }
             Err(error) => return Err(self.io("lock")(error.into())),
         }
-        write_holder(&mut file, role).map_err(self.io("lock"))?;
+        write_holder(&file, role).map_err(self.io("lock"))?;
         Ok(Lock { _file: file })
     }
 }
 
-fn write_holder(file: &mut File, role: Role) -> io::Result<()> {
+/// Bytes that say who holds the lock: always as many, so that a reader never sees half of them.
+const HOLDER_BYTES: usize = 32;
+
+fn write_holder(file: &File, role: Role) -> io::Result<()> {
     let name = match role {
         Role::Gateway => "gateway",
         Role::Command => "command",
     };
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{name} {}", std::process::id())
+    let text = format!("{:<width$}\n", format!("{name} {}", std::process::id()), width = HOLDER_BYTES - 1);
+    file.write_all_at(text.as_bytes(), 0)
 }
 
 fn read_holder(file: &mut File) -> Holder {

@@ -72,6 +72,18 @@ fn up_serves_what_an_earlier_run_made() {
 }
 
 #[test]
+fn up_keeps_the_data_where_it_is_told_and_not_in_two_places() {
+    let home = Home::fresh();
+    let url = |name: &str| format!("file://{}", home.folder().join(name).display());
+    assert_eq!(home.start(&["up", "--pool", &url("one")]).stop(), Some(0));
+    assert_eq!(home.start(&["up", "--pool", &url("two")]).stop(), Some(0));
+    home.run(&["volume", "import", "a", text(&image(&home, 1))]).ok();
+    assert!(home.folder().join("two/segments").exists());
+    assert_eq!(home.start(&["up", "--pool", &url("two")]).stop(), Some(0));
+    assert!(home.run(&["up", "--pool", &url("three")]).failed().contains("cannot take its place"));
+}
+
+#[test]
 fn up_listens_where_it_is_told() {
     let home = Home::ready();
     let gateway = home.start(&["up", "--nbd", "unix:other.sock", "--nbd", "127.0.0.1:0"]);
@@ -196,6 +208,21 @@ fn what_was_flushed_survives_sigkill() {
     let gateway = home.serve();
     tool("qemu-io", &["-f", "raw", "-c", "read -P 7 1M 2M", "-c", "read -P 0 0 1M", &uri]);
     assert_eq!(gateway.stop(), Some(0));
+}
+
+#[test]
+fn a_first_run_killed_at_any_moment_is_completed_by_the_next() {
+    for milliseconds in [1, 5, 10, 20, 40, 60, 80, 100, 150, 200] {
+        let home = Home::fresh();
+        let mut first = home.command(&["up"]).stdout(std::process::Stdio::null()).spawn().unwrap();
+        pause(Duration::from_millis(milliseconds));
+        first.kill().unwrap();
+        first.wait().unwrap();
+        let gateway = home.start(&["up"]);
+        let volumes = home.run(&["volume", "list", "--json"]).json();
+        assert_eq!(volumes.as_array().unwrap().len(), 1, "{volumes}");
+        assert_eq!(gateway.stop(), Some(0));
+    }
 }
 
 #[test]

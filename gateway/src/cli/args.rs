@@ -79,10 +79,10 @@ pub enum Command {
 pub struct Up {
     #[command(flatten)]
     pub serve: ServeOptions,
-    /// Data node of a first run: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION
+    /// Keep the data here: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION; refused once it is elsewhere
     #[arg(long, value_name = "URL")]
     pub pool: Option<String>,
-    /// Make the bucket of --pool if it does not exist
+    /// Make the bucket of --pool if it does not exist, on a first run
     #[arg(long)]
     pub create_bucket: bool,
 }

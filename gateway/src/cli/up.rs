@@ -8,7 +8,7 @@ use crate::config::{Config, ListenAddress};
 use crate::directory::{Directory, DirectoryError, Holder, Lock, Role, State};
 use crate::error::GatewayError;
 use crate::logging;
-use crate::serve::{self, Endpoint, Ready, ServeOptions};
+use crate::serve::{self, Endpoint, Ready, ServeOptions, Signals};
 use crate::site::{InitOptions, Site, initialise};
 use crate::units::format_size;
 use cairn_metadata::VolumeName;
@@ -31,59 +31,78 @@ pub(super) fn up(global: &Global, asked: &Up) -> Result<(), GatewayError> {
     }
     let options = serve_options(&asked.serve)?;
     let directory = Directory::new(&global.dir)?;
-    let state = directory.state()?;
-    if state == State::Ready && asked.pool.is_some() {
-        return Err(GatewayError::refused(
-            ErrorKind::Conflict,
-            format!("{} has its data node already; --pool is for a first run", directory.path().display()),
-            "leave --pool out; `cairn node list` shows the data node",
-        ));
-    }
+    // A foreign or newer directory is refused before it is touched.
+    directory.state()?;
     directory.create()?;
-    runtime()?.block_on(async {
-        let ports = Ports::system();
-        let lock = lock(&directory, &*ports.clock).await?;
-        if directory.state()? != State::Ready {
-            let first = VolumeName::new(FIRST_VOLUME)?;
-            let init = InitOptions {
-                catalog_url: None,
-                pool_url: asked.pool.clone(),
-                create_bucket: asked.create_bucket,
-                first_volume: Some((first, FIRST_VOLUME_BYTES)),
-            };
-            initialise(&directory, &init, &ports).await?;
-            if !global.json {
-                print(&welcome(&directory))?;
-            }
-        }
-        let json = global.json;
-        run(directory, lock, ports, &options, async move |ready: Ready<'_>| announce(&ready, json).await)
-            .await
+    let json = global.json;
+    run(prepare_up(directory, asked, json), &options, async move |ready: Ready<'_>| {
+        announce(&ready, json).await
     })
+}
+
+/// Makes the directory complete if it is not, and opens it.
+async fn prepare_up(directory: Directory, asked: &Up, json: bool) -> Result<Site, GatewayError> {
+    let ports = Ports::system();
+    let lock = lock(&directory, &*ports.clock).await?;
+    if directory.state()? != State::Ready {
+        let init = InitOptions {
+            catalog_url: None,
+            pool_url: asked.pool.clone(),
+            create_bucket: asked.create_bucket,
+            first_volume: Some((VolumeName::new(FIRST_VOLUME)?, FIRST_VOLUME_BYTES)),
+        };
+        initialise(&directory, &init, &ports).await?;
+        if !json {
+            print(&welcome(&directory))?;
+        }
+    }
+    let mut config = load(&directory)?;
+    if let Some(url) = &asked.pool {
+        if config.pool.url.as_ref().is_some_and(|configured| configured != url) {
+            return Err(GatewayError::refused(
+                ErrorKind::Conflict,
+                format!("--pool {url} is not the data node that {} names", directory.config().display()),
+                "leave --pool out, or change [pool] url in that file",
+            ));
+        }
+        config.pool.url = Some(url.clone());
+    }
+    Site::open(directory, config, lock, ports).await
 }
 
 pub(super) fn serve(global: &Global, asked: &Serve) -> Result<(), GatewayError> {
     let options = serve_options(&asked.options)?;
     let directory = Directory::new(&global.dir)?;
     directory.require_ready()?;
-    runtime()?.block_on(async {
+    let prepare = async {
         let ports = Ports::system();
         let lock = lock(&directory, &*ports.clock).await?;
-        run(directory, lock, ports, &options, async |_: Ready<'_>| Ok(())).await
-    })
+        let config = load(&directory)?;
+        Site::open(directory, config, lock, ports).await
+    };
+    run(prepare, &options, async |_: Ready<'_>| Ok(()))
 }
 
-async fn run(
-    directory: Directory,
-    lock: Lock,
-    ports: Ports,
+fn load(directory: &Directory) -> Result<Config, GatewayError> {
+    let config = Config::load(&directory.config(), directory.path())?;
+    logging::start(&config.log);
+    Ok(config)
+}
+
+/// Serves the site that `prepare` opens, until told to stop; also while it is being opened.
+fn run(
+    prepare: impl Future<Output = Result<Site, GatewayError>>,
     options: &ServeOptions,
     on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
 ) -> Result<(), GatewayError> {
-    let config = Config::load(&directory.config(), directory.path())?;
-    logging::start(&config.log);
-    let site = Site::open(directory, config, lock, ports).await?;
-    serve::serve(Arc::new(site), options, on_ready).await
+    runtime()?.block_on(async {
+        let mut signals = Signals::listen()?;
+        let site = tokio::select! {
+            site = prepare => site?,
+            () = signals.stop() => return Ok(()),
+        };
+        serve::serve(Arc::new(site), options, signals, on_ready).await
+    })
 }
 
 fn serve_options(asked: &Options) -> Result<ServeOptions, GatewayError> {

@@ -20,7 +20,7 @@ use cairn_engine::Engine;
 use cairn_model::{ErrorKind, Kinded};
 use cairn_segment_writer::Pool;
 use nbd::NbdService;
-use signals::Signals;
+pub use signals::Signals;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -49,9 +49,9 @@ pub struct Ready<'a> {
 pub async fn serve(
     site: Arc<Site>,
     options: &ServeOptions,
+    mut signals: Signals,
     on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
 ) -> Result<(), GatewayError> {
-    let mut signals = Signals::listen()?;
     notify::status("replaying the write-ahead log");
     let starting = start(&site, options.accept_lost_wal);
     let (engine, pool) = tokio::select! {
@@ -102,7 +102,8 @@ impl Gateway {
             signals.stop().await;
         }
         // From here a second signal ends the process where it stands; the log has everything.
-        let last_resort = signals.stop_again();
+        let clock = Arc::clone(&self.site.ports.clock);
+        let last_resort = signals.stop_again(&*clock);
         let ending = async {
             notify::stopping();
             tracing::info!("stopping: destaging what was acknowledged");
