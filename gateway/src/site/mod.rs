@@ -64,7 +64,8 @@ impl Site {
             ));
         };
         catalog.gateway(gateway).await?;
-        let wal_key = master.derive(WAL_KEY_CONTEXT, gateway.as_bytes());
+        // Below the data key, not the master key: rotating the master key must not close the log.
+        let wal_key = data_key.derive(WAL_KEY_CONTEXT, gateway.as_bytes());
         Ok(Self { directory, config, row, gateway, catalog, ports, data_key, wal_key, _lock: lock })
     }
 
