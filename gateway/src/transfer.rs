@@ -44,6 +44,8 @@ pub struct Transfer {
 pub trait Observer: Sync {
     fn total(&self, bytes: u64);
     fn advance(&self, bytes: u64);
+    /// Everything is read; what was written goes to the pool now.
+    fn settling(&self);
 }
 
 /// Where an import comes from and goes to.
@@ -73,6 +75,7 @@ pub async fn import(client: &AdminClient, job: &Import<'_>, observer: &dyn Obser
             return Err(error);
         }
     };
+    observer.settling();
     client.flush(&volume.name).await?;
     client.destage().await?;
     Ok(Transfer {

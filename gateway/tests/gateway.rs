@@ -234,6 +234,8 @@ fn a_lost_log_that_held_writes_is_refused_until_its_loss_is_accepted() {
     tool("qemu-io", &["-f", "raw", "-c", "write -P 7 0 1M", "-c", "flush", &uri]);
     gateway.kill();
     std::fs::remove_dir_all(home.path("wal")).unwrap();
+    let status = home.run(&["status"]).ok();
+    assert!(status.starts_with("error    the write-ahead log") && status.contains("is missing"), "{status}");
     let told = home.run(&["serve"]).failed();
     assert!(told.contains("write-ahead log") && told.contains("--accept-lost-wal"), "{told}");
     let gateway = home.start(&["serve", "--accept-lost-wal"]);
@@ -417,6 +419,25 @@ fn an_address_in_use_is_named_and_the_directory_stays_usable() {
     assert!(told.contains(&address) && told.contains("in use"), "{told}");
     drop(taken);
     assert_eq!(home.serve().stop(), Some(0));
+}
+
+#[test]
+fn what_the_gateway_makes_is_for_its_owner_only() {
+    let home = Home::ready();
+    let gateway = home.serve();
+    for name in ["key", "catalog.db", "wal", "pool", "format", "gateway", "lock", "admin.sock"] {
+        let mode = std::fs::symlink_metadata(home.path(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{name} has mode {mode:o}");
+    }
+    assert_eq!(gateway.stop(), Some(0));
+}
+
+#[test]
+fn tls_files_that_cannot_be_used_are_named() {
+    let home =
+        Home::with_config(&SMALL.replace("[wal]", "tls = { cert = \"no.pem\", key = \"no.key\" }\n[wal]"));
+    home.run(&["init"]).ok();
+    assert!(home.run(&["serve"]).failed().contains("no.pem"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::types::{
 use crate::error::GatewayError;
 use cairn_engine::EngineStatus;
 use cairn_metadata::WalState;
+use std::path::Path;
 
 /// Share of the log, in percent, from which it is worth a word.
 const WAL_FILL_WARNING_PERCENT: u64 = 75;
@@ -41,7 +42,7 @@ impl Service {
             add(&mut pool, health);
         }
         pool.nodes = nodes;
-        let attention = attention(&wal, engine.as_ref(), &pool, &volumes, self.serving.is_some());
+        let attention = attention(&wal, engine.as_ref(), &pool, &volumes, &site.config.wal.path);
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: if self.serving.is_some() { "serving" } else { "stopped" }.to_owned(),
@@ -111,7 +112,7 @@ fn attention(
     engine: Option<&EngineStatus>,
     pool: &PoolTotals,
     volumes: &[Volume],
-    serving: bool,
+    wal_path: &Path,
 ) -> Vec<Attention> {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
@@ -121,7 +122,7 @@ fn attention(
             "check the disk it is on, then restart the gateway".to_owned(),
         ));
     }
-    for volume in volumes.iter().filter(|_| serving).filter(|volume| volume.state != "serving") {
+    for volume in volumes.iter().filter(|volume| !["serving", "stopped"].contains(&volume.state.as_str())) {
         let reason = volume.reason.as_deref().unwrap_or(&volume.state);
         errors.push((
             format!("volume {} is not served: {reason}", volume.name),
@@ -163,11 +164,20 @@ fn attention(
             "when it is full, writes wait for the pool; raise `wal.capacity` if this is usual".to_owned(),
         ));
     }
-    if !serving && wal.dirty {
-        warnings.push((
-            "the write-ahead log holds writes that are not in the pool".to_owned(),
-            "start the gateway with `cairn serve`: it brings them there".to_owned(),
-        ));
+    if engine.is_none() && wal.dirty {
+        if wal_path.exists() {
+            warnings.push((
+                "the write-ahead log holds writes that are not in the pool".to_owned(),
+                "start the gateway with `cairn serve`: it brings them there".to_owned(),
+            ));
+        } else {
+            let path = wal_path.display();
+            errors.push((
+                format!("the write-ahead log {path} is missing, and it held writes that are not in the pool"),
+                "put it back or mount its disk; without it, `cairn serve --accept-lost-wal` goes on"
+                    .to_owned(),
+            ));
+        }
     }
     let entry =
         |severity: &'static str| move |(what, next)| Attention { severity: severity.to_owned(), what, next };

@@ -48,7 +48,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<(), GatewayError> {
+    std::panic::set_hook(Box::new(tell_panic));
     let global = cli.global;
+    if matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Init(_)) {
+        // What these make is for the owner of the directory only.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    }
     match cli.command {
         Command::Completions(asked) => documents::completions(asked.shell),
         Command::Man(asked) => documents::manual(&asked.out),
@@ -73,4 +78,11 @@ fn runtime() -> Result<tokio::runtime::Runtime, GatewayError> {
         .thread_name("cairn")
         .build()
         .map_err(|source| GatewayError::System { action: "start threads", source })
+}
+
+/// A broken invariant, told without a backtrace; where it matters, whoever owns the task reports it as well.
+fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let what = panic.payload_as_str().unwrap_or("no message");
+    eprintln!("cairn: internal error at {place}: {what}");
 }

@@ -43,6 +43,17 @@ impl Observer for Bar {
 
     fn advance(&self, bytes: u64) {
         self.drawn.inc(bytes);
+        self.show_when_late();
+    }
+
+    fn settling(&self) {
+        self.drawn.set_message("import: waiting for the pool");
+        self.show_when_late();
+    }
+}
+
+impl Bar {
+    fn show_when_late(&self) {
         let late = self.watched && self.clock.now().since(self.started) >= QUIET;
         if late && !self.shown.swap(true, Ordering::Relaxed) {
             self.drawn.set_draw_target(ProgressDrawTarget::stderr());

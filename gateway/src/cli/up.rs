@@ -25,6 +25,9 @@ const FIRST_VOLUME_BYTES: u64 = 10 << 30;
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long threads may take to end once the gateway has.
+const LAST_GRACE: Duration = Duration::from_secs(1);
+
 pub(super) fn up(global: &Global, asked: &Up) -> Result<(), GatewayError> {
     if let Some(url) = &asked.pool {
         check_pool("--pool", url)?;
@@ -95,14 +98,18 @@ fn run(
     options: &ServeOptions,
     on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
 ) -> Result<(), GatewayError> {
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let site = tokio::select! {
             site = prepare => site?,
             () = signals.stop() => return Ok(()),
         };
         serve::serve(Arc::new(site), options, signals, on_ready).await
-    })
+    });
+    // After a second signal something may still wait for a disk or a store that does not answer.
+    runtime.shutdown_timeout(LAST_GRACE);
+    served
 }
 
 fn serve_options(asked: &Options) -> Result<ServeOptions, GatewayError> {

@@ -52,6 +52,7 @@ impl Site {
         ports: Ports,
     ) -> Result<Self, GatewayError> {
         directory.require_ready()?;
+        warn_of_another_owner(&directory);
         let master = key::load(&directory.key())?;
         let catalog = open_catalog(&config, false).await?;
         let row = catalog.site().await?;
@@ -96,6 +97,18 @@ impl Site {
             ports: self.ports.clone(),
         };
         Ok(Engine::start(config, parts).await?)
+    }
+}
+
+/// What root makes in a directory of another user, that user's gateway cannot open.
+fn warn_of_another_owner(directory: &Directory) {
+    use std::os::unix::fs::MetadataExt;
+    let user = rustix::process::geteuid().as_raw();
+    if let Some(owner) = std::fs::metadata(directory.path()).ok().map(|metadata| metadata.uid())
+        && owner != user
+    {
+        let path = directory.path().display();
+        tracing::warn!(%path, owner, user, "the directory belongs to another user, who may be unable to use what this makes in it");
     }
 }
 

@@ -1,0 +1,142 @@
+//! The admin API as a program without our client sees it.
+#![allow(clippy::unwrap_used, reason = "this is a test")]
+
+mod support;
+
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use support::{Gateway, Home, SMALL, noise};
+
+/// Sends one request; status and body of the answer.
+fn exchange(
+    mut stream: impl Read + Write,
+    host: &str,
+    head: &str,
+    kind: &str,
+    body: &[u8],
+) -> (u16, Vec<u8>) {
+    let length = body.len();
+    let request = format!(
+        "{head} HTTP/1.1\r\nhost: {host}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    // A refused body may not be read to its end.
+    let _ = stream.write_all(body);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("the answer has a head");
+    let status = std::str::from_utf8(&answer[9..12]).unwrap().parse().unwrap();
+    (status, answer[end + 4..].to_vec())
+}
+
+struct Api {
+    home: Home,
+    _gateway: Gateway,
+}
+
+impl Api {
+    fn new() -> Self {
+        let home = Home::ready();
+        let gateway = home.serve();
+        Self { home, _gateway: gateway }
+    }
+
+    fn raw(&self, head: &str, kind: &str, body: &[u8]) -> (u16, Vec<u8>) {
+        let stream = UnixStream::connect(self.home.path("admin.sock")).unwrap();
+        exchange(stream, "localhost", head, kind, body)
+    }
+
+    fn json(&self, head: &str, body: &Value) -> (u16, Value) {
+        let (status, answer) = self.raw(head, "application/json", body.to_string().as_bytes());
+        (
+            status,
+            serde_json::from_slice(&answer)
+                .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&answer))),
+        )
+    }
+
+    /// Creates volume `a` of 1 MiB.
+    fn with_volume() -> Self {
+        let api = Self::new();
+        let (status, volume) = api.json("POST /v1/volumes", &json!({"name": "a", "size_bytes": 1 << 20}));
+        assert_eq!((status, &volume["state"]), (201, &json!("serving")));
+        api
+    }
+}
+
+#[test]
+fn a_volume_is_made_written_read_mapped_and_deleted() {
+    let api = Api::with_volume();
+    let bytes = noise(1, 10_000);
+    assert_eq!(api.raw("PUT /v1/volumes/a/data?offset=5000", "application/octet-stream", &bytes).0, 200);
+    assert_eq!(api.raw("GET /v1/volumes/a/data?offset=5000&length=10000", "", &[]), (200, bytes));
+    let (_, map) = api.json("GET /v1/volumes/a/allocation?offset=0&length=1048576", &json!({}));
+    let expected = json!([
+        {"offset": 0, "length": 4096, "allocated": false},
+        {"offset": 4096, "length": 12288, "allocated": true},
+        {"offset": 16384, "length": 1_032_192, "allocated": false},
+    ]);
+    assert_eq!(map, expected);
+    assert_eq!(api.json("POST /v1/volumes/a/zeroes", &json!({"offset": 0, "length": 1 << 20})).0, 200);
+    assert_eq!(api.raw("GET /v1/volumes/a/data?offset=5000&length=10000", "", &[]).1, vec![0; 10_000]);
+    assert_eq!(api.json("POST /v1/volumes/a/flush", &json!(null)), (200, json!(null)));
+    assert_eq!(api.json("POST /v1/destage", &json!(null)), (200, json!(null)));
+    assert_eq!(api.json("DELETE /v1/volumes/a", &json!(null)), (200, json!(null)));
+    assert_eq!(api.json("GET /v1/volumes", &json!(null)), (200, json!([])));
+}
+
+#[test]
+fn every_refusal_says_its_kind_and_why() {
+    let api = Api::with_volume();
+    for (head, body, status, kind) in [
+        ("GET /v1/volumes/b", json!(null), 404, "not_found"),
+        ("GET /v1/nodes/b", json!(null), 404, "not_found"),
+        ("GET /v2/status", json!(null), 404, "not_found"),
+        ("PUT /v1/status", json!(null), 400, "unsupported"),
+        ("POST /v1/volumes", json!({"name": "a", "size_bytes": 512}), 409, "conflict"),
+        ("POST /v1/volumes", json!({"name": "b", "size_bytes": 513}), 400, "unsupported"),
+        ("POST /v1/volumes", json!({"name": "b", "size_bytes": 512, "colour": 1}), 400, "unsupported"),
+        ("POST /v1/volumes", json!({"name": "b"}), 400, "unsupported"),
+        ("POST /v1/volumes", json!({"name": "b", "size_bytes": -1}), 400, "unsupported"),
+        ("POST /v1/volumes", json!({"name": "../b", "size_bytes": 512}), 400, "unsupported"),
+        ("PATCH /v1/volumes/a", json!({"size_bytes": 512}), 409, "conflict"),
+        ("GET /v1/volumes/a/data?offset=1048576&length=1", json!(null), 400, "out_of_range"),
+        ("GET /v1/volumes/a/data?offset=18446744073709551615&length=2", json!(null), 400, "out_of_range"),
+        ("GET /v1/volumes/a/data?offset=0&length=8388609", json!(null), 400, "unsupported"),
+        ("GET /v1/volumes/a/data?offset=-1&length=1", json!(null), 400, "unsupported"),
+        ("GET /v1/volumes/a/data", json!(null), 400, "unsupported"),
+        ("POST /v1/volumes/a/zeroes", json!({"offset": 1, "length": 1 << 20}), 400, "out_of_range"),
+        ("POST /v1/nodes", json!({"name": "n", "url": "file:///x"}), 409, "conflict"),
+    ] {
+        let (found, answer) = api.json(head, &body);
+        assert_eq!((found, &answer["error"]["kind"]), (status, &json!(kind)), "{head} {body}: {answer}");
+        assert!(answer["error"]["message"].as_str().is_some_and(|text| !text.is_empty()), "{head}: {answer}");
+    }
+}
+
+#[test]
+fn a_request_that_is_too_long_or_no_json_is_refused() {
+    let api = Api::with_volume();
+    let long = vec![b' '; 100_000];
+    assert_eq!(api.raw("POST /v1/volumes", "application/json", &long).0, 400);
+    assert_eq!(api.raw("POST /v1/volumes", "application/json", b"{").0, 400);
+    assert_eq!(api.raw("POST /v1/volumes", "text/plain", b"{}").0, 400);
+    let piece = vec![1; (8 << 20) + 1];
+    assert_eq!(api.raw("PUT /v1/volumes/a/data?offset=0", "application/octet-stream", &piece).0, 400);
+    assert_eq!(api.json("GET /v1/health", &json!(null)).1["health"], "ok");
+}
+
+#[test]
+fn on_tcp_only_this_host_is_answered() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let home = Home::with_config(&SMALL.replace("[wal]", &format!("admin = \"{free}\"\n[wal]")));
+    home.run(&["init"]).ok();
+    let gateway = home.serve();
+    for (host, status) in [("localhost", 200), (&*free.to_string(), 200), ("evil.example", 403), ("", 403)] {
+        let stream = TcpStream::connect(free).unwrap();
+        assert_eq!(exchange(stream, host, "GET /v1/health", "", &[]).0, status, "{host}");
+    }
+    assert_eq!(gateway.stop(), Some(0));
+}
