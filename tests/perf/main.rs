@@ -1,1 +1,107 @@
-fn main() {}
+//! Measures Cairn beside its peers in one run on one machine, round after round: A B A B. Writes a table and a plot.
+//!
+//! `cargo run --release -p system-tests --bin perf -- [--quick] [--rounds N] [--only NAME,NAME] [--out FOLDER]`
+//!
+//! It needs the release build of `cairn` and of the `cpu_limits` example, and the tools of `tests/install-tools.sh`.
+//! Absolute figures belong to the machine and the moment; the ratios are what is compared.
+#![expect(clippy::disallowed_methods, reason = "a measurement lives on the machine's own clock")]
+
+mod contender;
+mod fio;
+mod plot;
+mod report;
+mod round;
+mod sequential;
+
+use anyhow::{Context, Result, bail};
+use contender::Contender;
+use serde_json::Value;
+use std::path::PathBuf;
+use system_tests::settings;
+use system_tests::tool::Tool;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    rounds: u32,
+    /// Seconds of each random workload.
+    seconds: u32,
+    /// Seconds of the sustained sequential write.
+    sustained_seconds: u32,
+    /// The part of the volume that is worked on.
+    area_bytes: u64,
+    contenders: Vec<Contender>,
+    out: PathBuf,
+    quick: bool,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = Self {
+            rounds: 3,
+            seconds: 6,
+            sustained_seconds: 60,
+            area_bytes: 1 << 30,
+            contenders: Contender::ALL.to_vec(),
+            out: settings::workspace().join("docs"),
+            quick: false,
+        };
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+            match argument.as_str() {
+                "--quick" => {
+                    let area_bytes = 256 << 20;
+                    options = Self {
+                        rounds: 1,
+                        seconds: 2,
+                        sustained_seconds: 6,
+                        area_bytes,
+                        quick: true,
+                        ..options
+                    };
+                }
+                "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
+                "--out" => options.out = PathBuf::from(value()?),
+                "--only" => {
+                    options.contenders = value()?.split(',').map(Contender::parse).collect::<Result<_>>()?;
+                }
+                other => bail!("unknown argument {other}; see the head of tests/perf/main.rs"),
+            }
+        }
+        if options.rounds == 0 {
+            bail!("--rounds must be at least 1");
+        }
+        Ok(options)
+    }
+}
+
+/// What one core can compress and seal, from the segment writer's own measurement.
+fn core_limits() -> Result<Value> {
+    let program = settings::target_folder().join("release/examples/cpu_limits");
+    if !program.is_file() {
+        bail!(
+            "cpu_limits is missing; run `cargo build --release -p cairn-segment-writer --example cpu_limits`"
+        );
+    }
+    let said = Tool::new(program).run()?.stdout;
+    serde_json::from_str(&said).with_context(|| said.clone())
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse(std::env::args().skip(1))?;
+    let limits = core_limits()?;
+    let mut results = report::Results::default();
+    for number in 1..=options.rounds {
+        for contender in &options.contenders {
+            eprintln!("round {number} of {}: {}", options.rounds, contender.name());
+            round::run(*contender, &options, &mut results)
+                .with_context(|| format!("round {number}, {}", contender.name()))?;
+        }
+    }
+    std::fs::create_dir_all(&options.out)?;
+    let table = report::markdown(&results, &options, &limits)?;
+    std::fs::write(options.out.join("performance.md"), &table)?;
+    std::fs::write(options.out.join("performance.svg"), plot::svg(&results, &options))?;
+    println!("{table}");
+    Ok(())
+}

@@ -43,6 +43,12 @@ impl Gateway {
         Ok(gateway)
     }
 
+    /// Initialises the folder, without a volume, and replaces its configuration.
+    pub fn init_with_config(&self, config: &str) -> Result<()> {
+        self.command(["init"]).run()?;
+        Ok(std::fs::write(self.dir().join("cairn.toml"), config)?)
+    }
+
     /// The gateway's folder: `--dir`.
     pub fn dir(&self) -> PathBuf {
         self.home.path().join("d")
@@ -130,7 +136,10 @@ impl Gateway {
 
     pub fn import(&self, volume: &str, file: &Path) -> Result<()> {
         let file = file.to_string_lossy();
-        self.command(["volume", "import", volume, &file]).timeout(Duration::from_mins(10)).run().map(drop)
+        self.command(["volume", "import", volume, &file, "--yes"])
+            .timeout(Duration::from_mins(10))
+            .run()
+            .map(drop)
     }
 
     pub fn export_volume(&self, volume: &str, file: &Path) -> Result<()> {
@@ -138,19 +147,22 @@ impl Gateway {
         self.command(["volume", "export", volume, &file]).timeout(Duration::from_mins(10)).run().map(drop)
     }
 
+    /// Waits until everything acknowledged is in the pool.
+    pub fn destage(&self) -> Result<()> {
+        Tool::new("curl")
+            .args(["--silent", "--show-error", "--fail-with-body", "--request", "POST"])
+            .args(["--header", "Content-Type: application/json", "--unix-socket"])
+            .arg(self.dir().join("admin.sock"))
+            .arg("http://localhost/v1/destage")
+            .timeout(Duration::from_mins(10))
+            .run()
+            .map(drop)
+    }
+
     /// `cairn status --json`.
     pub fn status(&self) -> Result<Value> {
         let finished = self.command(["status", "--json"]).run()?;
         serde_json::from_str(&finished.stdout)
             .with_context(|| format!("`cairn status --json` said {:?}", finished.stdout))
-    }
-
-    /// A number from `cairn status --json`, by its path.
-    pub fn status_number(&self, path: &str) -> Result<f64> {
-        let status = self.status()?;
-        status
-            .pointer(path)
-            .and_then(Value::as_f64)
-            .with_context(|| format!("status has no number {path}: {status}"))
     }
 }

@@ -145,7 +145,7 @@ impl Peer {
             Kind::QemuNbd { cache, aio } => {
                 command.args([
                     "--persistent",
-                    "--shared=64",
+                    "--shared=0",
                     "--format=raw",
                     "--discard=unmap",
                     "--export-name=disk0",

@@ -1,0 +1,147 @@
+//! One contender's round: fresh storage, every workload in the same order.
+
+use crate::Options;
+use crate::contender::{Contender, Running};
+use crate::fio::{Job, qemu_img_bench};
+use crate::report::{Cost, Results, Row};
+use crate::sequential::{self, Source, Until};
+use anyhow::Result;
+use std::time::{Duration, Instant};
+
+const GIB: f64 = 1_073_741_824.0;
+/// The sequential write goes round over this much.
+const SEQUENTIAL_AREA: u64 = 8 << 30;
+
+const fn job(mode: &'static str, depth: u32, flush_every: u32) -> Job {
+    Job { mode, block_bytes: 4096, depth, flush_every }
+}
+
+const RANDOM_WRITES: [(Row, Job); 6] = [
+    (Row::Write1, job("randwrite", 1, 0)),
+    (Row::Write32, job("randwrite", 32, 0)),
+    (Row::WriteFlush1, job("randwrite", 1, 1)),
+    (Row::WriteFlush1Every32, job("randwrite", 1, 32)),
+    (Row::WriteFlush32, job("randwrite", 32, 1)),
+    (Row::WriteFlush32Every32, job("randwrite", 32, 32)),
+];
+
+const RANDOM_READS: [(Row, Job); 2] =
+    [(Row::Read1, job("randread", 1, 0)), (Row::Read32, job("randread", 32, 0))];
+
+const SEQUENTIAL_READ: Job = Job { mode: "read", block_bytes: 1 << 20, depth: 8, flush_every: 0 };
+
+struct Round<'a> {
+    contender: Contender,
+    options: &'a Options,
+    results: &'a mut Results,
+    running: Running,
+}
+
+pub(crate) fn run(contender: Contender, options: &Options, results: &mut Results) -> Result<()> {
+    let mut source = Source::read()?;
+    let running = Running::start(contender, SEQUENTIAL_AREA)?;
+    let mut round = Round { contender, options, results, running };
+    round.write(&mut source, Until::Bytes(options.area_bytes), options.area_bytes)?;
+    round.running.settle()?;
+    // One pass warms every cache that wants to be warm.
+    SEQUENTIAL_READ.run(&round.running, options.area_bytes, 0)?;
+    round.random()?;
+    round.sequential_read(Row::SequentialRead)?;
+    round.qemu_img()?;
+    round.running.settle()?;
+    round.cold()?;
+    round.sustained_write(&mut source)
+}
+
+impl Round<'_> {
+    fn write(&self, source: &mut Source, until: Until, area: u64) -> Result<u64> {
+        match &self.running {
+            Running::Disk { file, .. } => sequential::write_file(file, source, area, until),
+            Running::Cairn(_) | Running::Peer(_) => {
+                let export = self.running.export().expect("a server has an export");
+                sequential::write_export(&export, source, area, until)
+            }
+        }
+    }
+
+    fn measure(&mut self, row: Row, job: Job) -> Result<()> {
+        let before = self.running.cpu_seconds()?;
+        let done = job.run(&self.running, self.options.area_bytes, self.options.seconds)?;
+        self.results.add(self.contender, row, done.operations_per_second);
+        if let (Some(before), Some(after)) = (before, self.running.cpu_seconds()?) {
+            self.results.add_cpu(self.contender, row, (after - before) / (done.bytes / GIB));
+        }
+        Ok(())
+    }
+
+    fn random(&mut self) -> Result<()> {
+        for (row, job) in RANDOM_READS {
+            self.measure(row, job)?;
+        }
+        for (row, job) in RANDOM_WRITES {
+            self.measure(row, job)?;
+            // What one workload leaves to destage or write back is not the next one's burden.
+            self.running.settle()?;
+        }
+        Ok(())
+    }
+
+    fn sequential_read(&mut self, row: Row) -> Result<()> {
+        let before = self.running.cpu_seconds()?;
+        let done = SEQUENTIAL_READ.run(&self.running, self.options.area_bytes, 0)?;
+        self.results.add(self.contender, row, done.bytes / done.seconds / 1e6);
+        if let (Some(before), Some(after)) = (before, self.running.cpu_seconds()?) {
+            self.results.add_cpu(self.contender, row, (after - before) / (done.bytes / GIB));
+        }
+        Ok(())
+    }
+
+    fn qemu_img(&mut self) -> Result<()> {
+        let Some(export) = self.running.export() else { return Ok(()) };
+        let requests = if self.options.quick { 20_000 } else { 100_000 };
+        self.results.add(self.contender, Row::QemuImgRead, qemu_img_bench(&export, false, requests)?);
+        self.results.add(self.contender, Row::QemuImgWrite, qemu_img_bench(&export, true, requests)?);
+        Ok(())
+    }
+
+    fn cold(&mut self) -> Result<()> {
+        if self.contender == Contender::NbdkitMemory {
+            // It has nothing to come back with.
+            return Ok(());
+        }
+        self.running.restart_cold()?;
+        if let Some(export) = self.running.export() {
+            let mut client = export.connect()?;
+            let started = Instant::now();
+            client.read(self.options.area_bytes / 2, 4096)?;
+            self.results.add(self.contender, Row::ColdFirstRead, started.elapsed().as_secs_f64() * 1e3);
+            client.disconnect()?;
+        }
+        self.measure(Row::ColdRead1, job("randread", 1, 0))?;
+        self.running.restart_cold()?;
+        self.sequential_read(Row::ColdSequentialRead)
+    }
+
+    /// Writes for a minute, and counts the time until everything is where it stays.
+    fn sustained_write(&mut self, source: &mut Source) -> Result<()> {
+        let (cpu, pool) = (self.running.cpu_seconds()?, self.running.pool()?);
+        let started = Instant::now();
+        let until = Until::Elapsed(Duration::from_secs(self.options.sustained_seconds.into()));
+        let bytes = self.write(source, until, SEQUENTIAL_AREA)?;
+        self.running.settle()?;
+        let seconds = started.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate needs no 53 bits")]
+        let bytes = bytes as f64;
+        self.results.add(self.contender, Row::SequentialWrite, bytes / seconds / 1e6);
+        if let (Some(before), Some(after)) = (cpu, self.running.cpu_seconds()?) {
+            self.results.add_cpu(self.contender, Row::SequentialWrite, (after - before) / (bytes / GIB));
+        }
+        if let (Some(before), Some(after)) = (pool, self.running.pool()?) {
+            self.results.add_cost(Cost {
+                puts_per_gib: (after.puts - before.puts) / (bytes / GIB),
+                bytes_put_per_byte: (after.put_bytes - before.put_bytes) / bytes,
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Sustained sequential writing of real data, which fio cannot make: the content of `/usr/bin`, every block made unique,
+//! so that it compresses as programs do and never repeats.
+
+use anyhow::{Context, Result, bail};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+use system_tests::export::Export;
+use system_tests::nbd::{Client, Command};
+
+const REQUEST: usize = 1 << 20;
+const DEPTH: usize = 8;
+const SOURCE_BYTES: usize = 64 << 20;
+
+/// Real bytes, kept in memory.
+pub(crate) struct Source {
+    bytes: Vec<u8>,
+    stamp: u64,
+}
+
+impl Source {
+    pub(crate) fn read() -> Result<Self> {
+        let mut files: Vec<_> =
+            std::fs::read_dir("/usr/bin")?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        files.sort();
+        let mut bytes = Vec::with_capacity(SOURCE_BYTES);
+        for file in files.iter().filter(|file| file.is_file()) {
+            let room = SOURCE_BYTES - bytes.len();
+            File::open(file)?.take(room as u64).read_to_end(&mut bytes)?;
+        }
+        if bytes.len() < SOURCE_BYTES {
+            bail!("/usr/bin holds only {} bytes, {SOURCE_BYTES} are needed", bytes.len());
+        }
+        Ok(Self { bytes, stamp: 0 })
+    }
+
+    /// The next MiB, each of its blocks changed so that none was ever written before.
+    fn next(&mut self, at: usize) -> &[u8] {
+        let start = at % (SOURCE_BYTES / REQUEST) * REQUEST;
+        let bytes = &mut self.bytes[start..start + REQUEST];
+        for block in bytes.chunks_exact_mut(4096) {
+            self.stamp += 1;
+            block[..8].copy_from_slice(&self.stamp.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+/// How long to go on.
+#[derive(Clone, Copy)]
+pub(crate) enum Until {
+    Bytes(u64),
+    Elapsed(Duration),
+}
+
+impl Until {
+    fn is_reached(self, bytes: u64, started: Instant) -> bool {
+        match self {
+            Until::Bytes(limit) => bytes >= limit,
+            Until::Elapsed(limit) => started.elapsed() >= limit,
+        }
+    }
+}
+
+/// Writes round and round over the first `area` bytes of an export; returns the bytes written.
+pub(crate) fn write_export(export: &Export, source: &mut Source, area: u64, until: Until) -> Result<u64> {
+    let mut client = export.connect()?;
+    let started = Instant::now();
+    let (mut sent, mut in_flight) = (0_usize, 0);
+    let requests = usize::try_from(area)? / REQUEST;
+    while !until.is_reached((sent * REQUEST) as u64, started) {
+        if in_flight == DEPTH {
+            receive(&mut client)?;
+            in_flight -= 1;
+        }
+        let offset = (sent % requests * REQUEST) as u64;
+        client.send(Command::Write, 0, offset, REQUEST, source.next(sent))?;
+        sent += 1;
+        in_flight += 1;
+    }
+    for _ in 0..in_flight {
+        receive(&mut client)?;
+    }
+    client.flush()?;
+    client.disconnect()?;
+    Ok((sent * REQUEST) as u64)
+}
+
+fn receive(client: &mut Client) -> Result<()> {
+    let reply = client.receive()?;
+    if reply.error != 0 {
+        bail!("a write was answered with errno {}", reply.error);
+    }
+    Ok(())
+}
+
+/// The same on a plain file.
+pub(crate) fn write_file(
+    file: &std::path::Path,
+    source: &mut Source,
+    area: u64,
+    until: Until,
+) -> Result<u64> {
+    let file = File::options().write(true).open(file).context("opening the disk file")?;
+    let started = Instant::now();
+    let mut written = 0_usize;
+    let requests = usize::try_from(area)? / REQUEST;
+    while !until.is_reached((written * REQUEST) as u64, started) {
+        file.write_all_at(source.next(written), (written % requests * REQUEST) as u64)?;
+        written += 1;
+    }
+    file.sync_data()?;
+    Ok((written * REQUEST) as u64)
+}
