@@ -41,7 +41,9 @@ impl Contender {
             Self::NbdkitMemory => {
                 "`nbdkit memory`: the protocol and nothing else, loses everything at its end"
             }
-            Self::Disk => "fio on a file of the same disk that was written before, O_DIRECT, no server: the floor",
+            Self::Disk => {
+                "fio on a file of the same disk that was written before, O_DIRECT, no server: the floor"
+            }
         }
     }
 
