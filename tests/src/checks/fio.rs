@@ -8,7 +8,13 @@ use std::time::Duration;
 fn fio(export: &Export, size: u64) -> Tool {
     Tool::new("fio")
         .args(["--name=verify", "--ioengine=nbd", "--thread", "--group_reporting"])
-        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_dump=0", "--randrepeat=0"])
+        .args([
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--verify_dump=0",
+            "--verify_state_save=0",
+            "--randrepeat=0",
+        ])
         .arg(format!("--uri={}", export.uri()))
         .arg(format!("--size={size}"))
         .timeout(Duration::from_mins(10))
