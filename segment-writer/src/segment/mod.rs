@@ -41,6 +41,7 @@
 //!
 //! A reader that knows the object's size finds the footer with one read of its tail.
 
+mod cursor;
 mod footer;
 mod frame;
 mod packer;
