@@ -54,6 +54,8 @@ pub struct Import<'a> {
     pub volume: &'a str,
     pub file: &'a Path,
     pub format: Option<ImageFormat>,
+    /// Replace a volume's content even while clients have it open.
+    pub force: bool,
 }
 
 /// Writes an image into a volume, which is made if it does not exist. When this returns the image is in the pool.
@@ -99,6 +101,17 @@ async fn target(client: &AdminClient, job: &Import<'_>, image_bytes: u64) -> Res
             ),
             format!("import into a new volume, or first: cairn volume resize {} {image_bytes}", volume.name),
         )),
+        Ok(volume) if volume.attachments.is_some_and(|count| count > 0) && !job.force => {
+            let clients = crate::human::counted(volume.attachments.unwrap_or(0), "client connection");
+            Err(GatewayError::refused(
+                ErrorKind::Conflict,
+                format!(
+                    "volume {} is in use by {clients}, whose content would change under them",
+                    volume.name
+                ),
+                "disconnect them first, or import all the same with --force",
+            ))
+        }
         Ok(volume) => Ok((volume, false)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let new = CreateVolume {

@@ -245,6 +245,29 @@ fn a_lost_log_that_held_writes_is_refused_until_its_loss_is_accepted() {
 }
 
 #[test]
+fn the_service_manager_is_told_when_every_export_can_be_used_and_when_it_ends() {
+    let home = Home::ready();
+    home.run(&["volume", "create", "a", "64MiB"]).ok();
+    let path = home.folder().join("notify.sock");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let heard = || {
+        let mut message = [0; 4096];
+        let length = manager.recv(&mut message).expect("the gateway says something");
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    let mut gateway = home.command(&["serve"]).env("NOTIFY_SOCKET", &path).spawn().unwrap();
+    while !heard().contains("READY=1") {}
+    let uri = format!("nbd+unix:///a?socket={}", text(&home.path("nbd.sock")));
+    tool("qemu-img", &["info", &uri]);
+    home.run(&["volume", "show", "a"]).ok();
+    let process = rustix::process::Pid::from_child(&gateway);
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    while !heard().contains("STOPPING=1") {}
+    assert_eq!(gateway.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_second_gateway_on_the_same_directory_is_refused() {
     let home = Home::ready();
     let gateway = home.serve();
@@ -257,7 +280,7 @@ fn a_second_gateway_on_the_same_directory_is_refused() {
 }
 
 #[test]
-fn a_volume_in_use_is_only_deleted_by_force() {
+fn a_volume_in_use_is_only_deleted_or_replaced_by_force() {
     let home = Home::ready();
     home.run(&["volume", "create", "a", "64MiB"]).ok();
     let gateway = home.serve();
@@ -272,6 +295,8 @@ fn a_volume_in_use_is_only_deleted_by_force() {
         pause(Duration::from_millis(20));
     }
     let told = home.run(&["volume", "delete", "a"]).failed();
+    assert!(told.contains("1 client connection") && told.contains("--force"), "{told}");
+    let told = home.run(&["volume", "import", "a", text(&image(&home, 1))]).failed();
     assert!(told.contains("1 client connection") && told.contains("--force"), "{told}");
     home.run(&["volume", "delete", "a", "--force"]).ok();
     drop(client.stdin.take());

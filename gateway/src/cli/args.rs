@@ -208,6 +208,9 @@ pub enum Volume {
         /// Do not ask before content is replaced
         #[arg(long, short = 'y')]
         yes: bool,
+        /// Replace content even while clients have the volume open
+        #[arg(long)]
+        force: bool,
     },
     /// Write a volume into a disk image
     ///

@@ -46,7 +46,10 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
             change(global, "renamed", async |access| access.client.update_volume(&name, &update).await).await
         }
         Command::Delete { name, yes, force } => delete(global, &name, yes, force).await,
-        Command::Import { name, file, format, yes } => import(global, &name, &file, format, yes).await,
+        Command::Import { name, file, format, yes, force } => {
+            let job = Import { volume: &name, file: &file, format, force };
+            import(global, &job, yes).await
+        }
         Command::Export { name, file, format, force } => export(global, &name, &file, format, force).await,
     }
 }
@@ -87,25 +90,19 @@ fn kept(name: &str) -> GatewayError {
     }
 }
 
-async fn import(
-    global: &Global,
-    name: &str,
-    file: &Path,
-    format: Option<ImageFormat>,
-    yes: bool,
-) -> Result<(), GatewayError> {
+async fn import(global: &Global, job: &Import<'_>, yes: bool) -> Result<(), GatewayError> {
     let clock = SystemClock::new();
     let begun = clock.now();
     let done = with_access(global, Need::Engine, async |access| {
-        if !yes && can_ask() && holds_data(access, name).await? {
-            let question = format!("Volume {name} holds data. Replace it with {}?", file.display());
+        if !yes && can_ask() && holds_data(access, job.volume).await? {
+            let question =
+                format!("Volume {} holds data. Replace it with {}?", job.volume, job.file.display());
             if !ask(&question) {
-                return Err(kept(name));
+                return Err(kept(job.volume));
             }
         }
         let bar = Bar::new("import");
-        let job = Import { volume: name, file, format };
-        let done = transfer::import(&access.client, &job, &bar).await;
+        let done = transfer::import(&access.client, job, &bar).await;
         bar.finish();
         done
     })

@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// What the wrapped key is for, and what its wrapping is bound to.
 const DATA_KEY_PURPOSE: &str = "data";
 
-/// Derives the key of this gateway's log from the site's master key.
+/// Derives the key of this gateway's log from the key of the site's data.
 const WAL_KEY_CONTEXT: &str = "cairn 2026-11 write-ahead log of a gateway";
 
 /// Files of a log: few enough to list, small enough that making one is quick and freeing one does not wait long.
