@@ -23,6 +23,7 @@ mod progress;
 mod reader;
 mod record;
 mod recovery;
+mod replay;
 mod ring;
 mod scan;
 mod shared;

@@ -22,15 +22,15 @@
 //! Neither can the loss of the newest file as a whole.
 
 use crate::buffer::AlignedBuffer;
-use crate::format::{FileHeader, FirstPage, PAGE, PAGE_BYTES, decode_records};
+use crate::format::{FileHeader, FirstPage, PAGE, PAGE_BYTES};
 use crate::grower::make_slot;
 use crate::record::Record;
+use crate::replay::{Progress, Replay, on_own_thread};
 use crate::ring::{LogFile, Ring, Slot, countable_when_free};
 use crate::scan::{FoundFile, Scanner, Tail, has_frames_after, scan_newest};
 use crate::shared::{Context, Shared};
-use crate::writer::start_file;
+use crate::writer::{Current, start_file};
 use crate::{Wal, WalError};
-use bytes::Bytes;
 use cairn_model::Lsn;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -38,32 +38,23 @@ use std::sync::Arc;
 /// A log that was found and is being read back.
 #[derive(Debug)]
 pub struct Recovery {
+    found: Found,
+    reading: Progress,
+}
+
+/// What the files say before their records are read.
+#[derive(Debug)]
+struct Found {
     context: Context,
-    /// Files yet to be read, oldest first; the last is the newest.
+    /// The newest file and its end; `None` for a log that is new.
+    newest: Option<(FoundFile, Tail)>,
     chain: VecDeque<FoundFile>,
-    /// The end of the newest; `None` for a log that is new.
-    tail: Option<Tail>,
-    newest: Option<FoundFile>,
-    reading: Option<Reading>,
-    scanner: Option<Scanner>,
-    done: Vec<LogFile>,
     free: Vec<Slot>,
     freed_through: Lsn,
 }
 
-/// The file being read back.
-#[derive(Debug)]
-struct Reading {
-    file: FoundFile,
-    log_file: LogFile,
-    offset: u64,
-    next_lsn: Lsn,
-    /// The lsn at which the next file, or the end, takes over.
-    until: Lsn,
-}
-
 #[derive(Debug, Default)]
-struct Found {
+struct Files {
     by_epoch: BTreeMap<u64, FoundFile>,
     free: Vec<Slot>,
     damaged: Vec<Slot>,
@@ -72,20 +63,37 @@ struct Found {
 impl Recovery {
     pub(crate) async fn open(context: Context) -> Result<Self, WalError> {
         context.config.validate()?;
-        let found = find_files(&context).await?;
-        let mut recovery = Self {
-            context,
-            chain: VecDeque::new(),
-            tail: None,
-            newest: None,
-            reading: None,
-            scanner: None,
-            done: Vec::new(),
-            free: found.free,
-            freed_through: Lsn::ZERO,
-        };
-        recovery.link(found.by_epoch, found.damaged).await?;
-        Ok(recovery)
+        let spawn = Arc::clone(&context.ports.spawn);
+        let mut found = on_own_thread(&*spawn, "wal-open", Found::look(context)).await??;
+        let end = found.newest.as_ref().map_or(Lsn::ZERO, |(_, tail)| tail.next_lsn);
+        let chain = std::mem::take(&mut found.chain);
+        let replay = Replay { chain, end, freed_through: found.freed_through, done: Vec::new() };
+        Ok(Self { found, reading: Progress::Ready(replay) })
+    }
+
+    /// The records of the next frame in log order, `None` after the last. Records that an earlier run called freed
+    /// are left out as far as the log remembers it, so the first may be any.
+    pub async fn next(&mut self) -> Result<Option<Vec<(Lsn, Record)>>, WalError> {
+        self.reading.next(&*self.found.context.ports.spawn).await
+    }
+
+    /// Starts a new file and the log's threads. Reads to the end first, if that has not been done.
+    pub async fn finish(self) -> Result<Wal, WalError> {
+        let spawn = Arc::clone(&self.found.context.ports.spawn);
+        let files = self.reading.into_files(&*spawn).await?;
+        let (shared, current) = on_own_thread(&*spawn, "wal-open", self.found.start(files)).await??;
+        Wal::start(Arc::new(shared), current)
+    }
+}
+
+impl Found {
+    async fn look(context: Context) -> Result<Self, WalError> {
+        let files = find_files(&context).await?;
+        let free = files.free;
+        let mut found =
+            Self { context, newest: None, chain: VecDeque::new(), free, freed_through: Lsn::ZERO };
+        found.link(files.by_epoch, files.damaged).await?;
+        Ok(found)
     }
 
     /// Puts the files that are still needed in order and finds the end of the log.
@@ -97,16 +105,16 @@ impl Recovery {
         let newest = by_epoch.pop_last().map(|(_, file)| file);
         let newest_epoch = newest.as_ref().map_or(0, |file| file.header.epoch);
         let damaged_name = damaged.first().map(Slot::name);
+        let mut scanner = None;
         for slot in damaged {
-            let mut scanner = self.take_scanner(&slot);
-            if has_frames_after(&slot, newest_epoch, &mut scanner).await? {
+            let scanner = scanner.get_or_insert_with(|| Scanner::new(slot.clone()));
+            if has_frames_after(&slot, newest_epoch, scanner).await? {
                 return Err(WalError::corrupt(
                     &slot.name(),
                     0,
                     "the file's header is unreadable, its frames are not",
                 ));
             }
-            self.scanner = Some(scanner);
             self.free.push(slot);
         }
         let Some(newest) = newest else {
@@ -116,9 +124,8 @@ impl Recovery {
             return Err(WalError::NotFound { location: self.context.disk.location() });
         };
         check_length(&newest)?;
-        let mut scanner = self.take_scanner(&newest.slot);
-        let tail = scan_newest(&newest, &mut scanner).await?;
-        self.scanner = Some(scanner);
+        let scanner = scanner.get_or_insert_with(|| Scanner::new(newest.slot.clone()));
+        let tail = scan_newest(&newest, scanner).await?;
         let headers = by_epoch.values().map(|file| file.header.freed_through);
         self.freed_through = headers.max().unwrap_or_default().max(tail.freed_through);
         let mut oldest = newest.header;
@@ -132,8 +139,7 @@ impl Recovery {
             self.chain.push_front(file);
         }
         self.free.extend(by_epoch.into_values().map(|file| file.slot));
-        self.newest = Some(newest);
-        self.tail = Some(tail);
+        self.newest = Some((newest, tail));
         Ok(())
     }
 
@@ -148,70 +154,18 @@ impl Recovery {
         }
     }
 
-    fn take_scanner(&mut self, slot: &Slot) -> Scanner {
-        self.scanner.take().unwrap_or_else(|| Scanner::new(slot.clone()))
-    }
-
-    /// The records of the next frame in log order, `None` after the last. Records that an earlier run called freed
-    /// are left out as far as the log remembers it, so the first may be any.
-    pub async fn next(&mut self) -> Result<Option<Vec<(Lsn, Record)>>, WalError> {
-        loop {
-            let mut reading = match self.reading.take() {
-                Some(reading) => reading,
-                None => match self.start_reading() {
-                    Some(reading) => reading,
-                    None => return Ok(None),
-                },
-            };
-            if reading.next_lsn >= reading.until {
-                self.done.push(reading.log_file);
-                continue;
-            }
-            let mut scanner = self.take_scanner(&reading.file.slot);
-            let records = reading.next_frame(&mut scanner, self.freed_through).await?;
-            self.scanner = Some(scanner);
-            self.reading = Some(reading);
-            if !records.is_empty() {
-                return Ok(Some(records));
-            }
-        }
-    }
-
-    fn start_reading(&mut self) -> Option<Reading> {
-        let file = self.chain.pop_front()?;
-        let mut scanner = self.take_scanner(&file.slot);
-        scanner.restart(file.slot.clone());
-        self.scanner = Some(scanner);
-        let end = self.tail.as_ref().map_or(file.header.first_lsn, |tail| tail.next_lsn);
-        let header = file.header;
-        Some(Reading {
-            log_file: LogFile::new(
-                file.slot.clone(),
-                header.epoch,
-                header.first_lsn,
-                Arc::clone(&file.cipher),
-            ),
-            offset: PAGE_BYTES,
-            next_lsn: header.first_lsn,
-            until: self.chain.front().map_or(end, |next| next.header.first_lsn),
-            file,
-        })
-    }
-
-    /// Starts a new file and the log's threads. Reads to the end first, if that has not been done.
-    pub async fn finish(mut self) -> Result<Wal, WalError> {
-        while self.next().await?.is_some() {}
-        let next_lsn =
-            self.tail.as_ref().map_or(Lsn::ZERO.next(), |tail| tail.next_lsn).max(self.freed_through.next());
-        if let Some(newest) = &self.newest {
+    /// Makes what was read durable and starts the file to go on in. `files` are those that were read.
+    async fn start(mut self, mut files: Vec<LogFile>) -> Result<(Shared, Current), WalError> {
+        let end = self.newest.as_ref().map_or(Lsn::ZERO.next(), |(_, tail)| tail.next_lsn);
+        let next_lsn = end.max(self.freed_through.next());
+        if let Some((newest, _)) = &self.newest {
             let synced = newest.slot.file.sync().await;
             synced.map_err(|error| WalError::io("sync", &newest.slot.name(), error))?;
         }
-        let slot = self.choose_slot().await?;
-        let newest_epoch = self.newest.as_ref().map_or(0, |file| file.header.epoch);
+        let slot = self.choose_slot(&mut files).await?;
         let header = FileHeader {
-            epoch: newest_epoch + 1,
-            previous_epoch: self.done.last().map_or(0, |file| file.epoch),
+            epoch: self.newest.as_ref().map_or(0, |(file, _)| file.header.epoch) + 1,
+            previous_epoch: files.last().map_or(0, |file| file.epoch),
             first_lsn: next_lsn,
             synced_through: Lsn::new(next_lsn.get() - 1),
             freed_through: self.freed_through,
@@ -222,60 +176,30 @@ impl Recovery {
         let (current, log_file) = start_file(&self.context, slot, header, &mut page).await?;
         let config = &self.context.config;
         let mut ring = Ring::new(config.files(), config.file_bytes, self.freed_through);
-        self.done.into_iter().for_each(|file| ring.add_live(file));
+        for file in files {
+            ring.add_live(file);
+        }
         ring.add_live(log_file);
         let mut countable = countable_when_free(config.file_bytes);
         countable += self.free.into_iter().map(|slot| ring.add_free(slot)).sum::<u64>();
         countable += ring.free_through(self.freed_through);
-        Wal::start(Arc::new(Shared::new(self.context, next_lsn, ring, countable)), current)
+        Ok((Shared::new(self.context, next_lsn, ring, countable), current))
     }
 
     /// The file to go on in: the newest itself when it holds nothing, else a free one, else one more than the settings
     /// ask for (it is removed when others become free).
-    async fn choose_slot(&mut self) -> Result<Slot, WalError> {
-        let untouched = self.tail.as_ref().is_some_and(|tail| tail.untouched);
+    async fn choose_slot(&mut self, files: &mut Vec<LogFile>) -> Result<Slot, WalError> {
+        let untouched = self.newest.as_ref().is_some_and(|(_, tail)| tail.untouched);
         let wanted = self.context.config.file_bytes;
-        if untouched && self.done.last().is_some_and(|file| file.slot.bytes == wanted) {
-            return Ok(self.done.pop().expect("just seen").slot);
+        if untouched && files.last().is_some_and(|file| file.slot.bytes == wanted) {
+            return Ok(files.pop().expect("just seen").slot);
         }
         if let Some(index) = self.free.iter().position(|slot| slot.bytes == wanted) {
             return Ok(self.free.swap_remove(index));
         }
-        let used =
-            self.done.iter().map(|file| file.slot.number).chain(self.free.iter().map(|slot| slot.number));
+        let used = files.iter().map(|file| file.slot.number).chain(self.free.iter().map(|slot| slot.number));
         let number = used.max().map_or(0, |number| number + 1);
         make_slot(&*self.context.disk, number, wanted).await
-    }
-}
-
-impl Reading {
-    async fn next_frame(
-        &mut self,
-        scanner: &mut Scanner,
-        freed_through: Lsn,
-    ) -> Result<Vec<(Lsn, Record)>, WalError> {
-        let name = self.file.slot.name();
-        let Some((header, payload)) = scanner.frame(&self.file, self.offset).await? else {
-            let detail = format!("record {} should be here and cannot be read", self.next_lsn);
-            return Err(WalError::corrupt(&name, self.offset, detail));
-        };
-        if header.first_lsn != self.next_lsn || (header.records == 0 && header.last) {
-            return Err(WalError::corrupt(&name, self.offset, "a frame is not in its place"));
-        }
-        let records = if header.next_lsn() <= freed_through.next() {
-            Vec::new()
-        } else {
-            decode_records(&header, Bytes::copy_from_slice(payload)).map_err(|error| match error {
-                crate::format::FrameError::Newer(detail) => {
-                    WalError::NewerVersion { file: name.clone(), detail }
-                }
-                other => WalError::corrupt(&name, self.offset, format!("{other:?}")),
-            })?
-        };
-        self.log_file.push(header.first_lsn, header.frame_bytes());
-        self.next_lsn = header.next_lsn();
-        self.offset += header.frame_bytes() as u64;
-        Ok(records.into_iter().filter(|&(lsn, _)| lsn > freed_through && lsn < self.until).collect())
     }
 }
 
@@ -288,10 +212,10 @@ fn check_length(file: &FoundFile) -> Result<(), WalError> {
     Err(WalError::corrupt(&file.slot.name(), file.slot.bytes, detail))
 }
 
-async fn find_files(context: &Context) -> Result<Found, WalError> {
+async fn find_files(context: &Context) -> Result<Files, WalError> {
     let disk = &*context.disk;
     let names = disk.list().await.map_err(|error| WalError::io("list", &disk.location(), error))?;
-    let mut found = Found::default();
+    let mut found = Files::default();
     for name in names {
         if Slot::is_temporary(&name) {
             disk.remove(&name).await.map_err(|error| WalError::io("remove", &name, error))?;
@@ -302,7 +226,7 @@ async fn find_files(context: &Context) -> Result<Found, WalError> {
     Ok(found)
 }
 
-async fn find_file(context: &Context, name: &str, number: u32, found: &mut Found) -> Result<(), WalError> {
+async fn find_file(context: &Context, name: &str, number: u32, found: &mut Files) -> Result<(), WalError> {
     let file = context.disk.open(name).await.map_err(|error| WalError::io("open", name, error))?;
     let bytes = file.length().await.map_err(|error| WalError::io("measure", name, error))?;
     let slot = Slot { number, file, bytes: bytes - bytes % PAGE_BYTES };

@@ -343,6 +343,30 @@ async fn a_torn_tail_is_discarded_and_never_comes_back() {
 }
 
 #[tokio::test]
+async fn freed_records_lost_with_the_tail_do_not_hide_new_ones() {
+    let disk = MemoryDisk::new(1);
+    let life = Life::start(&disk, 1).await.unwrap();
+    append_synced(&life.wal, 1, 3).await;
+    for seq in 4..=5 {
+        let lsn = append(&life.wal, write(seq, 1)).await;
+        life.wal.written(lsn).await.unwrap();
+        life.wal.free_through(Lsn::new(4));
+    }
+    let disk = life.kill().await;
+    // The frame of records 1 to 3 may be one or more; record 4 stands two pages before the end.
+    let file = disk.contents("000000.wal");
+    let frames: Vec<_> = (1..20).map(|page| page * PAGE).filter(|&at| &file[at..at + 4] == b"CWFR").collect();
+    let lost = frames[frames.len() - 2];
+    disk.tamper("000000.wal", |bytes| bytes[lost..lost + 2 * PAGE].fill(0));
+    let life = open_again(&disk).await.unwrap();
+    assert!(life.replayed.is_empty());
+    let lsn = append(&life.wal, write(50, 1)).await;
+    life.wal.written(lsn).await.unwrap();
+    let life = open_again(&life.kill().await).await.unwrap();
+    assert_eq!(life.replayed, [(lsn, write(50, 1))]);
+}
+
+#[tokio::test]
 async fn damage_before_a_later_durable_frame_stops_recovery_and_names_the_place() {
     let disk = synced_one_by_one(10).await;
     for damage in [frame_at(4), frame_at(4) + 8, frame_at(4) + 64, frame_at(4) + 4000] {
@@ -402,6 +426,61 @@ async fn a_file_that_lost_its_end_is_noticed() {
     let disk = synced_one_by_one(2).await;
     disk.tamper("000000.wal", |bytes| bytes.truncate(1 << 20));
     assert!(matches!(open_again(&disk).await.err().unwrap(), WalError::Corrupt { .. }));
+}
+
+#[tokio::test]
+async fn a_torn_header_of_a_file_used_again_counts_as_free() {
+    let config = WalConfig { capacity_bytes: 8 << 20, ..small() };
+    let disk = MemoryDisk::new(1);
+    let life = Life::start_with(config.clone(), &disk, 1).await.unwrap();
+    for seq in 1..=6 {
+        let lsn = append(&life.wal, write(seq, 256)).await;
+        life.wal.written(lsn).await.unwrap();
+        life.wal.free_through(lsn.min(Lsn::new(3)));
+    }
+    disk.set_fault(|operation| match operation {
+        Operation::Write { file, offset: 0, .. } if file == "000000.wal" => Some(Io::Other),
+        _ => None,
+    });
+    let lsn = append(&life.wal, write(7, 256)).await;
+    assert!(life.wal.written(lsn).await.is_err(), "the log did not come round");
+    let disk = life.kill().await;
+    disk.restart();
+    disk.lose_power(0);
+    disk.tamper("000000.wal", |bytes| bytes[..512].fill(7));
+    let life = Life::start_with(config, &disk, 2).await.unwrap();
+    assert_eq!(lsns(&life), [4, 5, 6]);
+}
+
+#[tokio::test]
+async fn a_header_is_durable_before_the_first_frame_of_its_file_is_written() {
+    let disk = MemoryDisk::new(1);
+    let life = Life::start(&disk, 1).await.unwrap();
+    let operations = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&operations);
+    disk.set_fault(move |operation| {
+        log.lock().unwrap().push(operation.clone());
+        None
+    });
+    for seq in 1..=9 {
+        let lsn = append(&life.wal, write(seq, 256)).await;
+        life.wal.written(lsn).await.unwrap();
+        life.wal.free_through(lsn);
+    }
+    let operations = operations.lock().unwrap();
+    let is_header =
+        |operation: &&Operation| matches!(operation, Operation::Write { offset: 0, length: PAGE, .. });
+    let headers: Vec<_> = operations.iter().filter(is_header).collect();
+    assert!(headers.len() >= 2, "{headers:?}");
+    for header in headers {
+        let Operation::Write { file: name, .. } = header else { unreachable!() };
+        let after = operations.iter().skip_while(|operation| operation != &header).skip(1);
+        let next = after.into_iter().find(|operation| match operation {
+            Operation::Write { file, .. } | Operation::Sync(file) => file == name,
+            _ => false,
+        });
+        assert_eq!(next, Some(&Operation::Sync(name.clone())));
+    }
 }
 
 #[tokio::test]
