@@ -207,3 +207,37 @@ fn an_export_appears_when_it_is_complete_and_replaces_only_when_told() {
     ImageWriter::create(&path, ImageFormat::Raw, SIZE, true).unwrap().finish().unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().len(), SIZE);
 }
+
+#[test]
+fn a_damaged_image_is_an_error_or_a_disk_and_never_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, image) = (folder.path().join("small.raw"), folder.path().join("small.qcow2"));
+    sparse_file(&raw, 8 << 20, &[(0, &noise(5, 70_000)), (4 << 20, &[7; 5000])]);
+    tool("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", "cluster_size=4096", text(&raw), text(&image)]);
+    let original = std::fs::read(&image).unwrap();
+    let entropy = cairn_model::SeededEntropy::new(6);
+    let random = |limit: usize| {
+        let mut bytes = [0; 8];
+        cairn_model::Entropy::fill(&entropy, &mut bytes);
+        usize::try_from(u64::from_le_bytes(bytes)).unwrap() % limit
+    };
+    // Tables come before the data they point at: damage is aimed at them.
+    let tables = original.len().min(40 << 10);
+    for round in 0..2000 {
+        let mut damaged = original.clone();
+        for _ in 0..=random(4) {
+            let at = if round % 2 == 0 { random(112) } else { random(tables) };
+            damaged[at] = u8::try_from(random(256)).unwrap();
+        }
+        std::fs::write(&image, &damaged).unwrap();
+        if let Ok(reader) = ImageReader::open(&image, None) {
+            let size = reader.size_bytes();
+            let mut total = 0;
+            let read = reader.read_pieces(|piece| {
+                total += piece.len();
+                if total > 1 << 30 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            assert!(read.is_err() || total == size || total > 1 << 30, "round {round}");
+        }
+    }
+}
