@@ -69,7 +69,7 @@ async fn prepare(writer: &SqlitePool, path: &Path) -> Result<()> {
     .fetch_one(&mut *connection)
     .await
     .map_err(|error| not_a_database(error, path))?;
-    if tables > 0 && application != APPLICATION_ID && schema_version(&mut connection).await?.is_none() {
+    if tables > 0 && application != APPLICATION_ID {
         return Err(CatalogError::NotACatalog { path: name() });
     }
     let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);

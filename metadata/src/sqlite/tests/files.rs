@@ -90,7 +90,14 @@ async fn another_sqlite_file_is_refused_and_not_touched() {
     let store = FileStore::new().await;
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.path()).create_if_missing(true);
     let mut foreign = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::query("CREATE TABLE recipes (name TEXT)").execute(&mut foreign).await.unwrap();
+    // Made by the same migration tool, at the same version.
+    for sql in [
+        "CREATE TABLE recipes (name TEXT)",
+        "CREATE TABLE _sqlx_migrations (version BIGINT PRIMARY KEY, success BOOLEAN, checksum BLOB)",
+        "INSERT INTO _sqlx_migrations VALUES (1, 1, x'00')",
+    ] {
+        sqlx::query(sql).execute(&mut foreign).await.unwrap();
+    }
     foreign.close().await.unwrap();
     let before = std::fs::read(store.path()).unwrap();
     for refused in [SqliteCatalog::open(&store.path()).await, SqliteCatalog::create(&store.path()).await] {
