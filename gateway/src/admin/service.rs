@@ -260,6 +260,7 @@ impl Service {
             }
             .to_owned(),
             created_at_ms: row.created_at.unix_millis(),
+            conditional_writes: site::NodeOptions::of(row).conditional_create,
             health,
         }
     }

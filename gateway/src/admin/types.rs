@@ -107,6 +107,9 @@ pub struct Node {
     /// `active` or `draining`.
     pub state: String,
     pub created_at_ms: u64,
+    /// Whether its server honours conditional writes; absent for directories, and when it was not found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditional_writes: Option<bool>,
     /// What it did since the gateway started; absent when no gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<NodeHealth>,

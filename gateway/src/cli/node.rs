@@ -61,6 +61,9 @@ fn details(node: &Node) -> String {
         format!("state    {}", condition(node)),
         format!("id       {}", node.id),
     ];
+    if let Some(honoured) = node.conditional_writes {
+        lines.push(format!("conditional writes are {}", if honoured { "honoured" } else { "ignored" }));
+    }
     if let Some(domain) = &node.domain {
         lines.push(format!("domain   {domain}"));
     }

@@ -5,6 +5,7 @@ mod node;
 
 pub(crate) use init::new_volume;
 pub use init::{InitOptions, Step, initialise, initialise_observed};
+pub(crate) use node::NodeOptions;
 pub use node::{Attached, EMBEDDED_POOL_URL, add_node, attached_nodes, resolved_url};
 
 use crate::config::{CatalogUrl, Config};

@@ -183,6 +183,39 @@ pub(super) async fn make_only(place: &Place<'_>, wanted: &Wanted) -> Result<Atta
     Ok(Attached { node: row, replaced })
 }
 
+/// What a node's server was found able to do, as it stands in the node's options.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct NodeOptions {
+    /// Whether a conditional write refuses to overwrite; absent when that was not found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) conditional_create: Option<bool>,
+}
+
+impl NodeOptions {
+    pub(crate) fn of(row: &NodeRow) -> Self {
+        // Options of a later version may say more, in another shape; this part is for telling only.
+        serde_json::from_str(&row.options).unwrap_or_default()
+    }
+}
+
+/// Finds out whether two sites that share a bucket by mistake would notice. What cannot be found out is no reason not to
+/// use the node.
+async fn probe(access: &NodeAccess, place: &Place<'_>) -> Result<NodeOptions, GatewayError> {
+    let Some(admin) = S3Admin::new(access)? else { return Ok(NodeOptions::default()) };
+    match admin.capabilities(&*place.ports.entropy).await {
+        Ok(found) => {
+            if !found.conditional_create {
+                tracing::warn!(node = %access.url, "this server ignores conditional writes: keep its bucket and prefix to this site alone");
+            }
+            Ok(NodeOptions { conditional_create: Some(found.conditional_create) })
+        }
+        Err(error) => {
+            tracing::warn!(node = %access.url, %error, "cannot find out whether this server honours conditional writes");
+            Ok(NodeOptions::default())
+        }
+    }
+}
+
 /// Puts this site's marker in the node's place, then names it in the catalog.
 async fn attach(place: &Place<'_>, wanted: &Wanted, name: String) -> Result<NodeRow, GatewayError> {
     let access = access(place, &wanted.url)?;
@@ -201,6 +234,7 @@ async fn attach(place: &Place<'_>, wanted: &Wanted, name: String) -> Result<Node
         }
         other => other?,
     };
+    let options = probe(&access, place).await?;
     let row = NodeRow {
         id: node.id(),
         name,
@@ -208,7 +242,7 @@ async fn attach(place: &Place<'_>, wanted: &Wanted, name: String) -> Result<Node
         domain: wanted.domain.clone(),
         state: NodeState::Active,
         created_at: place.ports.clock.wall(),
-        options: "{}".to_owned(),
+        options: serde_json::to_string(&options).expect("options are plain data"),
     };
     place.catalog.add_node(&row).await?;
     Ok(row)
