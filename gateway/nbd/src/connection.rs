@@ -31,11 +31,8 @@ where
     E: Exports,
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let handshake = timeout(
-        &*shared.ports.clock,
-        shared.config.handshake_timeout,
-        handshake(shared, stream, transport),
-    );
+    let handshake =
+        timeout(&*shared.ports.clock, shared.config.handshake_timeout, handshake(shared, stream, transport));
     let shaken = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),

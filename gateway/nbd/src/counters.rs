@@ -56,7 +56,10 @@ impl Counters {
     }
 
     /// Counts a connection as open, unless `connections_max` already are.
-    pub(crate) fn open_connection(self: &std::sync::Arc<Self>, connections_max: usize) -> Option<OpenConnection> {
+    pub(crate) fn open_connection(
+        self: &std::sync::Arc<Self>,
+        connections_max: usize,
+    ) -> Option<OpenConnection> {
         let limit = u64::try_from(connections_max).unwrap_or(u64::MAX);
         let claim = |open: u64| (open < limit).then_some(open + 1);
         if self.connections_open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).is_err() {

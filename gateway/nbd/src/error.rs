@@ -36,11 +36,11 @@ pub enum NbdError {
 impl Kinded for NbdError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Listen { source, .. } | Self::TlsHandshake(source) | Self::Connection(source) => {
-                ErrorKind::of_io(source)
-            }
+            Self::Listen { source, .. }
+            | Self::TlsFile { source: rustls_pki_types::pem::Error::Io(source), .. }
+            | Self::TlsHandshake(source)
+            | Self::Connection(source) => ErrorKind::of_io(source),
             Self::SocketInUse { .. } | Self::NotASocket { .. } => ErrorKind::Conflict,
-            Self::TlsFile { source: rustls_pki_types::pem::Error::Io(source), .. } => ErrorKind::of_io(source),
             Self::Limit { .. }
             | Self::TlsFile { .. }
             | Self::NoCertificate { .. }

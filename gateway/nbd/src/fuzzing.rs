@@ -24,7 +24,11 @@ struct Recording<'b> {
 }
 
 impl AsyncRead for Recording<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, space: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        space: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let (now, later) = self.rest.split_at(self.rest.len().min(space.remaining()));
         space.put_slice(now);
         self.rest = later;
@@ -48,14 +52,16 @@ impl AsyncWrite for Recording<'_> {
 }
 
 fn run_to_end(future: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime starts");
     runtime.block_on(future);
 }
 
 /// Everything a client sends, from its handshake flags on. Returns how many bytes the server answered.
 pub fn handshake(bytes: &[u8]) -> u64 {
     let exports = DeviceTable::new([("disk".to_owned(), Arc::new(MemoryDevice::new(DEVICE_BYTES)))]);
-    let server = NbdServer::new(Arc::new(exports), ServerConfig::default(), Ports::system()).expect("good limits");
+    let server =
+        NbdServer::new(Arc::new(exports), ServerConfig::default(), Ports::system()).expect("good limits");
     let mut client = Recording { rest: bytes, received: 0 };
     run_to_end(async {
         // Most inputs break the protocol: the error is the expected end.

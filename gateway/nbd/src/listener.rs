@@ -134,7 +134,8 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let same = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode);
+        let same =
+            |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode);
         if std::fs::symlink_metadata(&self.path).is_ok_and(same)
             && let Err(error) = std::fs::remove_file(&self.path)
         {

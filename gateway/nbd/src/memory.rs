@@ -142,7 +142,12 @@ impl BlockDevice for MemoryDevice {
         Ok(())
     }
 
-    async fn write_zeroes(&self, offset: u64, length_bytes: u64, _flags: WriteFlags) -> Result<(), MemoryError> {
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        length_bytes: u64,
+        _flags: WriteFlags,
+    ) -> Result<(), MemoryError> {
         self.check_write(offset, length_bytes)?;
         self.clear(offset, length_bytes, false);
         Ok(())

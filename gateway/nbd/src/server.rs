@@ -93,7 +93,10 @@ impl<E: Exports> NbdServer<E> {
             }
         };
         if timeout(&*self.shared.ports.clock, self.shared.config.shutdown_grace, drain).await.is_err() {
-            tracing::warn!(connections = connections.len(), "clients' requests did not finish in time; closing");
+            tracing::warn!(
+                connections = connections.len(),
+                "clients' requests did not finish in time; closing"
+            );
             connections.shutdown().await;
         }
     }
@@ -108,7 +111,8 @@ impl<E: Exports> NbdServer<E> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let Some(open) = self.shared.counters.open_connection(self.shared.config.limits.connections_max) else {
+        let Some(open) = self.shared.counters.open_connection(self.shared.config.limits.connections_max)
+        else {
             return Ok(());
         };
         let ended = connection::run(&self.shared, stream, transport, shutdown).await;
@@ -135,7 +139,9 @@ impl<E: Exports> NbdServer<E> {
                 Accepted::Tcp(stream, peer) => {
                     (Some(peer), connection::run(&shared, stream, transport, &shutdown).await)
                 }
-                Accepted::Unix(stream) => (None, connection::run(&shared, stream, transport, &shutdown).await),
+                Accepted::Unix(stream) => {
+                    (None, connection::run(&shared, stream, transport, &shutdown).await)
+                }
             };
             match ended {
                 Ok(()) => tracing::debug!(?peer, ?transport, "connection closed"),

@@ -43,8 +43,8 @@ impl TlsConfig {
     /// Reads and checks the files.
     pub fn from_files(files: &TlsFiles, mode: TlsMode) -> Result<Self, NbdError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder =
-            rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?;
         let builder = match &files.client_authority {
             None => builder.with_no_client_auth(),
             Some(path) => {
@@ -52,7 +52,8 @@ impl TlsConfig {
                 for authority in certificates(path)? {
                     roots.add(authority)?;
                 }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
                 builder.with_client_cert_verifier(verifier)
             }
         };
@@ -82,7 +83,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, NbdError> {
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, NbdError> {
     use std::os::unix::fs::PermissionsExt;
     let failed = |source| NbdError::TlsFile { path: path.to_owned(), source };
-    let metadata = std::fs::metadata(path).map_err(|error| failed(rustls_pki_types::pem::Error::Io(error)))?;
+    let metadata =
+        std::fs::metadata(path).map_err(|error| failed(rustls_pki_types::pem::Error::Io(error)))?;
     if metadata.permissions().mode() & 0o007 != 0 {
         return Err(NbdError::KeyExposed { path: path.to_owned() });
     }

@@ -162,7 +162,8 @@ impl<E: Exports> Negotiation<'_, E> {
     }
 
     fn enter_by_name(&self, name: &[u8], out: &mut Vec<u8>) -> Result<Outcome<E::Device>, NbdError> {
-        let agreed = self.agree(name).ok_or(NbdError::Protocol("it asked for an export that does not exist"))?;
+        let agreed =
+            self.agree(name).ok_or(NbdError::Protocol("it asked for an export that does not exist"))?;
         let (size, flags) = self.terms(&agreed);
         out.extend_from_slice(&size);
         out.extend_from_slice(&flags);

@@ -146,14 +146,21 @@ async fn read_header<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<Opti
 }
 
 /// `None` when there was too much of it to look at: it is skipped.
-async fn read_data<S: AsyncRead + Unpin>(stream: &mut S, header: OptionHeader) -> Result<Option<Vec<u8>>, NbdError> {
+async fn read_data<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    header: OptionHeader,
+) -> Result<Option<Vec<u8>>, NbdError> {
     let length = header.data_length;
     if length > OPTION_SKIP_MAX {
         return Err(NbdError::Protocol("it announced an absurdly long option"));
     }
     if length > OPTION_DATA_MAX {
         let skipped = tokio::io::copy(&mut stream.take(u64::from(length)), &mut tokio::io::sink()).await?;
-        return if skipped == u64::from(length) { Ok(None) } else { Err(NbdError::Protocol("it left mid-option")) };
+        return if skipped == u64::from(length) {
+            Ok(None)
+        } else {
+            Err(NbdError::Protocol("it left mid-option"))
+        };
     }
     let mut data = vec![0; length as usize];
     stream.read_exact(&mut data).await?;

@@ -65,8 +65,8 @@ pub(crate) mod transmission_flag {
 /// CAN_MULTI_CONN is always true of a `BlockDevice`: its flush covers what any session was told is written.
 pub(crate) fn transmission_flags(read_only: bool, style: Style, contexts: bool) -> u16 {
     use transmission_flag::{
-        BLOCK_STATUS_PAYLOAD, CAN_MULTI_CONN, HAS_FLAGS, READ_ONLY, SEND_CACHE, SEND_DF, SEND_FAST_ZERO, SEND_FLUSH,
-        SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
+        BLOCK_STATUS_PAYLOAD, CAN_MULTI_CONN, HAS_FLAGS, READ_ONLY, SEND_CACHE, SEND_DF, SEND_FAST_ZERO,
+        SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
     };
     let mut flags = HAS_FLAGS | SEND_FLUSH | SEND_FUA | SEND_CACHE | CAN_MULTI_CONN;
     flags |= if read_only { READ_ONLY } else { SEND_TRIM | SEND_WRITE_ZEROES | SEND_FAST_ZERO };

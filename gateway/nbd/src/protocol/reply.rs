@@ -88,10 +88,7 @@ mod tests {
 
     #[test]
     fn a_simple_head_is_magic_error_and_cookie() {
-        assert_eq!(
-            simple_head(5, TO.cookie),
-            [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 5, 1, 2, 3, 4, 5, 6, 7, 8],
-        );
+        assert_eq!(simple_head(5, TO.cookie), [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 5, 1, 2, 3, 4, 5, 6, 7, 8],);
     }
 
     #[test]
@@ -105,8 +102,8 @@ mod tests {
     fn an_extended_head_repeats_the_offset_of_the_request() {
         let head = ChunkHead::new(Style::Extended, TO, ChunkType::Error, 6, false);
         let expected = [
-            0x6e, 0x8a, 0x27, 0x8c, 0, 0, 0x80, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17,
-            0x18, 0, 0, 0, 0, 0, 0, 0, 6,
+            0x6e, 0x8a, 0x27, 0x8c, 0, 0, 0x80, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0x15,
+            0x16, 0x17, 0x18, 0, 0, 0, 0, 0, 0, 0, 6,
         ];
         assert_eq!(head.as_bytes(), expected);
     }

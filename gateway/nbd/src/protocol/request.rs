@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_write_or_an_extended_flag_brings_a_payload() {
-        let header = |command_code, flags| RequestHeader { flags, command_code, cookie: 0, offset: 0, length: 512 };
+        let header =
+            |command_code, flags| RequestHeader { flags, command_code, cookie: 0, offset: 0, length: 512 };
         assert_eq!(header(1, 0).payload_length(HeaderForm::Compact), 512);
         assert_eq!(header(0, command_flag::PAYLOAD_LEN).payload_length(HeaderForm::Compact), 0);
         assert_eq!(header(1, 0).payload_length(HeaderForm::Extended), 512);

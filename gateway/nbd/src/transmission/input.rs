@@ -132,7 +132,11 @@ impl Input {
     }
 
     /// Reads once; how many bytes came, 0 at the end of the stream.
-    pub(super) fn poll_fill<S>(&mut self, stream: &mut S, context: &mut Context<'_>) -> Poll<io::Result<usize>>
+    pub(super) fn poll_fill<S>(
+        &mut self,
+        stream: &mut S,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>>
     where
         S: AsyncRead + Unpin,
     {

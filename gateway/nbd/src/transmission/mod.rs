@@ -22,8 +22,8 @@ use crate::config::Limits;
 use crate::counters::{Counters, SessionTally};
 use crate::error::NbdError;
 use crate::negotiation::Agreed;
-use crate::protocol::request::{RequestHeader, read_u32, read_u64};
 use crate::protocol::BASE_ALLOCATION_ID;
+use crate::protocol::request::{RequestHeader, read_u32, read_u64};
 use bytes::Bytes;
 use cairn_model::BlockDevice;
 use inflight::InFlight;
@@ -289,7 +289,9 @@ where
         let selected = if payload.len() == 12 && read_u32(payload, 8) == BASE_ALLOCATION_ID {
             block_status(header.offset, read_u64(payload, 0), one, self.device.info())
         } else {
-            Err(Refusal::invalid("the payload must be a length and the identifiers of selected contexts, each once"))
+            Err(Refusal::invalid(
+                "the payload must be a length and the identifiers of selected contexts, each once",
+            ))
         };
         if let Ok(operation) = &selected
             && !self.has_room_for(operation.cost())

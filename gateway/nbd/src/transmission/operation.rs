@@ -59,7 +59,12 @@ pub(super) struct Completion {
 }
 
 /// Runs `operation`. `cookie` and `offset` are those of the request.
-pub(super) async fn run<D: BlockDevice>(device: &D, cookie: u64, offset: u64, operation: Operation) -> Completion {
+pub(super) async fn run<D: BlockDevice>(
+    device: &D,
+    cookie: u64,
+    offset: u64,
+    operation: Operation,
+) -> Completion {
     let command = operation.command();
     let outcome = match perform(device, operation).await {
         Ok(outcome) => outcome,
@@ -82,7 +87,9 @@ async fn perform<D: BlockDevice>(device: &D, operation: Operation) -> Result<Out
             let extents = device.allocation(offset, length, extents_max).await?;
             return Ok(sound_extents(extents, length, extents_max));
         }
-        Operation::Write { offset, data, fua } if !data.is_empty() => device.write(offset, data, flags(fua)).await?,
+        Operation::Write { offset, data, fua } if !data.is_empty() => {
+            device.write(offset, data, flags(fua)).await?;
+        }
         Operation::Discard { offset, length, fua } if length > 0 => {
             device.discard(offset, length, flags(fua)).await?;
         }
@@ -100,13 +107,16 @@ async fn perform<D: BlockDevice>(device: &D, operation: Operation) -> Result<Out
     Ok(Outcome::Done)
 }
 
-const BROKEN_DEVICE: Outcome =
-    Outcome::Failed { errno: Errno::Io, message: message_of(ErrorKind::Internal) };
+const BROKEN_DEVICE: Outcome = Outcome::Failed { errno: Errno::Io, message: message_of(ErrorKind::Internal) };
 
 /// A read of the wrong length would shift every later byte of the connection; it becomes an error instead.
 fn whole_read(buffer: ReadBuffer, length: u32, fragment: bool) -> Outcome {
     if buffer.len() != length as usize {
-        tracing::error!(wanted = length, got = buffer.len(), "the device read another length than it was asked for");
+        tracing::error!(
+            wanted = length,
+            got = buffer.len(),
+            "the device read another length than it was asked for"
+        );
         return BROKEN_DEVICE;
     }
     Outcome::Data { buffer, fragment }
@@ -117,7 +127,11 @@ fn sound_extents(extents: Vec<AllocationExtent>, length: u64, extents_max: usize
     let total = extents.iter().try_fold(0_u64, |sum, extent| sum.checked_add(extent.length_bytes));
     let empty = extents.is_empty() || extents.iter().any(|extent| extent.length_bytes == 0);
     if empty || extents.len() > extents_max || total.is_none_or(|total| total > length) {
-        tracing::error!(length, extents = extents.len(), "the device described another range than it was asked for");
+        tracing::error!(
+            length,
+            extents = extents.len(),
+            "the device described another range than it was asked for"
+        );
         return BROKEN_DEVICE;
     }
     Outcome::Extents(extents)

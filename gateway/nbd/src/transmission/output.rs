@@ -72,7 +72,11 @@ impl Output {
     }
 
     /// Makes one write of what is queued; how much of it was taken.
-    pub(super) fn poll_write<S>(&mut self, stream: &mut S, context: &mut Context<'_>) -> Poll<io::Result<usize>>
+    pub(super) fn poll_write<S>(
+        &mut self,
+        stream: &mut S,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>>
     where
         S: AsyncWrite + Unpin,
     {
@@ -148,7 +152,11 @@ mod tests {
     }
 
     impl AsyncWrite for Trickle {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
             let amount = self.amounts.pop().unwrap_or(usize::MAX).min(bytes.len());
             self.taken.extend_from_slice(&bytes[..amount]);
             Poll::Ready(Ok(amount))

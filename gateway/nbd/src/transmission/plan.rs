@@ -56,9 +56,15 @@ pub(super) enum Plan {
     /// Receive the payload, then write it.
     ReceiveWrite(WritePlan),
     /// Receive `length` bytes that say which contexts a BLOCK_STATUS is about.
-    ReceiveSelection { length: u32, one: bool },
+    ReceiveSelection {
+        length: u32,
+        one: bool,
+    },
     /// Skip the payload, then answer.
-    Refuse { payload: u64, refusal: Refusal },
+    Refuse {
+        payload: u64,
+        refusal: Refusal,
+    },
     Disconnect,
     /// The payload is too long to be skipped.
     HangUp,
@@ -77,8 +83,8 @@ pub(super) fn plan(header: &RequestHeader, terms: Terms, info: DeviceInfo) -> Pl
 }
 
 fn decide(header: &RequestHeader, terms: Terms, info: DeviceInfo) -> Result<Plan, Refusal> {
-    let command =
-        Command::from_code(header.command_code).ok_or(Refusal::invalid("this server does not know the command"))?;
+    let command = Command::from_code(header.command_code)
+        .ok_or(Refusal::invalid("this server does not know the command"))?;
     if command == Command::Disconnect {
         return Ok(Plan::Disconnect);
     }
@@ -126,7 +132,8 @@ fn decide_block_status(header: &RequestHeader, terms: Terms, info: DeviceInfo) -
     }
     let one = header.flags & command_flag::REQ_ONE != 0;
     if header.flags & command_flag::PAYLOAD_LEN != 0 {
-        let length = u32::try_from(header.length).ok().filter(|length| u64::from(*length) <= SELECTION_LENGTH_MAX);
+        let length =
+            u32::try_from(header.length).ok().filter(|length| u64::from(*length) <= SELECTION_LENGTH_MAX);
         let length = length.ok_or(Refusal::invalid("the payload selects more contexts than there are"))?;
         return Ok(Plan::ReceiveSelection { length, one });
     }
@@ -134,7 +141,12 @@ fn decide_block_status(header: &RequestHeader, terms: Terms, info: DeviceInfo) -
 }
 
 /// The operation of a BLOCK_STATUS about `length` bytes.
-pub(super) fn block_status(offset: u64, length: u64, one: bool, info: DeviceInfo) -> Result<Operation, Refusal> {
+pub(super) fn block_status(
+    offset: u64,
+    length: u64,
+    one: bool,
+    info: DeviceInfo,
+) -> Result<Operation, Refusal> {
     check_extent(offset, length, info, Errno::Invalid)?;
     if length == 0 {
         return Err(Refusal::invalid("a status of nothing cannot be described"));
