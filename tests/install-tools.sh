@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the system tests use, on Debian or Ubuntu. Safe to run again: what is there is left alone.
-# Needs root or sudo for apt. Options: --no-cargo leaves out the tools that cargo builds from crates.io.
+# Needs root or sudo for apt. Option: --all adds what the tests do
+# without and a contributor wants: just, cargo-deny.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -49,19 +50,14 @@ install_packages() {
 
 # The NBD project's own test client is in no package, only in the source package's test folder.
 build_nbd_tester() {
-    local work suite own
+    local work suite
     [ -x "$tools/nbd-tester-client" ] && [ -f "$tools/integrityhuge-test.tr" ] && return
     say "building nbd-tester-client"
     work="$(mktemp -d)"
     mkdir -p "$tools" "$work/lists/partial"
-    own="$(. /etc/os-release && echo "${VERSION_CODENAME:-}")"
-    # A list and an index of its own: the machine's sources stay as they are.
-    for suite in trixie bookworm "$own"; do
-        echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main" \
-            >"$work/sources.list"
-        if (cd "$work" && fetch_nbd_source >"$work/fetch.log" 2>&1); then
-            break
-        fi
+    # This machine's release first; a mirror may lack an old source package, then a newer release's does as well.
+    for suite in "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" trixie noble; do
+        (cd "$work" && fetch_nbd_source "$suite" >"$work/fetch.log" 2>&1) && break
     done
     [ -f "$work"/nbd_*.dsc ] && ls "$work"/nbd_*.orig.tar.* >/dev/null 2>&1 ||
         fail "the source package nbd could not be fetched; see $work/fetch.log"
@@ -71,14 +67,28 @@ build_nbd_tester() {
     rm -rf "$work"
 }
 
+# The source side of the archives that this machine installs from. A list and an index of its own: the machine's
+# configuration stays as it is.
+source_archives() {
+    local file
+    mkdir -p parts
+    for file in /etc/apt/sources.list.d/*.sources; do
+        [ -f "$file" ] && grep -qE '^Suites:.*(bookworm|trixie|noble|jammy|stable)' "$file" &&
+            sed -E "s/^Types:.*/Types: deb-src/; s/^Suites:.*/Suites: $1/" "$file" >"parts/$(basename "$file")"
+    done
+    sed -nE "s/^deb (\[[^]]*\] )?([^ ]+) [a-z]+ main.*/deb-src \1\2 $1 main/p" /etc/apt/sources.list >sources.list 2>/dev/null || true
+}
+
 fetch_nbd_source() {
     local options=(
-        -o "Dir::Etc::SourceList=$PWD/sources.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$PWD/lists"
+        -o "Dir::Etc::SourceList=$PWD/sources.list" -o "Dir::Etc::SourceParts=$PWD/parts" -o "Dir::State::Lists=$PWD/lists"
         -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o "APT::Sandbox::User=$(id -un)"
     )
-    rm -rf lists ./nbd_*
+    rm -rf lists parts ./nbd_*
     mkdir -p lists/partial
-    apt-get "${options[@]}" update
+    source_archives "$1"
+    # An archive without sources is an error to apt and none to us, if another one has what is needed.
+    apt-get "${options[@]}" update || true
     apt-get "${options[@]}" source --download-only nbd
 }
 
@@ -96,7 +106,7 @@ install_cargo_tools() {
     local tool
     export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
     command -v cargo >/dev/null || fail "cargo is missing; install Rust from https://rustup.rs"
-    for tool in cargo-nextest just cargo-deny; do
+    for tool in "$@"; do
         command -v "$tool" >/dev/null && continue
         say "building $tool (some minutes)"
         cargo install --locked "$tool"
@@ -106,5 +116,6 @@ install_cargo_tools() {
 command -v apt-get >/dev/null || fail "this machine has no apt-get; install by hand: ${packages[*]}"
 install_packages
 build_nbd_tester
-[ "${1:-}" = "--no-cargo" ] || install_cargo_tools
+install_cargo_tools cargo-nextest
+[ "${1:-}" != "--all" ] || install_cargo_tools just cargo-deny
 say "ready"

@@ -40,9 +40,9 @@ mod self_check {
     fn assert_found(lie: Lie, promise: Promise, expected: &[&str]) -> Result<()> {
         // A buffered write of several pages may be cut between two by the kill, so an honest file is only honest
         // about single blocks.
-        let rounds = if expected == [NOTHING] { 6 } else { 40 };
+        let rounds = if expected == [NOTHING] { 6 } else { 100 };
         let short = Plan { rounds, blocks: 4096, run_ms_max: 1500, write_blocks_max: 1, ..plan(promise)? };
-        let plan = Plan { connections_max: 2, depth_max: 4, ..short };
+        let plan = Plan { connections_max: 2, depth_max: 2, ..short };
         let mut server = Server::lying(lie, plan.size())?;
         let found = match crash::run(&mut server, plan) {
             Ok(summary) => format!("{NOTHING}: {summary:?}"),

@@ -203,12 +203,12 @@ fn random_mebibyte(number: u64) -> Vec<u8> {
 
 #[test]
 fn a_full_pool_answers_no_space_and_goes_on_when_there_is_space() -> Result<()> {
-    let mut gateway = Gateway::start_fresh()?;
-    gateway.create_volume("vol", 16_384 * MIB)?;
-    gateway.stop()?;
+    let mut gateway = Gateway::new()?;
+    gateway.init_with_config("[wal]\ncapacity = \"256MiB\"\n")?;
     let disk = SmallDisk::over(&gateway.dir().join("pool"), 64 * MIB)?;
     gateway.start()?;
-    let (written, error) = write_until_refused(&gateway, 8192)?;
+    gateway.create_volume("vol", 2048 * MIB)?;
+    let (written, error) = write_until_refused(&gateway, 2047)?;
     assert_eq!(error, wire::ENOSPC, "after {written} MiB");
     // What was acknowledged is there, in the log if nowhere else.
     let mut client = gateway.export("vol").connect()?;
@@ -219,7 +219,7 @@ fn a_full_pool_answers_no_space_and_goes_on_when_there_is_space() -> Result<()> 
             "MiB {mebibyte} of {written} is wrong while the pool is full"
         );
     }
-    disk.remount(&format!("size={}", 12_288 * MIB))?;
+    disk.remount(&format!("size={}", 2048 * MIB))?;
     wait_until_writable(&gateway, written)?;
     gateway.stop()?;
     gateway.start()?;

@@ -111,7 +111,7 @@ def pwrite(h, buf, offset, flags):
         half = min(half, len(data))
         os.pwrite(disk, data[:half], offset)
         held.append((data[half:], offset + half))
-    elif lie == "reorders" and dice.randrange(20) == 0:
+    elif lie == "reorders" and dice.randrange(4) == 0:
         held.append((data, offset))
         if len(held) > 8:
             release(1)
