@@ -6,7 +6,7 @@ use crate::client::AdminClient;
 use crate::config::Config;
 use crate::directory::{Directory, DirectoryError, Lock, Role};
 use crate::error::GatewayError;
-use crate::site::Site;
+use crate::site::{Purpose, Site};
 use cairn_engine::Engine;
 use cairn_model::{Clock, ErrorKind, Ports};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Access {
             Need::Catalog => (Service::of_catalog(Arc::clone(&site)), None),
             Need::Engine => {
                 let pool = site.open_pool().await?;
-                let engine = site.start_engine(Arc::clone(&pool), false).await?;
+                let engine = site.start_engine(Arc::clone(&pool), Purpose::Command).await?;
                 (Service::of_engine(Arc::clone(&site), Arc::clone(&engine), pool), Some(engine))
             }
         };

@@ -15,7 +15,7 @@ use crate::config::ListenAddress;
 use crate::error::GatewayError;
 use crate::notify;
 use crate::sessions::Sessions;
-use crate::site::Site;
+use crate::site::{Purpose, Site};
 use cairn_engine::Engine;
 use cairn_model::{ErrorKind, Kinded};
 use cairn_segment_writer::Pool;
@@ -75,7 +75,7 @@ async fn start(site: &Site, accept_lost_wal: bool) -> Result<(Arc<Engine>, Arc<P
             "--accept-lost-wal: if the write-ahead log is gone, writes that were acknowledged but not destaged are lost for good"
         );
     }
-    let engine = site.start_engine(Arc::clone(&pool), accept_lost_wal).await?;
+    let engine = site.start_engine(Arc::clone(&pool), Purpose::Serve { accept_lost_wal }).await?;
     for refused in engine.not_served() {
         tracing::error!(volume = refused.name, reason = refused.reason, "a volume is not served");
     }

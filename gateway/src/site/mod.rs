@@ -29,6 +29,15 @@ const WAL_KEY_CONTEXT: &str = "cairn 2026-11 write-ahead log of a gateway";
 /// Files of a log: few enough to list, small enough that making one is quick and freeing one does not wait long.
 const WAL_FILES: u64 = 64;
 
+/// What an engine is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve volumes; with `accept_lost_wal` also without a log that held acknowledged writes.
+    Serve { accept_lost_wal: bool },
+    /// For one command, without guests.
+    Command,
+}
+
 /// An open site. The lock lasts as long as it does.
 #[derive(Debug)]
 pub struct Site {
@@ -79,13 +88,13 @@ impl Site {
     }
 
     /// Starts the engine: replays the log, takes the volumes' leases. Every volume is usable when it returns.
-    pub async fn start_engine(
-        &self,
-        pool: Arc<Pool>,
-        accept_lost_wal: bool,
-    ) -> Result<Arc<Engine>, GatewayError> {
+    pub async fn start_engine(&self, pool: Arc<Pool>, purpose: Purpose) -> Result<Arc<Engine>, GatewayError> {
         let mut config = engine_config(&self.config);
-        config.accept_lost_wal = accept_lost_wal;
+        match purpose {
+            Purpose::Serve { accept_lost_wal } => config.accept_lost_wal = accept_lost_wal,
+            // Nobody waits but the user of the command: the budget that protects guests would only slow it down.
+            Purpose::Command => config.compute_threads = cores(),
+        }
         let wal_disk = Arc::new(FileDisk::open(&self.config.wal.path)?);
         let parts = EngineParts {
             site: self.row.id,
@@ -111,6 +120,10 @@ fn warn_of_another_owner(directory: &Directory) {
         let path = directory.path().display();
         tracing::warn!(%path, owner, user, "the directory belongs to another user, who may be unable to use what this makes in it");
     }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn engine_config(config: &Config) -> EngineConfig {
