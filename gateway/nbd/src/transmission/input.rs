@@ -99,14 +99,6 @@ impl Input {
         debug_assert!(self.start <= self.end, "only what is buffered is consumed");
     }
 
-    /// Memory that a payload on its way may take.
-    pub(super) fn cost(&self) -> usize {
-        match &self.expecting {
-            Expecting::Payload(write) => write.plan.length as usize,
-            Expecting::Header | Expecting::Discard { .. } => 0,
-        }
-    }
-
     /// Moves what is buffered of the expected payload where it belongs; whether the payload is complete.
     pub(super) fn settle_payload(&mut self) -> bool {
         let mut buffered = &self.buffer[self.start..self.end];

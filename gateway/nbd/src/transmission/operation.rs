@@ -122,8 +122,8 @@ fn whole_read(buffer: ReadBuffer, length: u32, fragment: bool) -> Outcome {
     Outcome::Data { buffer, fragment }
 }
 
-/// At least one extent, none empty, not more than asked for: what a client is entitled to.
-fn sound_extents(extents: Vec<AllocationExtent>, length: u64, extents_max: usize) -> Outcome {
+/// At least one extent, none empty, not more than asked for, neighbours different: what a client is entitled to.
+fn sound_extents(mut extents: Vec<AllocationExtent>, length: u64, extents_max: usize) -> Outcome {
     let total = extents.iter().try_fold(0_u64, |sum, extent| sum.checked_add(extent.length_bytes));
     let empty = extents.is_empty() || extents.iter().any(|extent| extent.length_bytes == 0);
     if empty || extents.len() > extents_max || total.is_none_or(|total| total > length) {
@@ -134,6 +134,11 @@ fn sound_extents(extents: Vec<AllocationExtent>, length: u64, extents_max: usize
         );
         return BROKEN_DEVICE;
     }
+    extents.dedup_by(|next, before| {
+        let same = next.allocated == before.allocated;
+        before.length_bytes += if same { next.length_bytes } else { 0 };
+        same
+    });
     Outcome::Extents(extents)
 }
 
