@@ -49,7 +49,7 @@ impl EngineConfig {
             batch_age: Duration::from_secs(5),
             batches_in_flight: 2,
             uploads_in_flight: 4,
-            fetch_region_bytes: 256 << 10,
+            fetch_region_bytes: 128 << 10,
             read_ahead_bytes: 4 << 20,
             read_deadline: Duration::from_mins(2),
             lease_ttl: Duration::from_secs(30),

@@ -1,8 +1,7 @@
 //! The `cairn.toml` that initialisation writes: every key, commented, with its default.
 
 use super::validate::{
-    BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, BLOCK_CACHE_DEFAULT, MAP_CACHE_DEFAULT, WAL_CAPACITY_DEFAULT,
-    WRITE_BUFFER_DEFAULT,
+    BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, MAP_CACHE_DEFAULT, WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT,
 };
 use crate::units::format_size_exact;
 
@@ -17,7 +16,6 @@ pub fn template(catalog_url: Option<&str>) -> String {
         .replace("@CATALOG@", &catalog)
         .replace("@WAL_CAPACITY@", &size(WAL_CAPACITY_DEFAULT))
         .replace("@WRITE_BUFFER@", &size(WRITE_BUFFER_DEFAULT))
-        .replace("@BLOCK_CACHE@", &size(BLOCK_CACHE_DEFAULT))
         .replace("@MAP_CACHE@", &size(MAP_CACHE_DEFAULT))
         .replace("@BATCH_BYTES@", &size(BATCH_BYTES_DEFAULT))
         .replace("@BATCH_AGE@", &format!("\"{}s\"", BATCH_AGE_DEFAULT.as_secs()))
@@ -49,7 +47,7 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 
 [memory]
 # write_buffer = @WRITE_BUFFER@
-# block_cache = @BLOCK_CACHE@
+# block_cache = "1GiB"     # unless set: an eighth of the machine's memory, at most 4 GiB
 # map_cache = @MAP_CACHE@
 
 [destage]

@@ -18,7 +18,6 @@ const TIB: u64 = 1 << 40;
 
 pub(super) const WAL_CAPACITY_DEFAULT: u64 = 4 * GIB;
 pub(super) const WRITE_BUFFER_DEFAULT: u64 = 256 * MIB;
-pub(super) const BLOCK_CACHE_DEFAULT: u64 = 256 * MIB;
 pub(super) const MAP_CACHE_DEFAULT: u64 = 128 * MIB;
 pub(super) const BATCH_BYTES_DEFAULT: u64 = 64 * MIB;
 pub(super) const BATCH_AGE_DEFAULT: Duration = Duration::from_secs(5);
@@ -26,6 +25,12 @@ pub(super) const NBD_DEFAULT: [&str; 2] = ["127.0.0.1:10809", "unix:nbd.sock"];
 
 /// A batch must leave the WAL room for the writes that arrive while it is uploaded, and for the batch behind it.
 const BATCHES_PER_WAL_MIN: u64 = 4;
+
+/// An eighth of the machine's memory, 64 MiB to 4 GiB: a gateway shares its host with those it serves.
+pub(super) fn block_cache_default() -> u64 {
+    let system = rustix::system::sysinfo();
+    (u64::from(system.mem_unit).saturating_mul(system.totalram) / 8).clamp(64 * MIB, 4 * GIB)
+}
 
 /// A key and what is wrong with its value.
 type Problem = (&'static str, String);
@@ -161,7 +166,7 @@ fn memory(raw: &RawMemory) -> Result<MemoryConfig, Problem> {
         block_cache_bytes: size(
             "memory.block_cache",
             raw.block_cache.as_deref(),
-            BLOCK_CACHE_DEFAULT,
+            block_cache_default(),
             range.clone(),
         )?,
         map_cache_bytes: size("memory.map_cache", raw.map_cache.as_deref(), MAP_CACHE_DEFAULT, range)?,

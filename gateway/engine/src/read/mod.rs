@@ -26,6 +26,8 @@ use tokio::sync::Semaphore;
 
 /// Streams read ahead at the same time; beyond it, streams do without.
 const READ_AHEADS_MAX: usize = 16;
+/// Scattered writes make chunks of one block, sequential ones of eight.
+const CHUNK_BYTES_EXPECTED: u64 = 8 << 10;
 /// Pause between attempts to read from a pool that does not answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -57,6 +59,27 @@ impl Weighter<ContainerId, Arc<Container>> for ContainerWeight {
     fn weight(&self, _key: &ContainerId, container: &Arc<Container>) -> u64 {
         container.directory.len() as u64 * 8 + 512
     }
+}
+
+/// Part of the cache that only chunks which were read more than once may fill. The rest takes what comes in, neighbours in a
+/// region and freshly destaged chunks included, and must be large enough for a chunk to be read again before it leaves.
+const HOT_PART: f64 = 0.6;
+
+fn chunk_cache(capacity_bytes: u64) -> quick_cache::sync::Cache<ChunkId, Bytes, ChunkWeight> {
+    let options = quick_cache::OptionsBuilder::new()
+        .estimated_items_capacity(
+            usize::try_from(capacity_bytes / CHUNK_BYTES_EXPECTED).unwrap_or(usize::MAX).max(64),
+        )
+        .weight_capacity(capacity_bytes)
+        .hot_allocation(HOT_PART)
+        .build()
+        .expect("both capacities are given");
+    quick_cache::sync::Cache::with_options(
+        options,
+        ChunkWeight,
+        quick_cache::DefaultHashBuilder::default(),
+        quick_cache::sync::DefaultLifecycle::default(),
+    )
 }
 
 /// Limits of a [`ChunkReader`].
@@ -99,11 +122,7 @@ impl ChunkReader {
     ) -> Self {
         let expected = |bytes: u64, each: u64| usize::try_from(bytes / each).unwrap_or(usize::MAX).max(64);
         Self {
-            chunks: quick_cache::sync::Cache::with_weighter(
-                expected(limits.cache_bytes, 16 << 10),
-                limits.cache_bytes,
-                ChunkWeight,
-            ),
+            chunks: chunk_cache(limits.cache_bytes),
             containers: quick_cache::sync::Cache::with_weighter(
                 expected(limits.directory_bytes, 4 << 10),
                 limits.directory_bytes,
