@@ -3,6 +3,7 @@
 use crate::settings;
 use crate::tool::Tool;
 use anyhow::{Context, Result, bail};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -14,13 +15,16 @@ const START_PATIENCE: Duration = Duration::from_mins(4);
 #[derive(Debug)]
 pub struct Ceph {
     folder: TempDir,
+    port: u16,
     environment: Vec<(String, String)>,
 }
 
 impl Ceph {
     pub fn start() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("cairn-ceph").tempdir()?;
-        let mut ceph = Self { folder, environment: Vec::new() };
+        // A port that the system just gave out: two clusters that start at once do not meet.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let mut ceph = Self { folder, port, environment: Vec::new() };
         ceph.up()?;
         Ok(ceph)
     }
@@ -65,7 +69,7 @@ impl Ceph {
 
     fn script(&self, name: &str) -> Tool {
         let path: PathBuf = settings::workspace().join("minio-dev").join(name);
-        Tool::new(path).env("CAIRN_DEV_DIR", self.folder.path())
+        Tool::new(path).env("CAIRN_DEV_DIR", self.folder.path()).env("CAIRN_DEV_PORT", self.port.to_string())
     }
 }
 
