@@ -4,7 +4,7 @@ use crate::compute::ComputePool;
 use crate::config::EngineConfig;
 use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
 use crate::error::EngineError;
-use crate::lease::renew_leases;
+use crate::lease::{gone, renew_leases};
 use crate::pressure::Pressure;
 use crate::read::{ChunkReader, ReaderLimits};
 use crate::recovery::{open_volume, recover};
@@ -16,9 +16,10 @@ use crate::volume::{Condition, Volume};
 use crate::wal_state::WalStateFlag;
 use cairn_metadata::{Catalog, NewVolume, VolumeName};
 use cairn_model::crypto::SecretKey;
-use cairn_model::{BlockDevice, Exports, GatewayId, Ports, SiteId, WriteFlags};
+use cairn_model::{Exports, GatewayId, Ports, SiteId};
 use cairn_segment_writer::Pool;
 use cairn_wal::{Disk, Wal};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) chunks: Arc<ChunkReader>,
     pub(crate) compute: ComputePool,
     pub(crate) registry: Registry,
+    /// Held by whoever changes the set of volumes.
+    pub(crate) administration: Arc<tokio::sync::Mutex<()>>,
     pub(crate) destage: Destage,
     pub(crate) fold_wake: Notify,
     pub(crate) purge_wake: Notify,
@@ -116,56 +119,59 @@ impl Engine {
         self.shared.registry.all()
     }
 
-    fn named(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
-        self.volume(name).ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))
-    }
-
     /// Creates a volume and serves it.
     pub async fn create_volume(&self, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
-        self.shared.catalog.create_volume(new).await?;
-        let shared = &self.shared;
-        let opened =
-            open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id)
-                .await?;
-        let volume = Arc::new(Volume::new(opened, Arc::clone(shared)));
-        shared.registry.insert(volume.name(), Arc::clone(&volume));
-        Ok(volume)
+        let new = new.clone();
+        self.administer(move |shared| async move { create(&shared, &new).await }).await
     }
 
     /// Changes a volume's size while it is in use. What a smaller size cuts off is discarded first, durably, so that a later
     /// larger size shows zeros there.
     pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<(), EngineError> {
-        let volume = self.named(name)?;
-        let old = volume.size_bytes();
-        if size_bytes < old {
-            let fua = WriteFlags { fua: true };
-            volume.write_zeroes(size_bytes, old - size_bytes, fua).await?;
-            volume.state().lock().size_bytes = size_bytes;
-        }
-        self.shared.catalog.resize_volume(volume.id(), size_bytes).await?;
-        volume.state().lock().size_bytes = size_bytes;
-        Ok(())
+        let name = name.to_owned();
+        self.administer(move |shared| async move { resize(&shared, &name, size_bytes).await }).await
     }
 
     pub async fn rename_volume(&self, name: &str, to: &VolumeName) -> Result<(), EngineError> {
-        let volume = self.named(name)?;
-        self.shared.catalog.rename_volume(volume.id(), to).await?;
-        self.shared.registry.rename(name, to.to_string());
-        Ok(())
+        let (name, to) = (name.to_owned(), to.clone());
+        self.administer(move |shared| async move {
+            let volume = shared.registry.named(&name)?;
+            shared.catalog.rename_volume(volume.id(), &to).await?;
+            shared.registry.rename(&volume, to.to_string());
+            Ok(())
+        })
+        .await
     }
 
     /// Deletes a volume and everything in it. There is no way back.
     pub async fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
-        let volume = self.named(name)?;
-        self.shared.catalog.delete_volume(volume.id()).await?;
-        self.shared.registry.remove(name);
-        {
-            let mut state = volume.state().lock();
-            state.condition = Condition::Deleted;
-            self.shared.pressure.released(state.buffer.clear());
-        }
-        self.shared.purge_wake.notify_one();
-        Ok(())
+        let name = name.to_owned();
+        self.administer(move |shared| async move {
+            let volume = shared.registry.named(&name)?;
+            shared.catalog.delete_volume(volume.id()).await?;
+            gone(&shared, &volume);
+            shared.registry.remove(&volume);
+            shared.purge_wake.notify_one();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs a change of the set of volumes: one at a time, and to its end even if the caller stops waiting, so that
+    /// the registry and the catalog cannot come apart. A volume that is served and not in the registry would be left out of cuts, and the
+    /// log would forget its writes.
+    async fn administer<T, F>(&self, change: impl FnOnce(Arc<Shared>) -> F) -> Result<T, EngineError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, EngineError>> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.shared.administration);
+        let change = change(Arc::clone(&self.shared));
+        let task = self.shared.tasks.spawn(async move {
+            let _turn = turn.lock_owned().await;
+            change.await
+        });
+        task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
     }
 
     /// Everything acknowledged before the call is in the pool and in the catalog when it returns.
@@ -183,6 +189,19 @@ impl Engine {
         let closed = shared.wal.close().await;
         shared.tasks.end().await;
         for volume in shared.registry.take_all() {
+            let is_empty = {
+                let state = volume.state().lock();
+                state.condition == Condition::Serving && state.buffer.is_empty()
+            };
+            volume.lease().lose();
+            if !is_empty {
+                // Whoever took the volume now would make these writes part of a history that ended.
+                tracing::warn!(
+                    volume = volume.name(),
+                    "its last writes are in this gateway's log alone; the lease is kept"
+                );
+                continue;
+            }
             let released =
                 shared.catalog.release_lease(volume.id(), shared.gateway, volume.generation()).await;
             if let Err(error) = released {
@@ -226,6 +245,49 @@ impl Exports for Engine {
             _ => None,
         }
     }
+}
+
+async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
+    shared.catalog.create_volume(new).await?;
+    let opened =
+        open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id).await;
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            // Nobody has seen it: a volume that is there and not served would only be in the way.
+            if let Err(left) = shared.catalog.delete_volume(new.id).await {
+                tracing::warn!(volume = %new.name, error = %left, "a volume that could not be opened is left in the catalog");
+            }
+            return Err(error);
+        }
+    };
+    let volume = Arc::new(Volume::new(opened, Arc::clone(shared)));
+    shared.registry.insert(volume.name(), Arc::clone(&volume));
+    Ok(volume)
+}
+
+async fn resize(shared: &Shared, name: &str, size_bytes: u64) -> Result<(), EngineError> {
+    let volume = shared.registry.named(name)?;
+    let old = volume.size_bytes();
+    if size_bytes < old {
+        // From here no write goes beyond the new end; then what is there is zeroed, durably, before the catalog forgets the old one.
+        volume.state().lock().size_bytes = size_bytes;
+        let zeroed = async {
+            let last = volume.zero_beyond_end(old).await?;
+            let _durable = shared.wal.synced(last).await?;
+            Ok::<(), EngineError>(())
+        };
+        if let Err(error) = zeroed.await {
+            volume.state().lock().size_bytes = old;
+            return Err(error);
+        }
+    }
+    if let Err(error) = shared.catalog.resize_volume(volume.id(), size_bytes).await {
+        volume.state().lock().size_bytes = old;
+        return Err(error.into());
+    }
+    volume.state().lock().size_bytes = size_bytes;
+    Ok(())
 }
 
 /// Takes the rows of deleted volumes out of the catalog, a few at a time so that commits get their turn; at the start, what an earlier
@@ -280,6 +342,7 @@ pub(crate) fn assemble(
         chunks: Arc::new(chunks),
         compute: ComputePool::start(config.compute_threads, &*parts.ports.spawn)?,
         registry: Registry::default(),
+        administration: Arc::default(),
         destage,
         fold_wake: Notify::new(),
         purge_wake: Notify::new(),

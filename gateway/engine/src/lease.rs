@@ -47,7 +47,7 @@ impl LeaseTerm {
     }
 
     pub(crate) fn is_current(&self, now: Monotonic) -> bool {
-        nanos(now) < self.until.load(Ordering::Acquire)
+        !self.lost.load(Ordering::Acquire) && nanos(now) < self.until.load(Ordering::Acquire)
     }
 
     fn extend(&self, asked: Monotonic, ttl: Duration) {
@@ -87,11 +87,12 @@ fn nanos(at: Monotonic) -> u64 {
 pub(crate) async fn renew_leases(shared: Arc<Shared>) {
     let pause = shared.config.lease_ttl / RENEWALS_PER_TERM;
     loop {
+        // At once: replaying the log may have used up much of the first term.
+        renew_all(&shared).await;
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = shared.ports.clock.sleep(pause) => {}
         }
-        renew_all(&shared).await;
     }
 }
 
@@ -119,10 +120,9 @@ async fn renew_all(shared: &Shared) {
         match renewal {
             Ok(_) => volume.lease().extend(asked, ttl),
             Err(error) if matches!(error.kind(), ErrorKind::Fenced) => {
-                if volume.state().lock().condition == Condition::Serving {
-                    fence(shared, volume, &error.into());
-                }
+                fence(shared, volume, &error.into());
             }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound) => gone(shared, volume),
             Err(error) => tracing::warn!(volume = volume.name(), %error, "cannot renew the lease"),
         }
     }
@@ -130,9 +130,27 @@ async fn renew_all(shared: &Shared) {
 
 /// Stops serving a volume that another gateway owns now. What this gateway had buffered for it is not ours to write any more.
 pub(crate) fn fence(shared: &Shared, volume: &Volume, error: &EngineError) {
+    if let Some(name) = end_service(shared, volume, Condition::Fenced) {
+        tracing::error!(volume = name, %error, "the volume is owned by another gateway; serving it ends here");
+    }
+}
+
+/// Stops serving a volume that the catalog has deleted.
+pub(crate) fn gone(shared: &Shared, volume: &Volume) {
+    if let Some(name) = end_service(shared, volume, Condition::Deleted) {
+        tracing::info!(volume = name, "the volume is deleted");
+    }
+}
+
+/// The volume's name, if it was served until now.
+fn end_service(shared: &Shared, volume: &Volume, condition: Condition) -> Option<String> {
     volume.lease().lose();
     let mut state = volume.state().lock();
-    state.condition = Condition::Fenced;
+    if state.condition != Condition::Serving {
+        return None;
+    }
+    state.condition = condition;
     shared.pressure.released(state.buffer.clear());
-    tracing::error!(volume = state.name, %error, "the volume is owned by another gateway; serving it ends here");
+    state.map.clear();
+    Some(state.name.clone())
 }

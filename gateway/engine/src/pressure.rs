@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
+/// What a record costs beside its data, so that discards, which have none, make batches of a bounded size too.
+pub(crate) const RECORD_COST: u64 = 512;
 /// Below this fill of the log nobody is slowed.
 const SLOW_FROM: f64 = 0.75;
 /// Delay of one write when the log is as good as full; it grows with the square of the way there.
@@ -23,7 +25,7 @@ pub(crate) struct Pressure {
     batch_bytes: u64,
     /// Plaintext held by write buffers.
     buffered_bytes: AtomicU64,
-    /// Plaintext written since the last cut.
+    /// What was written since the last cut, plaintext and a charge per record.
     active_bytes: AtomicU64,
     /// When the oldest write since the last cut came, nanoseconds of the monotonic clock, or 0.
     oldest_nanos: AtomicU64,
@@ -84,13 +86,14 @@ impl Pressure {
     /// A record entered the log and, with `bytes` of data, a write buffer.
     pub(crate) fn appended(&self, bytes: u64, clock: &dyn Clock) {
         self.buffered_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let before = self.active_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let cost = bytes + RECORD_COST;
+        let before = self.active_bytes.fetch_add(cost, Ordering::Relaxed);
         let is_first = self.oldest_nanos.load(Ordering::Relaxed) == 0;
         if is_first {
             let nanos = u64::try_from(clock.now().since_origin().as_nanos()).unwrap_or(u64::MAX).max(1);
             self.oldest_nanos.store(nanos, Ordering::Relaxed);
         }
-        if is_first || (before < self.batch_bytes && before + bytes >= self.batch_bytes) {
+        if is_first || (before < self.batch_bytes && before + cost >= self.batch_bytes) {
             self.wake.notify_one();
         }
     }
@@ -121,12 +124,18 @@ impl Pressure {
     }
 
     /// When the next cut is due: now (zero), after a while, or not before something is written.
-    pub(crate) fn cut_due(&self, batch_age: Duration, now: Monotonic) -> Option<Duration> {
+    pub(crate) fn cut_due(&self, batch_age: Duration, now: Monotonic, room: bool) -> Option<Duration> {
         let oldest = self.oldest_nanos.load(Ordering::Relaxed);
         if oldest == 0 {
             return None;
         }
-        if self.active_bytes.load(Ordering::Relaxed) >= self.batch_bytes || self.fill() > CUT_FROM {
+        if self.active_bytes.load(Ordering::Relaxed) >= self.batch_bytes {
+            return Some(Duration::ZERO);
+        }
+        if !room {
+            return None;
+        }
+        if self.fill() > CUT_FROM {
             return Some(Duration::ZERO);
         }
         let oldest = Monotonic::from_origin(Duration::from_nanos(oldest));

@@ -13,6 +13,7 @@ use crate::destage::{Cut, Destage};
 use crate::engine::{EngineParts, Shared, assemble};
 use crate::error::EngineError;
 use crate::lease::LeaseTerm;
+use crate::pressure::RECORD_COST;
 use crate::status::NotServed;
 use crate::tasks::Tasks;
 use crate::volume::Volume;
@@ -182,9 +183,12 @@ impl Replay {
                 found: record.seq.get(),
             });
         }
+        let data_bytes = match &record.body {
+            RecordBody::Write { data, .. } => data.len() as u64,
+            RecordBody::Discard { .. } => 0,
+        };
         let (range, what) = match record.body {
             RecordBody::Write { start, data } => {
-                self.since_cut += data.len() as u64;
                 let range = LbaRange::new(start, data.len() as u64 / u64::from(BLOCK_SIZE));
                 let range = range.expect("the log checks its records");
                 (range, Buffered::Data { lsn, skip_blocks: 0, bytes: Some(data) })
@@ -192,6 +196,7 @@ impl Replay {
             RecordBody::Discard { range } => (range, Buffered::Hole { lsn }),
         };
         volume.buffer.apply(record.seq, range, what);
+        self.since_cut += data_bytes + RECORD_COST;
         self.replayed += 1;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The volumes that this gateway serves, by name.
 
+use crate::error::EngineError;
 use crate::volume::Volume;
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::collections::BTreeMap;
@@ -16,6 +17,10 @@ impl Registry {
         self.volumes.read().get(name).cloned()
     }
 
+    pub(crate) fn named(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
+        self.get(name).ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))
+    }
+
     pub(crate) fn names(&self) -> Vec<String> {
         self.volumes.read().keys().cloned().collect()
     }
@@ -30,20 +35,22 @@ impl Registry {
         std::mem::take(&mut *self.volumes.write()).into_values().collect()
     }
 
+    /// Adds a volume. Names are unique in the catalog, so a served volume is never replaced.
     pub(crate) fn insert(&self, name: String, volume: Arc<Volume>) {
-        self.volumes.write().insert(name, volume);
+        let replaced = self.volumes.write().insert(name, volume);
+        assert!(replaced.is_none(), "a volume in service keeps its place");
     }
 
-    pub(crate) fn remove(&self, name: &str) -> Option<Arc<Volume>> {
-        self.volumes.write().remove(name)
+    pub(crate) fn remove(&self, volume: &Arc<Volume>) {
+        self.volumes.write().retain(|_, held| !Arc::ptr_eq(held, volume));
     }
 
-    pub(crate) fn rename(&self, from: &str, to: String) {
+    pub(crate) fn rename(&self, volume: &Arc<Volume>, to: String) {
         let mut volumes = self.volumes.write();
-        if let Some(volume) = volumes.remove(from) {
-            volume.state().lock().name.clone_from(&to);
-            volumes.insert(to, volume);
-        }
+        volumes.retain(|_, held| !Arc::ptr_eq(held, volume));
+        volume.state().lock().name.clone_from(&to);
+        let replaced = volumes.insert(to, Arc::clone(volume));
+        assert!(replaced.is_none(), "a volume in service keeps its place");
     }
 
     /// Keeps volumes from coming and going while the guard lives.

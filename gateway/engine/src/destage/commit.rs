@@ -4,10 +4,10 @@ use super::Waiter;
 use super::prepare::Prepared;
 use crate::engine::Shared;
 use crate::error::EngineError;
-use crate::lease::fence;
+use crate::lease::{fence, gone};
 use crate::volume::Condition;
 use cairn_metadata::{BatchCommit, CommitReceipt, ContainerRow, SegmentRow, VolumeCommit, VolumeOutcome};
-use cairn_model::{CommitSeq, ErrorKind, Kinded, VolumeId};
+use cairn_model::{ErrorKind, Kinded, VolumeId};
 use std::time::Duration;
 
 const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -45,12 +45,14 @@ async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> CommitReceip
                 let error = EngineError::from(error);
                 let fenced = find_fenced(shared, &batch).await;
                 for (volume, _) in &prepared.batch.parts {
-                    if fenced.contains(&volume.id()) && volume.state().lock().condition == Condition::Serving
-                    {
+                    if fenced.contains(&volume.id()) {
                         fence(shared, volume, &error);
                     }
                 }
                 batch.volumes.retain(|part| !fenced.contains(&part.volume));
+                if fenced.is_empty() {
+                    shared.ports.clock.sleep(pause).await;
+                }
             }
             Err(error) => {
                 shared.destage.problem(&error);
@@ -83,9 +85,9 @@ async fn find_fenced(shared: &Shared, batch: &BatchCommit) -> Vec<VolumeId> {
 
 fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
     let containers = prepared.segments.iter().flat_map(|stored| {
-        stored.segment.containers().iter().map(|container| ContainerRow {
+        stored.containers.iter().map(|container| ContainerRow {
             id: container.id,
-            segment: stored.segment.id(),
+            segment: stored.receipt.segment(),
             offset: container.offset,
             length: container.directory.stored_bytes(),
             directory: container.directory.encode(),
@@ -119,28 +121,34 @@ fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
 fn show(shared: &Shared, prepared: &Prepared, receipt: &CommitReceipt) {
     for ((volume, layer), part) in prepared.batch.parts.iter().zip(&prepared.deltas) {
         debug_assert_eq!(volume.id(), part.header.volume, "the packer keeps the order of the volumes");
+        let commit = match outcome_of(receipt, volume.id()) {
+            Some(VolumeOutcome::Committed(commit)) => commit,
+            Some(VolumeOutcome::Deleted) => {
+                gone(shared, volume);
+                continue;
+            }
+            // Fenced, and left out of the commit.
+            None => continue,
+        };
         let mut state = volume.state().lock();
         if state.condition != Condition::Serving {
             continue;
         }
-        let Some(commit) = commit_of(receipt, volume.id()) else { continue };
         state.map.apply(commit, &part.delta);
         shared.pressure.released(state.buffer.retire(layer));
     }
 }
 
-/// The volume's commit; `None` when it was deleted or lost meanwhile.
-fn commit_of(receipt: &CommitReceipt, volume: VolumeId) -> Option<CommitSeq> {
-    let part = receipt.volumes.iter().find(|part| part.volume == volume)?;
-    match part.outcome {
-        VolumeOutcome::Committed(commit) => Some(commit),
-        VolumeOutcome::Deleted => None,
-    }
+fn outcome_of(receipt: &CommitReceipt, volume: VolumeId) -> Option<VolumeOutcome> {
+    receipt.volumes.iter().find(|part| part.volume == volume).map(|part| part.outcome)
 }
 
 async fn wait_for_folding(shared: &Shared, prepared: &Prepared) {
     let unfolded = || {
-        prepared.batch.parts.iter().any(|(volume, _)| volume.state().lock().map.unfolded_len() > UNFOLDED_MAX)
+        prepared.batch.parts.iter().any(|(volume, _)| {
+            let state = volume.state().lock();
+            state.condition == Condition::Serving && state.map.unfolded_len() > UNFOLDED_MAX
+        })
     };
     while unfolded() && !shared.stop.is_cancelled() {
         shared.ports.clock.sleep(RETRY_PAUSE_FIRST).await;

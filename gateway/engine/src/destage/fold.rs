@@ -7,8 +7,8 @@
 
 use crate::engine::Shared;
 use crate::error::EngineError;
-use crate::volume::Volume;
 use crate::volume::map::FoldStep;
+use crate::volume::{Condition, Volume};
 use cairn_metadata::{FoldPlan, LeafIndex, MapLeaf};
 use cairn_model::{CommitSeq, Lba};
 use std::sync::Arc;
@@ -33,11 +33,13 @@ pub(crate) async fn fold_until_stopped(shared: Arc<Shared>) {
             () = shared.fold_wake.notified() => {}
         }
         for volume in shared.registry.all() {
-            let (unfolded, commits) = {
+            let is_due = {
                 let state = volume.state().lock();
-                (state.map.unfolded_len(), state.map.unfolded_commits())
+                let (unfolded, commits) = (state.map.unfolded_len(), state.map.unfolded_commits());
+                state.condition == Condition::Serving
+                    && (unfolded >= FOLD_FROM_PIECES || commits >= FOLD_FROM_COMMITS)
             };
-            if unfolded < FOLD_FROM_PIECES && commits < FOLD_FROM_COMMITS {
+            if !is_due {
                 continue;
             }
             if let Err(error) = fold(&shared, &volume).await {

@@ -30,6 +30,7 @@ use crate::volume::buffer::Layer;
 use cairn_model::{BatchId, Lsn};
 use commit::commit;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use parking_lot::Mutex;
 use prepare::{Prepared, prepare};
@@ -128,39 +129,56 @@ pub(crate) fn cut(shared: &Shared) -> Cut {
 /// What the task does next.
 enum Event {
     Prepared(Box<Prepared>),
+    Committed(Vec<Waiter>),
     Cut(Vec<Waiter>),
 }
 
 /// Cuts, prepares and commits until the engine stops and has nothing left to destage.
+///
+/// Cuts do not wait for room: a pool or a catalog that is away must not make the active layer grow, since only a frozen
+/// layer can let go of its bytes.
 pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mpsc::Receiver<Waiter>) {
     let mut previous = None;
     let mut in_flight = FuturesOrdered::new();
-    let mut recovered = std::mem::take(&mut *shared.destage.recovered.lock());
+    let mut committing: Option<BoxFuture<'_, Vec<Waiter>>> = None;
+    let recovered = std::mem::take(&mut *shared.destage.recovered.lock());
+    let mut waiting: VecDeque<_> = recovered.into_iter().map(|cut| (cut, Vec::new())).collect();
     loop {
         let room = in_flight.len() < shared.config.batches_in_flight;
-        if room && let Some(cut) = recovered.pop_front() {
-            in_flight.push_back(start(&shared, cut, &mut previous, Vec::new()));
+        if room && let Some((cut, waiters)) = waiting.pop_front() {
+            in_flight.push_back(start(&shared, cut, &mut previous, waiters));
+            shared.destage.status.lock().batches_in_flight = in_flight.len() as u64;
             continue;
         }
+        let is_idle = in_flight.is_empty() && committing.is_none();
         let event = tokio::select! {
             biased;
-            Some(prepared) = in_flight.next(), if !in_flight.is_empty() => {
-                // A prepared batch is only lost when the runtime is being torn down; then the log has it.
-                let Ok(Some(prepared)) = prepared else { return };
-                Event::Prepared(prepared)
+            waiters = async { committing.as_mut().expect("checked").await }, if committing.is_some() => {
+                Event::Committed(waiters)
             }
-            waiter = requests.recv(), if room => match waiter {
+            Some(prepared) = in_flight.next(), if committing.is_none() && !in_flight.is_empty() => match prepared {
+                Ok(Some(prepared)) => Event::Prepared(prepared),
+                // The engine is ending; the log has the batch.
+                Ok(None) => return,
+                Err(error) => {
+                    shared.destage.problem(&format!("destage has stopped, restart the gateway: {error}"));
+                    tracing::error!(%error, "preparing a batch failed in a way that it must not; the log keeps everything");
+                    return;
+                }
+            },
+            waiter = requests.recv() => match waiter {
                 Some(waiter) => Event::Cut(vec![waiter]),
                 None => return,
             },
-            () = due(&shared), if room => Event::Cut(Vec::new()),
-            () = shared.stop.cancelled(), if in_flight.is_empty() => return,
+            () = due(&shared, room) => Event::Cut(Vec::new()),
+            () = shared.stop.cancelled(), if is_idle => return,
         };
         match event {
-            Event::Prepared(prepared) => {
-                let waiters = commit(&shared, *prepared).await;
+            Event::Prepared(prepared) => committing = Some(Box::pin(commit(&shared, *prepared))),
+            Event::Committed(waiters) => {
+                committing = None;
                 shared.destage.status.lock().batches_in_flight = in_flight.len() as u64;
-                if in_flight.is_empty() && recovered.is_empty() {
+                if in_flight.is_empty() && waiting.is_empty() {
                     settle(&shared).await;
                 }
                 for waiter in waiters {
@@ -168,11 +186,7 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
                     let _ = waiter.send(());
                 }
             }
-            Event::Cut(waiters) => {
-                let cut = cut(&shared);
-                in_flight.push_back(start(&shared, cut, &mut previous, waiters));
-                shared.destage.status.lock().batches_in_flight = in_flight.len() as u64;
-            }
+            Event::Cut(waiters) => waiting.push_back((cut(&shared), waiters)),
         }
     }
 }
@@ -189,12 +203,12 @@ fn start(
     shared.tasks.spawn(async move { Box::new(prepare(&shared_too, batch).await) })
 }
 
-/// Completes when a cut is due by size, age or pressure.
-async fn due(shared: &Shared) {
+/// Completes when a cut is due: by size, and while there is room for another batch also by age and pressure.
+async fn due(shared: &Shared, room: bool) {
     loop {
         let changed = shared.pressure.changed();
         let now = shared.ports.clock.now();
-        match shared.pressure.cut_due(shared.config.batch_age, now) {
+        match shared.pressure.cut_due(shared.config.batch_age, now, room) {
             Some(wait) if wait.is_zero() => return,
             Some(wait) => tokio::select! {
                 () = changed => {}

@@ -6,7 +6,9 @@ use crate::error::EngineError;
 use crate::volume::buffer::{Buffered, Layer};
 use bytes::Bytes;
 use cairn_model::{BLOCK_SIZE, ErrorKind, Kinded, Lba, LbaRange, Lsn, UploadReceipt};
-use cairn_segment_writer::{BatchHeader, PackStats, Packer, SealedSegment, VolumeDelta, VolumeHeader};
+use cairn_segment_writer::{
+    BatchHeader, PackStats, Packer, SealedSegment, SegmentContainer, VolumeDelta, VolumeHeader,
+};
 use cairn_wal::WalError;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,9 +26,9 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
-/// A segment in the pool, and what it was.
+/// A segment in the pool, and what it holds. Its bytes are let go of.
 pub(super) struct StoredSegment {
-    pub(super) segment: SealedSegment,
+    pub(super) containers: Vec<SegmentContainer>,
     pub(super) receipt: UploadReceipt,
 }
 
@@ -208,7 +210,7 @@ async fn upload(shared: &Arc<Shared>, segment: SealedSegment, slots: &Arc<Semaph
     shared.tasks.spawn(async move {
         let receipt = put(&shared_too, &segment).await;
         drop(slot);
-        StoredSegment { segment, receipt }
+        StoredSegment { containers: segment.containers().to_vec(), receipt }
     })
 }
 

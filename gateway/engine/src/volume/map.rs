@@ -70,6 +70,11 @@ impl ExtentMap {
         self.last_commit.get() - self.folded_through.get()
     }
 
+    /// Forgets everything: the volume is gone.
+    pub(crate) fn clear(&mut self) {
+        self.overlay = RangeMap::new();
+    }
+
     /// The catalog has deleted the deltas up to `through`.
     pub(crate) fn deltas_deleted(&mut self, through: CommitSeq) {
         self.folded_through = self.folded_through.max(through);
@@ -156,7 +161,9 @@ impl ExtentMap {
                 let index = LeafIndex::of(at);
                 let is_new = step.pieces.last().is_none_or(|(last, _)| *last != index);
                 if is_new && (step.pieces.len() + step.emptied.len() >= leaves_max || pieces >= pieces_max) {
-                    step.resume = Some(at);
+                    // At the leaf's start: a change that is committed before the next step may lie before `at`, and
+                    // the next step takes everything of the leaf out of the overlay.
+                    step.resume = Some(index.range().start());
                     return step;
                 }
                 pieces += 1;
@@ -267,5 +274,51 @@ impl LeafCache {
 
     pub(crate) fn used_bytes(&self) -> u64 {
         self.leaves.weight()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cairn_model::{ChunkId, ChunkIndex, ChunkRef, ContainerId};
+
+    fn write(block: u64, chunk: u32) -> MapOp {
+        let chunk = ChunkId { container: ContainerId::from_bytes([1; 16]), index: ChunkIndex::new(chunk) };
+        let range = LbaRange::new(Lba::new(block), 1).unwrap();
+        MapOp { range, target: MapTarget::Chunk(ChunkRef { chunk, block: 0 }) }
+    }
+
+    fn commit(map: &mut ExtentMap, number: u64, ops: Vec<MapOp>) {
+        map.apply(CommitSeq::new(number), &MapDelta { ops });
+    }
+
+    #[test]
+    fn a_commit_between_two_steps_of_a_fold_is_kept_wherever_it_lands() {
+        let lineage = LineageId::from_bytes([2; 16]);
+        let cache = LeafCache::new(1 << 20);
+        let mut map = ExtentMap::new(lineage, CommitSeq::ZERO);
+        commit(&mut map, 1, vec![write(10, 1), write(LEAF_BLOCKS + 100, 2)]);
+        let first = map.next_to_fold(Lba::ZERO, 1, 1);
+        // Before the first piece of the leaf where the next step begins, and in the leaf that is done.
+        commit(&mut map, 2, vec![write(20, 3), write(LEAF_BLOCKS + 50, 4)]);
+        let mut leaves = Vec::new();
+        let mut step = first;
+        loop {
+            for (index, ops) in &step.pieces {
+                let leaf = Arc::new(MapLeaf::from_ops(*index, ops.iter().copied()));
+                leaves.push((*index, Arc::clone(&leaf)));
+                map.folded(&step, &[(*index, leaf)], &cache);
+            }
+            match step.resume {
+                Some(resume) => step = map.next_to_fold(resume, 1, 1),
+                None => break,
+            }
+        }
+        for (block, chunk) in [(10, 1), (20, 3), (LEAF_BLOCKS + 50, 4), (LEAF_BLOCKS + 100, 2)] {
+            let mut found = Vec::new();
+            let range = LbaRange::new(Lba::new(block), 1).unwrap();
+            map.lookup(range, &cache, &PinnedLeaves::default(), |_, target| found.push(target)).unwrap();
+            assert_eq!(found, vec![write(block, chunk).target], "block {block}");
+        }
     }
 }

@@ -103,6 +103,22 @@ impl Volume {
         Ok(last)
     }
 
+    /// Zeroes what lies between the volume's end and `old_size_bytes`, after the volume has shrunk.
+    pub(crate) async fn zero_beyond_end(&self, old_size_bytes: u64) -> Result<Lsn, EngineError> {
+        let end = self.size_bytes();
+        let mut last = Lsn::ZERO;
+        if !end.is_multiple_of(BLOCK) {
+            let within = end % BLOCK;
+            last = self.modify_block(Lba::new(end / BLOCK), within, &Patch::Zeros(BLOCK - within)).await?;
+        }
+        let range =
+            LbaRange::between(Lba::new(end.div_ceil(BLOCK)), Lba::new(old_size_bytes.div_ceil(BLOCK)));
+        if !range.is_empty() {
+            last = last.max(self.submit(Change::Discard { range }).await?);
+        }
+        Ok(last)
+    }
+
     /// Discards the whole blocks inside a byte range.
     pub(super) async fn discard_bytes(&self, offset: u64, length: u64) -> Result<Lsn, EngineError> {
         self.admit(offset, length)?;
@@ -169,9 +185,9 @@ impl Volume {
             }
             Change::Discard { range } => (range, RecordBody::Discard { range }),
         };
-        // The volume may have shrunk since the request was admitted.
-        let past_end = range.end().byte_offset() > state.size_bytes.next_multiple_of(BLOCK);
-        if past_end {
+        // The volume may have shrunk since the request was admitted. What is discarded beyond the end is the shrinking itself.
+        let is_write = matches!(body, RecordBody::Write { .. });
+        if is_write && range.end().byte_offset() > state.size_bytes.next_multiple_of(BLOCK) {
             let (offset, length) = (range.start().byte_offset(), range.bytes());
             return Err(EngineError::OutOfRange { offset, length, size: state.size_bytes });
         }
