@@ -172,13 +172,28 @@ fn an_image_larger_than_its_volume_is_refused_and_changes_nothing() {
 #[test]
 fn a_damaged_image_leaves_no_volume_behind() {
     let home = Home::ready();
-    let raw = image(&home, 1);
-    let cut = home.folder().join("cut.qcow2");
-    tool("qemu-img", &["convert", "-O", "qcow2", text(&raw), text(&cut)]);
-    let file = std::fs::OpenOptions::new().write(true).open(&cut).unwrap();
-    file.set_len(file.metadata().unwrap().len() - (1 << 19)).unwrap();
-    assert!(home.run(&["volume", "import", "a", text(&cut)]).failed().contains("cut short"));
-    assert_eq!(home.run(&["volume", "list", "--json"]).json(), serde_json::json!([]));
+    let (raw, whole) = (home.folder().join("run.raw"), home.folder().join("run.qcow2"));
+    std::fs::write(&raw, noise(1, 8 << 20)).unwrap();
+    tool("qemu-img", &["convert", "-O", "qcow2", text(&raw), text(&whole)]);
+    let bytes = std::fs::read(&whole).unwrap();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let at = |offset: u64| usize::try_from(offset).unwrap();
+    let l1 = at(number(40));
+    let l2 = at(number(l1) & 0x00ff_ffff_ffff_fe00);
+    let first = at(number(l2) & 0x00ff_ffff_ffff_fe00);
+    for (part, length) in [
+        ("the header", 60),
+        ("the L1 table", l1 + 4),
+        ("an L2 table", l2 + 100),
+        ("the middle of a run", first + (4 << 20)),
+        ("the last cluster", first + (8 << 20) - 1),
+    ] {
+        let cut = home.folder().join("cut.qcow2");
+        std::fs::write(&cut, &bytes[..length]).unwrap();
+        let said = home.run(&["volume", "import", "a", text(&cut)]).failed();
+        assert!(said.contains("cut short"), "{part}: {said}");
+        assert_eq!(home.run(&["volume", "list", "--json"]).json(), serde_json::json!([]), "{part}");
+    }
 }
 
 #[test]

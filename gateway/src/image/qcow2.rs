@@ -9,6 +9,10 @@
 //!
 //! The format is specified in QEMU's `docs/interop/qcow2.rst`. Nothing authenticates it. What `imago` does not
 //! handle (encryption, zstd, extended L2 entries) or what would open another file is refused here, by name.
+//!
+//! `imago` reads zeros beyond the end of the file, so a file that was cut short would pass for a disk with less in it.
+//! Every range is therefore checked against the file's length first: the L1 table and the L2 tables when the image is
+//! opened, the data when its extent is looked up.
 
 use super::ImageError;
 use imago::file::File as ImagoFile;
@@ -18,6 +22,7 @@ use imago::{
 };
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -33,6 +38,9 @@ const VIRTUAL_BYTES_MAX: u64 = cairn_model::VOLUME_BLOCKS_MAX * cairn_model::BLO
 
 /// QEMU's limit: 32 MiB of L1 table.
 const L1_ENTRIES_MAX: u64 = (32 << 20) / 8;
+
+/// Where an L1 entry says its L2 table is.
+const L1_OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 
 const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
@@ -124,6 +132,7 @@ impl Qcow2Reader {
         })?;
         let file_bytes =
             file.metadata().map_err(|source| ImageError::Io { path: path.to_owned(), source })?.len();
+        check_tables(&file, header, file_bytes, path)?;
         let damaged = |source| damaged(path, &source);
         let storage = ImagoFile::from_open_file(file, StorageOpenOptions::new()).map_err(damaged)?;
         let image = Qcow2::<ImagoFile>::builder(storage)
@@ -144,10 +153,8 @@ impl Qcow2Reader {
         let (mapping, length) =
             self.image.get_mapping(offset, rest).map_err(|source| damaged(&self.path, &source))?;
         let data = match mapping {
-            // Beyond the end of the file everything reads as zeros, which here means that the end was lost.
-            Mapping::Raw { offset: at, .. } if at >= self.file_bytes => {
-                let problem = "it ends before its data does: the file was cut short".to_owned();
-                return Err(ImageError::Damaged { path: self.path.clone(), problem });
+            Mapping::Raw { offset: at, .. } if !within(at, length.min(rest), self.file_bytes) => {
+                return Err(cut_short(&self.path));
             }
             Mapping::Zero { .. } | Mapping::Eof { .. } => false,
             _ => true,
@@ -164,7 +171,41 @@ impl Qcow2Reader {
     }
 }
 
+/// Refuses a file that ends before its L1 table, or an L2 table that the L1 table names, does. `header` was accepted.
+fn check_tables(file: &File, header: &[u8], file_bytes: u64, path: &Path) -> Result<(), ImageError> {
+    let number = |offset| field::<4>(header, offset).map_or(0, u32::from_be_bytes);
+    let cluster_bytes = 1u64 << number(20);
+    let l1_offset = field::<8>(header, 40).map_or(0, u64::from_be_bytes);
+    let l1_bytes = u64::from(number(36)) * 8;
+    if !within(l1_offset, l1_bytes, file_bytes) {
+        return Err(cut_short(path));
+    }
+    // An accepted header has at most L1_ENTRIES_MAX entries.
+    let mut l1 = vec![0; usize::try_from(l1_bytes).expect("an L1 table has at most 32 MiB")];
+    file.read_exact_at(&mut l1, l1_offset)
+        .map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
+    let (entries, _) = l1.as_chunks::<8>();
+    let lost = |entry: &[u8; 8]| {
+        let table = u64::from_be_bytes(*entry) & L1_OFFSET_MASK;
+        table != 0 && !within(table, cluster_bytes, file_bytes)
+    };
+    if entries.iter().any(lost) { Err(cut_short(path)) } else { Ok(()) }
+}
+
+fn within(offset: u64, length: u64, file_bytes: u64) -> bool {
+    offset.checked_add(length).is_some_and(|end| end <= file_bytes)
+}
+
+fn cut_short(path: &Path) -> ImageError {
+    let problem = "it ends before its data does: the file was cut short".to_owned();
+    ImageError::Damaged { path: path.to_owned(), problem }
+}
+
 fn damaged(path: &Path, source: &io::Error) -> ImageError {
+    // What imago says where a table or a compressed cluster goes on beyond the end of the file.
+    if source.to_string().contains("FailedCannotMakeProgress") {
+        return cut_short(path);
+    }
     ImageError::Damaged { path: path.to_owned(), problem: source.to_string() }
 }
 
