@@ -47,9 +47,16 @@ fn sigterm_destages_and_ends_with_zero_and_the_data_is_there_again() -> Result<(
 #[test]
 fn up_prints_how_to_attach() -> Result<()> {
     let gateway = Gateway::start_fresh()?;
-    let said = gateway.said();
-    assert!(said.contains("disk0") && said.contains(&gateway.socket().display().to_string()), "{said}");
-    Ok(())
+    let socket = gateway.socket().display().to_string();
+    // The socket can be used a moment before the word about it is out.
+    for _ in 0..100 {
+        let said = gateway.said();
+        if said.contains("disk0") && said.contains(&socket) {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    bail!("no attach command for {socket} in: {}", gateway.said())
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use crate::error::NbdError;
-use crate::protocol::PAYLOAD_MAX;
+use crate::protocol::PAYLOAD_ANNOUNCED;
 use crate::tls::TlsConfig;
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl Limits {
         if !(1..=65_536).contains(&self.requests_in_flight_max) {
             return refuse("limit of requests in flight", "must be between 1 and 65536");
         }
-        if self.bytes_in_flight_max < PAYLOAD_MAX as usize {
+        if self.bytes_in_flight_max < PAYLOAD_ANNOUNCED as usize {
             return refuse("limit of bytes in flight", "must be at least 32 MiB, the largest request");
         }
         Ok(())

@@ -4,7 +4,7 @@ use super::{Agreed, Negotiation, Outcome, TlsState};
 use crate::error::NbdError;
 use crate::protocol::handshake::{OptionCode, OptionHeader, ReplyType, put_option_reply};
 use crate::protocol::options::{BadOption, InfoRequest, information};
-use crate::protocol::{BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, PAYLOAD_MAX, Style, transmission_flags};
+use crate::protocol::{BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, PAYLOAD_ANNOUNCED, Style, transmission_flags};
 use cairn_model::{BlockDevice, Exports};
 
 /// Where the replies to one option are gathered.
@@ -154,7 +154,7 @@ impl<E: Exports> Negotiation<'_, E> {
             answer.put(ReplyType::Info, &[&information::NAME.to_be_bytes(), request.name]);
         }
         if request.wants_block_size {
-            let sizes = [BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, PAYLOAD_MAX].map(u32::to_be_bytes);
+            let sizes = [BLOCK_SIZE_MIN, BLOCK_SIZE_PREFERRED, PAYLOAD_ANNOUNCED].map(u32::to_be_bytes);
             answer.put(ReplyType::Info, &[&information::BLOCK_SIZE.to_be_bytes(), sizes.as_flattened()]);
         }
         answer.acknowledge();

@@ -6,8 +6,11 @@ pub(crate) mod options;
 pub(crate) mod reply;
 pub(crate) mod request;
 
-/// Largest payload of one READ or WRITE, announced to clients that ask: 32 MiB.
-pub(crate) const PAYLOAD_MAX: u32 = 32 << 20;
+/// Largest payload of one READ or WRITE that clients are told of, if they ask: 32 MiB.
+pub(crate) const PAYLOAD_ANNOUNCED: u32 = 32 << 20;
+
+/// Largest payload that is served: clients that negotiate no block size send more, as the NBD project's own tester does.
+pub(crate) const PAYLOAD_MAX: u32 = 64 << 20;
 
 /// A WRITE up to this length is read to its end and refused, so that the connection lives on; one beyond it is hung up on.
 pub(crate) const DISCARD_MAX: u64 = 2 * PAYLOAD_MAX as u64;
@@ -30,7 +33,10 @@ pub(crate) const BASE_ALLOCATION_ID: u32 = 1;
 /// Most extents in one BLOCK_STATUS reply: 1 MiB of descriptors. The document allows 2^20.
 pub(crate) const EXTENTS_MAX: usize = 1 << 16;
 
-const _: () = assert!(PAYLOAD_MAX >= 1 << 25, "the document calls smaller limits unportable");
+const _: () = assert!(
+    PAYLOAD_ANNOUNCED >= 1 << 25 && PAYLOAD_MAX >= PAYLOAD_ANNOUNCED,
+    "the document calls smaller limits unportable"
+);
 const _: () = assert!(EXTENTS_MAX <= 1 << 20, "the document's limit of descriptors in a chunk");
 
 /// Which message forms the client negotiated.

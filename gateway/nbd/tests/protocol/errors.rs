@@ -71,11 +71,11 @@ async fn a_flush_with_a_range_is_invalid() {
 async fn reads_longer_than_the_limit_are_refused_without_a_payload() {
     let server = TestServer::with_device(TestDevice::new(1 << 40)).await;
     let mut simple = Client::simple(&server.path, "disk").await;
-    for length in [(32 << 20) + 1, 0xffff_ffff] {
+    for length in [(64 << 20) + 1, 0xffff_ffff] {
         assert_eq!(simple.read_simple(0, length).await, Err(EINVAL));
     }
     let mut structured = Client::structured(&server.path, "disk").await;
-    structured.request(0, READ, 5, 0, (32 << 20) + 1).await;
+    structured.request(0, READ, 5, 0, (64 << 20) + 1).await;
     assert_eq!(structured.chunk().await.errno(), Some(EOVERFLOW));
     assert_eq!(server.device.calls(), []);
 }
@@ -84,7 +84,7 @@ async fn reads_longer_than_the_limit_are_refused_without_a_payload() {
 async fn a_write_longer_than_the_limit_is_skipped_and_refused() {
     let server = TestServer::start().await;
     let mut client = Client::simple(&server.path, "disk").await;
-    assert_eq!(client.write(0, 0, &vec![1; (32 << 20) + 1]).await, EINVAL);
+    assert_eq!(client.write(0, 0, &vec![1; (64 << 20) + 1]).await, EINVAL);
     assert_eq!(client.write(0, 0, b"fits").await, 0);
     assert_eq!(client.read_simple(0, 4).await.unwrap(), b"fits");
 }
