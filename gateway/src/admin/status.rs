@@ -7,6 +7,7 @@ use super::types::{
 use crate::error::GatewayError;
 use cairn_engine::EngineStatus;
 use cairn_metadata::WalState;
+use cairn_wal::FileDisk;
 use std::path::Path;
 
 /// Share of the log, in percent, from which it is worth a word.
@@ -165,7 +166,8 @@ fn attention(
         ));
     }
     if engine.is_none() && wal.dirty {
-        if wal_path.exists() {
+        // A directory that cannot be listed is not known to be without a log.
+        if FileDisk::holds_log(wal_path).unwrap_or(true) {
             warnings.push((
                 "the write-ahead log holds writes that are not in the pool".to_owned(),
                 "start the gateway with `cairn serve`: it brings them there".to_owned(),

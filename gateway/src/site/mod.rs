@@ -12,12 +12,12 @@ use crate::config::{CatalogUrl, Config};
 use crate::directory::{Directory, Lock};
 use crate::error::GatewayError;
 use crate::key::{self, KeyError};
-use cairn_engine::{Engine, EngineConfig, EngineParts};
-use cairn_metadata::{Catalog, SiteRow, SqliteCatalog};
+use cairn_engine::{Engine, EngineConfig, EngineError, EngineParts};
+use cairn_metadata::{Catalog, SiteRow, SqliteCatalog, WalState};
 use cairn_model::crypto::SecretKey;
 use cairn_model::{GatewayId, Ports};
 use cairn_segment_writer::Pool;
-use cairn_wal::{FileDisk, WalConfig};
+use cairn_wal::{FileDisk, WalConfig, WalError};
 use std::sync::Arc;
 
 /// What the wrapped key is for, and what its wrapping is bound to.
@@ -95,7 +95,7 @@ impl Site {
             // Nobody waits but the user of the command: the budget that protects guests would only slow it down.
             Purpose::Command => config.compute_threads = cores(),
         }
-        let wal_disk = Arc::new(FileDisk::open(&self.config.wal.path)?);
+        let wal_disk = Arc::new(self.open_wal(config.accept_lost_wal).await?);
         let parts = EngineParts {
             site: self.row.id,
             gateway: self.gateway,
@@ -107,6 +107,18 @@ impl Site {
             ports: self.ports.clone(),
         };
         Ok(Engine::start(config, parts).await?)
+    }
+
+    /// Opens the log's directory. One is made only where its absence loses nothing, or is accepted: a log that appeared in the
+    /// place of one that is not mounted would look like the real one.
+    async fn open_wal(&self, accept_lost_wal: bool) -> Result<FileDisk, GatewayError> {
+        let path = &self.config.wal.path;
+        let clean = self.catalog.gateway(self.gateway).await?.wal_state == WalState::Clean;
+        let opened = if clean || accept_lost_wal { FileDisk::open(path) } else { FileDisk::open_existing(path) };
+        opened.map_err(|error| match error {
+            WalError::NotFound { location } => EngineError::LostWal(location).into(),
+            other => other.into(),
+        })
     }
 }
 

@@ -8,6 +8,7 @@
 
 use crate::WalError;
 use crate::disk::{Disk, DiskFile, DiskFuture};
+use crate::ring::Slot;
 use rustix::fs::{Advice, FlockOperation, OFlags};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -33,16 +34,41 @@ pub struct FileDisk {
 impl FileDisk {
     /// Opens the directory and makes it (not its parents) if it is missing.
     pub fn open(directory: &Path) -> Result<Self, WalError> {
-        let location = directory.display().to_string();
-        let failed = |operation| {
-            let location = location.clone();
-            move |error| WalError::io(operation, &location, error)
-        };
+        let failed = |operation| failed(directory, operation);
         match std::fs::create_dir(directory) {
             Ok(()) => sync_parent(directory).map_err(failed("make durable"))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed("create")(error)),
         }
+        Self::lock(directory)
+    }
+
+    /// Opens a directory that holds a log's files, and creates nothing in one that does not: an empty mount point stays
+    /// empty.
+    pub fn open_existing(directory: &Path) -> Result<Self, WalError> {
+        if !Self::holds_log(directory).map_err(failed(directory, "list"))? {
+            return Err(WalError::NotFound { location: directory.display().to_string() });
+        }
+        Self::lock(directory)
+    }
+
+    /// Whether the directory exists and holds files of a log.
+    pub fn holds_log(directory: &Path) -> io::Result<bool> {
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            if entry?.file_name().to_str().and_then(Slot::number_of).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn lock(directory: &Path) -> Result<Self, WalError> {
+        let failed = |operation| failed(directory, operation);
         let handle = File::open(directory).map_err(failed("open"))?;
         let lock = OpenOptions::new()
             .create(true)
@@ -52,7 +78,9 @@ impl FileDisk {
             .map_err(failed("lock"))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(WalError::Locked { location }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(WalError::Locked { location: directory.display().to_string() });
+            }
             Err(error) => return Err(failed("lock")(error.into())),
         }
         Ok(Self { directory: directory.to_owned(), handle, _lock: lock })
@@ -88,6 +116,11 @@ impl FileDisk {
         names.sort();
         Ok(names)
     }
+}
+
+fn failed(directory: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> WalError {
+    let location = directory.display().to_string();
+    move |error| WalError::io(operation, &location, error)
 }
 
 fn sync_parent(directory: &Path) -> io::Result<()> {

@@ -94,3 +94,14 @@ async fn two_processes_cannot_open_the_same_log() {
     drop(first);
     assert!(FileDisk::open(directory.path()).is_ok());
 }
+
+#[test]
+fn a_log_that_must_exist_is_not_made() {
+    let parent = tempfile::tempdir().unwrap();
+    let missing = parent.path().join("wal");
+    assert!(matches!(FileDisk::open_existing(&missing), Err(WalError::NotFound { .. })));
+    assert!(!missing.exists());
+    std::fs::create_dir(&missing).unwrap();
+    assert!(matches!(FileDisk::open_existing(&missing), Err(WalError::NotFound { .. })));
+    assert_eq!(std::fs::read_dir(&missing).unwrap().count(), 0);
+}
