@@ -253,6 +253,11 @@ fn a_lost_log_that_held_writes_is_refused_until_its_loss_is_accepted() {
     assert!(status.starts_with("error    the write-ahead log") && status.contains("is missing"), "{status}");
     let told = home.run(&["serve"]).failed();
     assert!(told.contains("write-ahead log") && told.contains("--accept-lost-wal"), "{told}");
+    assert!(!home.path("wal").exists(), "a refusal makes no log in the place of the one that is lost");
+    std::fs::create_dir(home.path("wal")).unwrap();
+    assert!(home.run(&["status"]).ok().contains("is missing"));
+    assert_eq!(home.run(&["serve"]).failed(), told);
+    assert_eq!(std::fs::read_dir(home.path("wal")).unwrap().count(), 0);
     let gateway = home.start(&["serve", "--accept-lost-wal"]);
     assert!(gateway.log().contains("lost"), "{}", gateway.log());
     tool("qemu-io", &["-f", "raw", "-c", "read -P 0 0 1M", &uri]);
@@ -291,6 +296,23 @@ fn a_second_gateway_on_the_same_directory_is_refused() {
         assert!(told.contains(&format!("process {}", gateway.process())), "{told}");
     }
     assert!(home.run(&["init"]).failed().contains("already"));
+    assert_eq!(gateway.stop(), Some(0));
+}
+
+#[test]
+fn a_gateway_that_was_killed_is_waited_for_until_the_kernel_lets_go_of_its_lock() {
+    let home = Home::ready();
+    home.serve().kill();
+    // The lock of a process that no longer answers, which is not gone yet.
+    let lock = std::fs::OpenOptions::new().read(true).write(true).open(home.path("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let gateway = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            pause(Duration::from_millis(700));
+            drop(lock);
+        });
+        home.start(&["serve"])
+    });
     assert_eq!(gateway.stop(), Some(0));
 }
 

@@ -4,8 +4,9 @@ use super::args::{Global, Serve, ServeOptions as Options, Up};
 use super::init::check_pool;
 use super::output::{print, print_json};
 use super::runtime;
+use crate::client::AdminClient;
 use crate::config::{Config, ListenAddress};
-use crate::directory::{Directory, DirectoryError, Holder, Lock, Role, State};
+use crate::directory::{Directory, DirectoryError, Lock, Role, State};
 use crate::error::GatewayError;
 use crate::logging;
 use crate::serve::{self, Endpoint, Ready, ServeOptions, Signals};
@@ -21,7 +22,7 @@ use std::time::Duration;
 const FIRST_VOLUME: &str = "disk0";
 const FIRST_VOLUME_BYTES: u64 = 10 << 30;
 
-/// How long a gateway that starts waits for a short command to end.
+/// How long a gateway that starts waits for a short command, or for a gateway that was killed, to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -121,16 +122,30 @@ fn serve_options(asked: &Options) -> Result<ServeOptions, GatewayError> {
     Ok(ServeOptions { nbd, accept_lost_wal: asked.accept_lost_wal })
 }
 
-/// Takes the directory for a gateway. A command that runs just now is waited for; another gateway is not.
+/// Takes the directory for a gateway. Waits a while for a command that runs just now, and for a gateway that was killed
+/// and that the kernel still takes apart; one that answers is another gateway, which is not waited for.
 async fn lock(directory: &Directory, clock: &dyn Clock) -> Result<Lock, GatewayError> {
     let begun = clock.now();
     loop {
-        match directory.lock(Role::Gateway) {
-            Err(DirectoryError::Locked { holder: Holder { role: Some(Role::Command), .. }, .. })
-                if clock.now().since(begun) < PATIENCE => {}
+        let refused = match directory.lock(Role::Gateway) {
+            Err(DirectoryError::Locked { path, holder }) => DirectoryError::Locked { path, holder },
             other => return Ok(other?),
+        };
+        let patience = PATIENCE.saturating_sub(clock.now().since(begun));
+        if patience.is_zero() || is_answered(directory, clock, patience).await {
+            return Err(refused.into());
         }
         clock.sleep(PAUSE).await;
+    }
+}
+
+/// Whether a gateway answers a request. That it can be connected to says little: the socket of a process that was killed
+/// takes connections until the kernel closes it.
+async fn is_answered(directory: &Directory, clock: &dyn Clock, patience: Duration) -> bool {
+    let client = AdminClient::over_socket(&directory.admin_socket());
+    tokio::select! {
+        answer = client.nodes() => answer.is_ok(),
+        () = clock.sleep(patience) => false,
     }
 }
 
