@@ -155,8 +155,7 @@ fn failure<E: Kinded>(error: &E, command: Command, offset: u64) -> Outcome {
         | ErrorKind::NotFound
         | ErrorKind::Conflict
         | ErrorKind::Internal => {
-            let source = error.source().map(tracing::field::display);
-            tracing::warn!(?command, offset, kind = kind.name(), %error, source, "request failed");
+            tracing::warn!(?command, offset, kind = kind.name(), %error, "request failed");
         }
     }
     Outcome::Failed { errno: errno_of(kind, command), message: message_of(kind) }

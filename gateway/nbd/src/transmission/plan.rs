@@ -208,3 +208,58 @@ fn payload_length(length: u64) -> Result<u32, Refusal> {
 fn within_payload(length: u64) -> Option<u32> {
     u32::try_from(length).ok().filter(|length| *length <= PAYLOAD_MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WRITE: u16 = 1;
+
+    fn style() -> impl Strategy<Value = Style> {
+        prop_oneof![Just(Style::Simple), Just(Style::Structured), Just(Style::Extended)]
+    }
+
+    #[test]
+    fn a_write_to_a_read_only_export_is_refused_before_its_payload_is_received() {
+        let header = RequestHeader { flags: 0, command_code: WRITE, cookie: 0, offset: 0, length: 4096 };
+        let terms = Terms { style: Style::Simple, contexts: false };
+        let decided = plan(&header, terms, DeviceInfo { size_bytes: 1 << 20, read_only: true });
+        assert!(
+            matches!(&decided, Plan::Refuse { payload: 4096, refusal } if refusal.errno == Errno::Permission),
+            "{decided:?}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_started_or_received_leaves_the_export_or_the_payload_limit(
+            flags in 0..64_u16,
+            command_code in 0..10_u16,
+            offset in prop_oneof![0..3_000_000_u64, any::<u64>()],
+            length in prop_oneof![0..3_000_000_u64, any::<u64>()],
+            size_bytes in prop_oneof![0..6_000_000_u64, any::<u64>()],
+            style in style(),
+            contexts: bool,
+        ) {
+            let terms = Terms { style, contexts };
+            let length = if style == Style::Extended { length } else { length & u64::from(u32::MAX) };
+            let header = RequestHeader { flags, command_code, cookie: 0, offset, length };
+            let within = |length: u64| offset.checked_add(length).is_some_and(|end| end <= size_bytes);
+            match plan(&header, terms, DeviceInfo { size_bytes, read_only: false }) {
+                Plan::Start(operation) => {
+                    prop_assert!(within(length));
+                    prop_assert!(operation.cost() <= PAYLOAD_MAX as usize);
+                }
+                Plan::ReceiveWrite(write) => {
+                    prop_assert!(within(u64::from(write.length)) && write.length <= PAYLOAD_MAX);
+                    prop_assert_eq!(u64::from(write.length), length);
+                }
+                Plan::ReceiveSelection { length, .. } => prop_assert!(u64::from(length) <= SELECTION_LENGTH_MAX),
+                Plan::Refuse { payload, .. } => prop_assert!(payload <= DISCARD_MAX),
+                Plan::Disconnect => prop_assert_eq!(command_code, 2),
+                Plan::HangUp => prop_assert!(length > DISCARD_MAX),
+            }
+        }
+    }
+}
