@@ -58,28 +58,49 @@ pub struct Import<'a> {
     pub force: bool,
 }
 
-/// Writes an image into a volume, which is made if it does not exist. When this returns the image is in the pool.
-pub async fn import(client: &AdminClient, job: &Import<'_>, observer: &dyn Observer) -> Result<Transfer> {
+/// Writes an image into a volume, which is made if it does not exist. When this returns the image is in the pool. When
+/// `stop` returns first, the import ends as after an error.
+pub async fn import(
+    client: &AdminClient,
+    job: &Import<'_>,
+    observer: &dyn Observer,
+    stop: impl Future<Output = ()>,
+) -> Result<Transfer> {
     let (path, format) = (job.file.to_owned(), job.format);
     let reader =
         tokio::task::spawn_blocking(move || ImageReader::open(&path, format)).await.map_err(died)??;
     observer.total(reader.size_bytes());
     let format = reader.format().to_string();
     let (volume, created) = target(client, job, reader.size_bytes()).await?;
-    let copied = copy_in(client, &volume, reader, created, observer).await;
-    let data_bytes = match copied {
-        Ok(bytes) => bytes,
+    let work = async {
+        let data_bytes = copy_in(client, &volume, reader, created, observer).await?;
+        observer.settling();
+        Ok((data_bytes, settle(client, &volume.name).await))
+    };
+    let copied = tokio::select! {
+        done = work => done,
+        () = stop => Err(interrupted(&volume.name, created)),
+    };
+    let (data_bytes, settled) = match copied {
+        Ok(done) => done,
         Err(error) => {
-            // A volume that holds part of an image is worse than none. If this fails too, the first error is the one to tell.
-            if created {
-                let _ = client.delete_volume(&volume.name, true).await;
+            // A volume that holds part of an image is worse than none.
+            if created && let Err(cleanup) = client.delete_volume(&volume.name, true).await {
+                return Err(GatewayError::refused(
+                    error.kind(),
+                    format!(
+                        "{}; volume {} holds a part of the image and could not be deleted: {}",
+                        error.full_message(),
+                        volume.name,
+                        cleanup.full_message()
+                    ),
+                    format!("before it is used: cairn volume delete {}", volume.name),
+                ));
             }
             return Err(error);
         }
     };
-    observer.settling();
-    client.flush(&volume.name).await?;
-    client.destage().await?;
+    settled?;
     Ok(Transfer {
         volume: volume.name,
         file: job.file.to_owned(),
@@ -88,6 +109,26 @@ pub async fn import(client: &AdminClient, job: &Import<'_>, observer: &dyn Obser
         data_bytes,
         created,
     })
+}
+
+async fn settle(client: &AdminClient, volume: &str) -> Result<()> {
+    client.flush(volume).await?;
+    client.destage().await
+}
+
+fn interrupted(volume: &str, created: bool) -> GatewayError {
+    let (what, next) = if created {
+        (
+            format!("the import into {volume} was interrupted"),
+            "run it again; the volume that it had made is deleted",
+        )
+    } else {
+        (
+            format!("the import was interrupted, and volume {volume} holds a part of the image"),
+            "run it again, to the end, before the volume is used",
+        )
+    };
+    GatewayError::refused(ErrorKind::Unavailable, what, next)
 }
 
 /// The volume to import into, and whether it was made for that.
@@ -192,8 +233,14 @@ pub struct Export<'a> {
     pub replace: bool,
 }
 
-/// Writes a volume into an image file, which appears when it is complete.
-pub async fn export(client: &AdminClient, job: &Export<'_>, observer: &dyn Observer) -> Result<Transfer> {
+/// Writes a volume into an image file, which appears when it is complete. When `stop` returns first, nothing appears and
+/// nothing is left.
+pub async fn export(
+    client: &AdminClient,
+    job: &Export<'_>,
+    observer: &dyn Observer,
+    stop: impl Future<Output = ()>,
+) -> Result<Transfer> {
     let volume = client.volume(job.volume).await?;
     observer.total(volume.size_bytes);
     let (path, format, size, replace) = (job.file.to_owned(), job.format, volume.size_bytes, job.replace);
@@ -210,7 +257,14 @@ pub async fn export(client: &AdminClient, job: &Export<'_>, observer: &dyn Obser
         }
         Ok((writer, data_bytes))
     });
-    let read = copy_out(ranges, sender, observer).await;
+    let read = tokio::select! {
+        read = copy_out(ranges, sender, observer) => read,
+        () = stop => Err(GatewayError::refused(
+            ErrorKind::Unavailable,
+            format!("the export was interrupted; {} is as it was before", job.file.display()),
+            "run it again",
+        )),
+    };
     // A file that cannot be written explains a copy that could not go on.
     let (writer, data_bytes) = writing.await.map_err(died)??;
     read?;

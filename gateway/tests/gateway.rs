@@ -197,6 +197,35 @@ fn a_damaged_image_leaves_no_volume_behind() {
 }
 
 #[test]
+fn an_interrupted_import_leaves_no_volume_and_an_interrupted_export_no_file() {
+    let home = Home::ready();
+    let gateway = home.serve();
+    let raw = home.folder().join("big.raw");
+    sparse_file(&raw, 1 << 30, &[(0, &noise(1, 256 << 20))]);
+    let interrupt = |arguments: &[&str], begun: &dyn Fn() -> bool| {
+        let mut command = home.command(arguments);
+        let child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        while !begun() {
+            pause(Duration::from_millis(5));
+        }
+        let process = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("interrupted"), "{told}");
+    };
+    let made = || !home.run(&["volume", "list", "--json"]).json().as_array().unwrap().is_empty();
+    interrupt(&["volume", "import", "a", text(&raw)], &made);
+    assert!(!made());
+    home.run(&["volume", "import", "a", text(&raw)]).ok();
+    let (out, partial) = (home.folder().join("out.raw"), home.folder().join(".out.raw.partial"));
+    interrupt(&["volume", "export", "a", text(&out)], &|| partial.exists());
+    assert!(!out.exists() && !partial.exists());
+    assert_eq!(gateway.stop(), Some(0));
+}
+
+#[test]
 fn an_imported_image_is_in_the_pool_when_the_command_returns() {
     let home = Home::ready();
     let raw = image(&home, 1);

@@ -8,6 +8,7 @@ use crate::admin::types::{CreateVolume, UpdateVolume, Volume};
 use crate::error::GatewayError;
 use crate::human::{Align, Table, ask, can_ask};
 use crate::image::ImageFormat;
+use crate::serve::Signals;
 use crate::transfer::{self, Export, Import, Transfer};
 use crate::units::format_size;
 use cairn_model::{Clock, ErrorKind, Kinded, SystemClock};
@@ -102,7 +103,8 @@ async fn import(global: &Global, job: &Import<'_>, yes: bool) -> Result<(), Gate
             }
         }
         let bar = Bar::new("import");
-        let done = transfer::import(&access.client, job, &bar).await;
+        let mut signals = Signals::listen()?;
+        let done = transfer::import(&access.client, job, &bar, signals.stop()).await;
         bar.finish();
         done
     })
@@ -139,8 +141,9 @@ async fn export(
     let begun = clock.now();
     let done = with_access(global, Need::Engine, async |access| {
         let bar = Bar::new("export");
+        let mut signals = Signals::listen()?;
         let job = Export { volume: name, file, format, replace };
-        let done = transfer::export(&access.client, &job, &bar).await;
+        let done = transfer::export(&access.client, &job, &bar, signals.stop()).await;
         bar.finish();
         done
     })
