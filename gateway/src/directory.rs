@@ -18,6 +18,7 @@
 //! Nothing authenticates `format`: it holds no secret, and a wrong one is refused or refuses.
 
 use crate::durable;
+use crate::human::shell_quoted;
 use cairn_model::GatewayId;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
@@ -63,17 +64,17 @@ impl DirectoryError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Missing { path } => {
-                format!("make one with `cairn up --dir {0}` or `cairn init --dir {0}`", path.display())
+                format!("make one with `cairn up --dir {0}` or `cairn init --dir {0}`", shell_quoted(path))
             }
             Self::Incomplete { path } => {
-                format!("finish it with `cairn up --dir {0}` or `cairn init --dir {0}`", path.display())
+                format!("finish it with `cairn up --dir {0}` or `cairn init --dir {0}`", shell_quoted(path))
             }
             Self::Foreign { .. } => {
                 "choose an empty directory; if this one lost its `format` file, restore it from a backup"
                     .to_owned()
             }
             Self::AlreadyInitialised { path } => {
-                format!("serve it with `cairn serve --dir {}`", path.display())
+                format!("serve it with `cairn serve --dir {}`", shell_quoted(path))
             }
             Self::Newer { .. } => "use the version of Cairn that wrote it, or a later one".to_owned(),
             Self::DamagedFormat { .. } => {

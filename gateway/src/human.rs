@@ -1,6 +1,7 @@
 //! Output for people: aligned tables and yes-or-no questions.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
 
 /// How a column is aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,16 @@ pub fn ask(question: &str) -> bool {
         Ok(_) => matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"),
         Err(_) => false,
     }
+}
+
+/// The path as one word of a shell's command line, quoted where it has to be.
+pub fn shell_quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/+:,@%=".contains(&byte);
+    if !text.is_empty() && !text.starts_with('~') && text.bytes().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

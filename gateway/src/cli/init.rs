@@ -4,6 +4,7 @@ use super::args::{Global, Init};
 use super::output::{print, print_json};
 use crate::directory::{Directory, DirectoryError, Role, State};
 use crate::error::GatewayError;
+use crate::human::shell_quoted;
 use crate::pool_url;
 use crate::site::{InitOptions, initialise};
 use cairn_model::{ErrorKind, Ports};
@@ -25,14 +26,14 @@ pub(super) async fn run(global: &Global, asked: &Init) -> Result<(), GatewayErro
         first_volume: None,
     };
     initialise(&directory, &options, &Ports::system()).await?;
-    let path = directory.path().display();
+    let (path, quoted) = (directory.path().display(), shell_quoted(directory.path()));
     if global.json {
         return print_json(&serde_json::json!({ "directory": directory.path(), "key": directory.key() }));
     }
     print(&format!(
         "{path} is ready.\n\
          Keep a copy of {} elsewhere: without it the data cannot be read.\n\
-         Next: cairn volume create NAME SIZE --dir {path}, then cairn serve --dir {path}\n",
+         Next: cairn volume create NAME SIZE --dir {quoted}, then cairn serve --dir {quoted}\n",
         directory.key().display()
     ))
 }

@@ -6,9 +6,10 @@ use super::output::answer;
 use super::volume::listing;
 use crate::admin::types::Status;
 use crate::error::GatewayError;
-use crate::human::counted;
+use crate::human::{counted, shell_quoted};
 use crate::units::{format_duration, format_size};
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 
 pub(super) async fn run(global: &Global) -> Result<(), GatewayError> {
@@ -39,7 +40,11 @@ fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
             writeln!(text, "gateway  serving for {uptime} (process {process}), {connections}")?;
             writeln!(text, "nbd      {}", gateway.nbd.join(", "))?;
         }
-        _ => writeln!(text, "gateway  stopped; start it with: cairn serve --dir {}", gateway.directory)?,
+        _ => writeln!(
+            text,
+            "gateway  stopped; start it with: cairn serve --dir {}",
+            shell_quoted(Path::new(&gateway.directory))
+        )?,
     }
     let wal = &status.wal;
     let capacity = format_size(wal.capacity_bytes);

@@ -8,6 +8,7 @@ use crate::client::AdminClient;
 use crate::config::{Config, ListenAddress};
 use crate::directory::{Directory, DirectoryError, Lock, Role, State};
 use crate::error::GatewayError;
+use crate::human::shell_quoted;
 use crate::logging;
 use crate::serve::{self, Endpoint, Ready, ServeOptions, Signals};
 use crate::site::{InitOptions, Site, initialise};
@@ -180,7 +181,11 @@ fn describe(
 ) -> std::fmt::Result {
     let Some((example, _)) = volumes.first() else {
         writeln!(text, "Serving {directory}, which has no volumes yet. Make one in another terminal:")?;
-        return writeln!(text, "  cairn volume create NAME 10GiB --dir {directory}");
+        return writeln!(
+            text,
+            "  cairn volume create NAME 10GiB --dir {}",
+            shell_quoted(Path::new(directory))
+        );
     };
     writeln!(text, "Serving {directory}. Exports:")?;
     for (name, size) in volumes {

@@ -2,13 +2,15 @@
 
 use crate::config::{self, ListenAddress};
 use crate::error::GatewayError;
+use crate::human::shell_quoted;
 use crate::sessions::{CountedExports, Sessions};
 use cairn_engine::Engine;
 use cairn_model::Ports;
 use cairn_nbd::{Listener, NbdServer, ServerConfig, TlsConfig, TlsFiles, TlsMode};
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,7 +37,7 @@ impl Endpoint {
     pub fn uri(&self, export: &str) -> String {
         match self {
             Self::Tcp(address) => format!("nbd://{}/{export}", reachable(*address)),
-            Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", path.display()),
+            Self::Unix(path) => format!("nbd+unix:///{export}?socket={}", percent_encoded(path)),
         }
     }
 
@@ -46,9 +48,23 @@ impl Endpoint {
                 let address = reachable(*address);
                 format!("nbd-client {} {} /dev/nbd0 -N {export}", address.ip(), address.port())
             }
-            Self::Unix(path) => format!("nbd-client -unix '{}' /dev/nbd0 -N {export}", path.display()),
+            Self::Unix(path) => format!("nbd-client -unix {} /dev/nbd0 -N {export}", shell_quoted(path)),
         }
     }
+}
+
+/// The path as a URI's query holds it.
+fn percent_encoded(path: &Path) -> String {
+    let mut text = String::new();
+    for byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(byte) {
+            text.push(char::from(*byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
 }
 
 /// An address that listens everywhere is reached from here by the loopback address.
@@ -157,6 +173,12 @@ mod tests {
         assert_eq!(everywhere.attach_command("disk0"), "nbd-client 127.0.0.1 10809 /dev/nbd0 -N disk0");
         let socket = Endpoint::Unix("/run/nbd.sock".into());
         assert_eq!(socket.uri("disk0"), "nbd+unix:///disk0?socket=/run/nbd.sock");
+        let spaced = Endpoint::Unix("/run/it's a&b.sock".into());
+        assert_eq!(spaced.uri("disk0"), "nbd+unix:///disk0?socket=/run/it%27s%20a%26b.sock");
+        assert_eq!(
+            spaced.attach_command("disk0"),
+            r"nbd-client -unix '/run/it'\''s a&b.sock' /dev/nbd0 -N disk0"
+        );
         assert_eq!(Endpoint::Tcp("[::]:1".parse().unwrap()).uri("a"), "nbd://[::1]:1/a");
     }
 }

@@ -114,7 +114,8 @@ impl Site {
     async fn open_wal(&self, accept_lost_wal: bool) -> Result<FileDisk, GatewayError> {
         let path = &self.config.wal.path;
         let clean = self.catalog.gateway(self.gateway).await?.wal_state == WalState::Clean;
-        let opened = if clean || accept_lost_wal { FileDisk::open(path) } else { FileDisk::open_existing(path) };
+        let opened =
+            if clean || accept_lost_wal { FileDisk::open(path) } else { FileDisk::open_existing(path) };
         opened.map_err(|error| match error {
             WalError::NotFound { location } => EngineError::LostWal(location).into(),
             other => other.into(),
