@@ -41,6 +41,9 @@ pub enum GatewayError {
     /// A request that the state does not allow, or that makes no sense.
     #[error("{what}")]
     Refused { kind: ErrorKind, what: String, next: Option<String> },
+    /// A command line that could never work, whatever the state is.
+    #[error("{what}")]
+    Usage { what: String, next: Option<String> },
     #[error("cannot listen on {address}")]
     Listen { address: String, source: io::Error },
     #[error("cannot {action} {path}")]
@@ -61,6 +64,11 @@ impl GatewayError {
         Self::Refused { kind, what: what.into(), next: Some(next.into()) }
     }
 
+    /// The error as one of the command line it was found in.
+    pub fn into_usage(self) -> Self {
+        Self::Usage { what: self.full_message(), next: self.hint() }
+    }
+
     /// What to do next, when the message does not say it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -68,7 +76,7 @@ impl GatewayError {
             Self::Key(error) => error.hint(),
             Self::Image(error) => error.hint(),
             Self::Api { hint, .. } => hint.clone(),
-            Self::Refused { next, .. } => next.clone(),
+            Self::Refused { next, .. } | Self::Usage { next, .. } => next.clone(),
             Self::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => Some(format!(
                 "stop what listens on {address}, or choose another address with --nbd or in cairn.toml"
             )),
@@ -108,7 +116,7 @@ impl GatewayError {
 impl Kinded for GatewayError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config(_) | Self::VolumeName(_) => ErrorKind::Unsupported,
+            Self::Config(_) | Self::VolumeName(_) | Self::Usage { .. } => ErrorKind::Unsupported,
             Self::Directory(error) => match error {
                 DirectoryError::Missing { .. } => ErrorKind::NotFound,
                 DirectoryError::Io { source, .. } => ErrorKind::of_io(source),

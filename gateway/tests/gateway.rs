@@ -105,9 +105,9 @@ fn volumes_are_administered_the_same_way_with_and_without_a_gateway() {
         assert_eq!((&made["size_bytes"], &made["durability"]), (&(3u64 << 29).into(), &"always".into()));
         assert_eq!((&made["compress"], &made["dedupe"]), (&false.into(), &true.into()));
         assert!(home.run(&["volume", "create", "a", "1G"]).failed().contains("exists already"));
-        assert!(home.run(&["volume", "create", "a b", "1G"]).failed().contains("' '"));
-        assert!(home.run(&["volume", "create", "odd", "1000"]).failed().contains("multiple of 512"));
-        assert!(home.run(&["volume", "create", "huge", "65T"]).failed().contains("64TiB"));
+        assert!(home.run(&["volume", "create", "a b", "1G"]).misused().contains("' '"));
+        assert!(home.run(&["volume", "create", "odd", "1000"]).misused().contains("multiple of 512"));
+        assert!(home.run(&["volume", "create", "huge", "65T"]).misused().contains("64TiB"));
         home.run(&["volume", "rename", "a", "b"]).ok();
         assert!(home.run(&["volume", "show", "a"]).failed().contains("no volume named a"));
         assert!(home.run(&["volume", "resize", "b", "1G"]).failed().contains("--force"));
@@ -442,7 +442,7 @@ fn a_bad_configuration_is_refused_before_anything_happens() {
 
 #[test]
 fn a_catalog_of_a_later_version_is_refused_plainly() {
-    let told = Home::fresh().run(&["init", "--catalog", "postgres://host/db"]).failed();
+    let told = Home::fresh().run(&["init", "--catalog", "postgres://host/db"]).misused();
     assert!(told.contains("PostgreSQL, which this version does not have"), "{told}");
     let home = Home::with_config(SMALL);
     std::fs::remove_file(home.path("cairn.toml")).unwrap();

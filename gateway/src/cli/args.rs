@@ -156,6 +156,7 @@ pub enum Volume {
     ///
     /// Volumes are thin: space is taken by what is written. SIZE is in binary units, as 10GiB, 512M, 1.5T, or in bytes.
     Create {
+        #[arg(value_parser = volume_name)]
         name: String,
         #[arg(value_parser = crate::units::parse_size)]
         size: u64,
@@ -183,7 +184,11 @@ pub enum Volume {
         force: bool,
     },
     /// Give a volume another name
-    Rename { name: String, new_name: String },
+    Rename {
+        name: String,
+        #[arg(value_parser = volume_name)]
+        new_name: String,
+    },
     /// Delete a volume and everything in it
     Delete {
         name: String,
@@ -199,6 +204,7 @@ pub enum Volume {
     /// Makes the volume, as large as the image, if it does not exist; otherwise replaces its content. When the command returns, the
     /// image is in the pool. Holes and zeros take no space. Images that refer to other files are refused.
     Import {
+        #[arg(value_parser = volume_name)]
         name: String,
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: PathBuf,
@@ -245,6 +251,10 @@ pub struct Man {
     /// Directory to write them into; it is made if it does not exist
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub out: PathBuf,
+}
+
+fn volume_name(text: &str) -> Result<String, cairn_metadata::InvalidVolumeName> {
+    cairn_metadata::VolumeName::new(text).map(|_| text.to_owned())
 }
 
 /// Names of nodes are like host names: they appear in paths and listings.

@@ -2,18 +2,23 @@
 
 use super::args::{Global, Init};
 use super::output::{print, print_json};
+use crate::config;
 use crate::directory::{Directory, DirectoryError, Role, State};
 use crate::error::GatewayError;
 use crate::human::shell_quoted;
 use crate::pool_url;
 use crate::site::{InitOptions, initialise};
-use cairn_model::{ErrorKind, Ports};
+use cairn_model::Ports;
 
 pub(super) async fn run(global: &Global, asked: &Init) -> Result<(), GatewayError> {
     if let Some(url) = &asked.pool {
         check_pool("--pool", url)?;
     }
     let directory = Directory::new(&global.dir)?;
+    if let Some(url) = &asked.catalog {
+        config::catalog("--catalog", Some(url), directory.path())
+            .map_err(|(key, problem)| GatewayError::Usage { what: format!("{key} {problem}"), next: None })?;
+    }
     if directory.state()? == State::Ready {
         return Err(DirectoryError::AlreadyInitialised { path: directory.path().to_owned() }.into());
     }
@@ -39,9 +44,6 @@ pub(super) async fn run(global: &Global, asked: &Init) -> Result<(), GatewayErro
 }
 
 pub(super) fn check_pool(what: &str, url: &str) -> Result<(), GatewayError> {
-    pool_url::check(url).map_err(|problem| GatewayError::Refused {
-        kind: ErrorKind::Unsupported,
-        what: format!("{what} {problem}"),
-        next: None,
-    })
+    pool_url::check(url)
+        .map_err(|problem| GatewayError::Usage { what: format!("{what} {problem}"), next: None })
 }

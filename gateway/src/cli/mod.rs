@@ -42,7 +42,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             if let Some(hint) = error.hint() {
                 eprintln!("  next: {hint}");
             }
-            ExitCode::FAILURE
+            if matches!(error, GatewayError::Usage { .. }) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

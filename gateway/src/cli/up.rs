@@ -115,7 +115,7 @@ fn run(
 }
 
 fn serve_options(asked: &Options) -> Result<ServeOptions, GatewayError> {
-    let unusable = |what: String| GatewayError::Refused { kind: ErrorKind::Unsupported, what, next: None };
+    let unusable = |what: String| GatewayError::Usage { what, next: None };
     let here = std::path::absolute(Path::new("."))
         .map_err(|source| GatewayError::System { action: "find the working directory", source })?;
     let resolve = |address: &ListenAddress| address.clone().resolve(&here).map_err(unusable);

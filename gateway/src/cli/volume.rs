@@ -27,7 +27,7 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
             answer(global.json, &volume, details)
         }
         Command::Create { name, size, durability, no_dedupe, no_compress } => {
-            crate::admin::service::check_size(size)?;
+            check_size(size)?;
             let new = CreateVolume {
                 name,
                 size_bytes: size,
@@ -39,6 +39,7 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
             change(global, "created", async |access| access.client.create_volume(&new).await).await
         }
         Command::Resize { name, size, force } => {
+            check_size(size)?;
             let update = UpdateVolume { size_bytes: Some(size), force, ..UpdateVolume::default() };
             change(global, "resized", async |access| access.client.update_volume(&name, &update).await).await
         }
@@ -53,6 +54,10 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
         }
         Command::Export { name, file, format, force } => export(global, &name, &file, format, force).await,
     }
+}
+
+fn check_size(size: u64) -> Result<(), GatewayError> {
+    crate::admin::service::check_size(size).map_err(GatewayError::into_usage)
 }
 
 async fn change(

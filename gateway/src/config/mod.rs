@@ -13,6 +13,7 @@ mod validate;
 pub use address::{ListenAddress, UNIX_PATH_BYTES_MAX};
 pub use raw::Secret;
 pub use template::template;
+pub(crate) use validate::catalog;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

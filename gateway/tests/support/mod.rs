@@ -39,6 +39,13 @@ impl Said {
         self.stderr
     }
 
+    /// Standard error of a command whose line was wrong.
+    #[track_caller]
+    pub(crate) fn misused(self) -> String {
+        assert_eq!(self.code, Some(2), "{self:?}");
+        self.stderr
+    }
+
     #[track_caller]
     pub(crate) fn json(self) -> serde_json::Value {
         serde_json::from_str(&self.ok()).expect("the answer is JSON")
