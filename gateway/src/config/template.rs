@@ -2,6 +2,7 @@
 
 use super::validate::{
     BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, MAP_CACHE_DEFAULT, WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT,
+    block_cache_default,
 };
 use crate::units::format_size_exact;
 
@@ -16,6 +17,7 @@ pub fn template(catalog_url: Option<&str>) -> String {
         .replace("@CATALOG@", &catalog)
         .replace("@WAL_CAPACITY@", &size(WAL_CAPACITY_DEFAULT))
         .replace("@WRITE_BUFFER@", &size(WRITE_BUFFER_DEFAULT))
+        .replace("@BLOCK_CACHE@", &size(block_cache_default()))
         .replace("@MAP_CACHE@", &size(MAP_CACHE_DEFAULT))
         .replace("@BATCH_BYTES@", &size(BATCH_BYTES_DEFAULT))
         .replace("@BATCH_AGE@", &format!("\"{}s\"", BATCH_AGE_DEFAULT.as_secs()))
@@ -47,7 +49,8 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 
 [memory]
 # write_buffer = @WRITE_BUFFER@
-# block_cache = "1GiB"     # unless set: an eighth of the machine's memory, at most 4 GiB
+# The default is an eighth of the machine's memory, at most 4 GiB.
+# block_cache = @BLOCK_CACHE@
 # map_cache = @MAP_CACHE@
 
 [destage]

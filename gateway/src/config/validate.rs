@@ -29,7 +29,8 @@ const BATCHES_PER_WAL_MIN: u64 = 4;
 /// An eighth of the machine's memory, 64 MiB to 4 GiB: a gateway shares its host with those it serves.
 pub(super) fn block_cache_default() -> u64 {
     let system = rustix::system::sysinfo();
-    (u64::from(system.mem_unit).saturating_mul(system.totalram) / 8).clamp(64 * MIB, 4 * GIB)
+    let eighth = u64::from(system.mem_unit).saturating_mul(system.totalram) / 8;
+    (eighth - eighth % MIB).clamp(64 * MIB, 4 * GIB)
 }
 
 /// A key and what is wrong with its value.
