@@ -143,7 +143,7 @@ pub(crate) fn markdown(results: &Results, options: &Options, limits: &Value) -> 
     );
     if options.quick {
         page.push_str(
-            "**This was a quick run: one short round, good for finding mistakes, not for quoting.**\n\n",
+            "**This was a quick run: short workloads, good for finding mistakes, not for quoting.**\n\n",
         );
     }
     write!(
