@@ -13,6 +13,10 @@ pub type DedicatedWork = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub trait Spawn: Send + Sync + fmt::Debug {
     /// `nice` is the thread's niceness, 0 to 19: CPU-heavy background work takes 10.
     fn dedicated(&self, name: &'static str, nice: u8, work: DedicatedWork) -> std::io::Result<()>;
+
+    /// Runs work that may block for a moment on the caller's own thread, when the other tasks of that thread can go on
+    /// elsewhere meanwhile. Whether it ran.
+    fn in_place(&self, work: &mut dyn FnMut()) -> bool;
 }
 
 /// One operating-system thread per piece of work.
@@ -28,6 +32,16 @@ impl Spawn for ThreadSpawn {
             park_on(work);
         };
         std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
+    }
+
+    fn in_place(&self, work: &mut dyn FnMut()) -> bool {
+        use tokio::runtime::{Handle, RuntimeFlavor};
+        let has_others =
+            Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+        if has_others {
+            tokio::task::block_in_place(work);
+        }
+        has_others
     }
 }
 

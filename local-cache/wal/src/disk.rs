@@ -6,14 +6,18 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
-/// A disk operation. [`crate::FileDisk`]'s complete at the first poll: they block, and the log awaits them on
-/// threads of its own only.
+/// A disk operation. [`crate::FileDisk`]'s complete at the first poll: they block. The log awaits them on threads of its
+/// own, but for the short ones of a caller that serves itself.
 pub type DiskFuture<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
 
 /// A directory of files.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Names the directory in messages.
     fn location(&self) -> String;
+
+    /// Whether writes and syncs of files complete at their first poll. Then a lone caller may serve itself
+    /// instead of waking the log's thread.
+    fn completes_at_once(&self) -> bool;
 
     /// Names of the files in it.
     fn list(&self) -> DiskFuture<'_, Vec<String>>;
@@ -43,6 +47,9 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 
     /// Hands bytes to the operating system. They survive the end of the process, and, after [`DiskFile::sync`], more.
     fn write<'a>(&'a self, offset: u64, bytes: &'a [u8]) -> DiskFuture<'a, ()>;
+
+    /// Advice that these bytes will be synced soon: the device may begin with them. Waits for nothing.
+    fn start_write_back(&self, _offset: u64, _length: u64) {}
 
     /// Makes everything written durable, also what an earlier process wrote. Never retried after a failure.
     fn sync(&self) -> DiskFuture<'_, ()>;

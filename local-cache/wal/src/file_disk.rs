@@ -12,6 +12,7 @@ use crate::ring::Slot;
 use rustix::fs::{Advice, FlockOperation, OFlags};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,6 +138,10 @@ impl Disk for FileDisk {
         self.directory.display().to_string()
     }
 
+    fn completes_at_once(&self) -> bool {
+        true
+    }
+
     fn list(&self) -> DiskFuture<'_, Vec<String>> {
         ready(self.list_names())
     }
@@ -169,8 +174,7 @@ struct LocalFile {
 }
 
 impl LocalFile {
-    /// DONTNEED starts write-back of dirty pages without waiting and drops clean ones (Linux, mm/fadvise.c), so it is
-    /// given the window before this one as well. It is advice: failing to follow it harms nothing.
+    /// Starts write-back of a window that is full, and drops the clean pages of the one before it.
     fn advance_window(&self, offset: u64, length: u64) {
         let end = offset + length;
         let start = self.window_start.load(Ordering::Relaxed);
@@ -178,8 +182,10 @@ impl LocalFile {
             self.window_start.store(offset, Ordering::Relaxed);
         } else if end - start >= WRITE_BACK_BYTES {
             let from = start.saturating_sub(WRITE_BACK_BYTES);
-            let _ =
-                rustix::fs::fadvise(&self.file, from, std::num::NonZero::new(end - from), Advice::DontNeed);
+            // DONTNEED starts write-back of dirty pages without waiting and drops clean ones (Linux, mm/fadvise.c). It is
+            // advice: failing to follow it harms nothing.
+            let length = std::num::NonZero::new(end - from);
+            let _ = rustix::fs::fadvise(&self.file, from, length, Advice::DontNeed);
             self.window_start.store(end, Ordering::Relaxed);
         }
     }
@@ -204,6 +210,15 @@ impl DiskFile for LocalFile {
             self.advance_window(offset, bytes.len() as u64);
         }
         ready(written)
+    }
+
+    fn start_write_back(&self, offset: u64, length: u64) {
+        let (Ok(offset), Ok(length)) = (offset.try_into(), length.try_into()) else { return };
+        // Advice: what cannot be written the next sync of this file reports, as it does for any write-back.
+        // SAFETY: the call reads no memory, and the descriptor is open for as long as `self` is.
+        let _ = unsafe {
+            libc::sync_file_range(self.file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE)
+        };
     }
 
     fn sync(&self) -> DiskFuture<'_, ()> {

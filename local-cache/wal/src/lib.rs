@@ -26,6 +26,7 @@ mod recovery;
 mod replay;
 mod ring;
 mod scan;
+mod self_service;
 mod shared;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -11,7 +11,7 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// A record on its way to the writer.
 #[derive(Debug)]
@@ -52,7 +52,8 @@ pub(crate) struct Shared {
     pub(crate) space: Semaphore,
     /// Pages of the queue that nobody is charged for.
     pub(crate) queue_room: Semaphore,
-    pub(crate) writer: AtomicWaker,
+    /// Wakes the writer's thread. Whoever comes to wait for the writer wakes it, unless they do its work themselves.
+    pub(crate) writer_thread: AtomicWaker,
     pub(crate) grower: AtomicWaker,
     pub(crate) growth_stopped: OnceLock<String>,
     poisoned: OnceLock<Arc<str>>,
@@ -60,6 +61,13 @@ pub(crate) struct Shared {
 
 pub(crate) fn pages(bytes: u64) -> usize {
     usize::try_from(bytes / PAGE_BYTES).expect("page counts fit memory's size")
+}
+
+impl Queue {
+    /// Bytes of a frame's payload that the records take.
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        self.records.iter().map(|queued| queued.record.encoded_bytes()).sum()
+    }
 }
 
 impl Shared {
@@ -73,12 +81,18 @@ impl Shared {
             synced: Progress::new(last),
             space: Semaphore::new(pages(countable_bytes)),
             queue_room: Semaphore::new(pages(context.config.queue_bytes)),
-            writer: AtomicWaker::new(),
+            writer_thread: AtomicWaker::new(),
             grower: AtomicWaker::new(),
             growth_stopped: OnceLock::new(),
             poisoned: OnceLock::new(),
             context,
         }
+    }
+
+    /// Whether there is something to write, sync or close.
+    pub(crate) fn wants_writer(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.closing || !queue.records.is_empty() || self.synced.wanted().is_some()
     }
 
     /// Nothing is acknowledged from here on. The first cause stays.
@@ -136,11 +150,24 @@ impl Shared {
         }
         let bytes = frame_bytes(data_bytes + RECORD_OVERHEAD_MAX) as u64;
         let pages = u32::try_from(bytes / PAGE_BYTES).expect("at most a frame");
-        let space = self.space.acquire_many(pages).await.map_err(|_| self.stop_error())?;
-        let room = self.queue_room.acquire_many(pages).await.map_err(|_| self.stop_error())?;
+        let space = self.take_pages(&self.space, pages).await?;
+        let room = self.take_pages(&self.queue_room, pages).await?;
         space.forget();
         room.forget();
         Ok(Permit { shared: Arc::clone(self), pages, data_bytes })
+    }
+
+    async fn take_pages<'a>(
+        &self,
+        from: &'a Semaphore,
+        pages: u32,
+    ) -> Result<SemaphorePermit<'a>, WalError> {
+        if let Ok(taken) = from.try_acquire_many(pages) {
+            return Ok(taken);
+        }
+        // What is queued and not waited for yet takes the room that is waited for here.
+        self.writer_thread.wake();
+        from.acquire_many(pages).await.map_err(|_| self.stop_error())
     }
 
     pub(crate) fn append(&self, mut permit: Permit, record: Record) -> Result<Lsn, WalError> {
@@ -158,8 +185,6 @@ impl Shared {
         let lsn = queue.next_lsn;
         queue.next_lsn = lsn.next();
         queue.records.push_back(Queued { record, pages: std::mem::take(&mut permit.pages) });
-        drop(queue);
-        self.writer.wake();
         Ok(lsn)
     }
 

@@ -71,6 +71,7 @@ pub struct MemoryDisk {
     state: Arc<Mutex<State>>,
     dice: Arc<Dice>,
     stopped: watch::Sender<bool>,
+    at_once: bool,
 }
 
 impl std::fmt::Debug for MemoryDisk {
@@ -86,7 +87,15 @@ impl MemoryDisk {
             state: Arc::new(Mutex::new(state)),
             dice: Arc::new(Dice::new(seed)),
             stopped: watch::channel(false).0,
+            at_once: false,
         }
+    }
+
+    /// Every change completes at its first poll, as with real files; one that finds the disk stopped fails.
+    #[must_use]
+    pub fn at_once(mut self) -> Self {
+        self.at_once = true;
+        self
     }
 
     /// After this many more changes nothing completes any more.
@@ -154,8 +163,10 @@ impl MemoryDisk {
 
     /// Lets others run, fails, or stops for good.
     async fn change(&self, operation: &Operation) -> io::Result<()> {
-        for _ in 0..self.dice.below(3) {
-            tokio::task::yield_now().await;
+        if !self.at_once {
+            for _ in 0..self.dice.below(3) {
+                tokio::task::yield_now().await;
+            }
         }
         let stopped = {
             let mut state = self.state.lock();
@@ -178,6 +189,9 @@ impl MemoryDisk {
                 self.with_file(name, FileState::sync)?;
             }
             self.stopped.send_replace(true);
+            if self.at_once {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             std::future::pending::<()>().await;
         }
         Ok(())
@@ -248,6 +262,10 @@ impl FileState {
 }
 
 impl Disk for MemoryDisk {
+    fn completes_at_once(&self) -> bool {
+        self.at_once
+    }
+
     fn location(&self) -> String {
         "memory".to_owned()
     }
@@ -342,6 +360,7 @@ impl DiskFile for MemoryFile {
             let synced = self.disk.change(&Operation::Sync(self.name())).await;
             self.disk.with_file(&self.name(), |file| match &synced {
                 Ok(()) => file.sync(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The kernel calls the pages clean now and forgets that they are not on the device.
                 Err(_) => file.dirty.clear(),
             })?;
@@ -358,6 +377,12 @@ impl Spawn for TaskSpawn {
     fn dedicated(&self, _name: &'static str, _nice: u8, work: DedicatedWork) -> io::Result<()> {
         self.0.lock().spawn(work);
         Ok(())
+    }
+
+    /// Nothing here blocks.
+    fn in_place(&self, work: &mut dyn FnMut()) -> bool {
+        work();
+        true
     }
 }
 

@@ -6,19 +6,22 @@ use crate::reader::{REQUESTS_MAX, ReadRequest, Reader};
 use crate::record::Record;
 use crate::recovery::Recovery;
 use crate::shared::{Context, Permit, Shared};
-use crate::writer::{Current, Writer};
+use crate::self_service::SelfService;
+use crate::writer::{self, Current, Writer};
 use crate::{WalConfig, WalError, WalIdentity};
 use bytes::Bytes;
 use cairn_model::crypto::SecretKey;
 use cairn_model::{FlushReceipt, Lsn, Ports};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use std::task::Poll;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 /// The write-ahead log of a gateway. Clones share it; the log closes when it is told to or when the last clone is gone.
 #[derive(Clone, Debug)]
 pub struct Wal {
     shared: Arc<Shared>,
+    self_service: SelfService,
     handle: Arc<Handle>,
 }
 
@@ -67,8 +70,8 @@ impl Wal {
 
     pub(crate) fn start(shared: Arc<Shared>, current: Current) -> Result<Self, WalError> {
         let (threads, thread) = watch::channel(());
-        let writer = Writer::new(Arc::clone(&shared), current);
-        spawn(&shared, "wal-writer", 0, &thread, writer.run())?;
+        let writer = Arc::new(Mutex::new(Writer::new(Arc::clone(&shared), current)));
+        spawn(&shared, "wal-writer", 0, &thread, writer::run(Arc::clone(&shared), Arc::clone(&writer)))?;
         spawn(&shared, "wal-grower", 10, &thread, grower::run(Arc::clone(&shared)))?;
         let mut readers = Vec::new();
         for _ in 0..shared.context.config.readers {
@@ -78,7 +81,8 @@ impl Wal {
         }
         let readers = parking_lot::Mutex::new(readers);
         let handle = Arc::new(Handle { shared: Arc::clone(&shared), readers, threads });
-        Ok(Self { shared, handle })
+        let self_service = SelfService::new(Arc::clone(&shared), writer);
+        Ok(Self { shared, self_service, handle })
     }
 
     /// Waits for room for a record with this many bytes of data: in the ring (the log may be full) and in
@@ -88,6 +92,7 @@ impl Wal {
     }
 
     /// Puts a record into the log; the order of calls is the order of the log. Never blocks, never fails for space.
+    /// It is written once somebody waits, for it or for room.
     pub fn append(&self, permit: Permit, record: Record) -> Result<Lsn, WalError> {
         self.shared.append(permit, record)
     }
@@ -95,7 +100,11 @@ impl Wal {
     /// Waits until record `lsn` survives the end of this process.
     pub async fn written(&self, lsn: Lsn) -> Result<(), WalError> {
         self.check_appended(lsn)?;
-        let done = self.shared.written.wait(lsn, || {}).await;
+        if self.shared.written.reached() < lsn {
+            gather().await;
+            self.self_service.write();
+        }
+        let done = self.shared.written.wait(lsn, || self.shared.writer_thread.wake()).await;
         done.map_err(|stopped| self.shared.stopped(stopped))
     }
 
@@ -107,7 +116,11 @@ impl Wal {
     /// Waits until record `lsn` and all before it are durable. The log syncs because of this call only.
     pub async fn synced(&self, lsn: Lsn) -> Result<FlushReceipt, WalError> {
         self.check_appended(lsn)?;
-        let done = self.shared.synced.wait(lsn, || self.shared.writer.wake()).await;
+        if self.shared.synced.reached() < lsn {
+            gather().await;
+            self.self_service.sync(lsn);
+        }
+        let done = self.shared.synced.wait(lsn, || self.shared.writer_thread.wake()).await;
         done.map_err(|stopped| self.shared.stopped(stopped))?;
         Ok(FlushReceipt::attest(self.synced_through()))
     }
@@ -187,7 +200,7 @@ impl Wal {
 impl Handle {
     fn stop(&self) {
         self.shared.queue.lock().closing = true;
-        self.shared.writer.wake();
+        self.shared.writer_thread.wake();
         self.shared.grower.wake();
         self.readers.lock().clear();
     }
@@ -197,6 +210,19 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Lets the caller's task come to its other requests first: what they append goes into the same frame.
+async fn gather() {
+    let mut asked = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut asked, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn spawn(

@@ -1,5 +1,7 @@
 //! The single writer: gathers what is pending into a frame, seals it, writes it, and syncs when somebody waits.
 //!
+//! One at a time has the writer: its thread, or a caller that serves itself (`self_service`). It works when somebody waits.
+//!
 //! Invariants
 //! 1. Frames are written in log order, each on pages of its own; no page is written twice in one use of a file.
 //! 2. Only the current file may hold bytes that are not durable: a file is synced before the next one's header is
@@ -24,9 +26,16 @@ use crate::ring::{LogFile, Slot, countable};
 use crate::shared::{Context, Queued, Shared, pages};
 use cairn_model::Lsn;
 use cairn_model::crypto::{Cipher, TAG_BYTES};
+use futures::FutureExt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// After a sync that had to cover at most so many frames, the next ones are expected to be synced as well: the device
+/// gets them at once, while the client still thinks about its flush.
+const FRAMES_OF_EAGER_SYNC: u32 = 2;
 
 /// The file being written.
 #[derive(Debug)]
@@ -82,7 +91,15 @@ pub(crate) struct Writer {
     batch_bytes: usize,
     /// Somebody waits for the durability of this position.
     sync_target: Option<Lsn>,
-    finished: bool,
+    /// How long a sync took lately.
+    sync_time: Duration,
+    /// Of the last frame. More than one means requests side by side.
+    records_in_frame: u32,
+    frames_since_sync: u32,
+    /// The same between the two last syncs.
+    frames_before_sync: u32,
+    /// Closed or poisoned: nothing is written any more.
+    ended: bool,
 }
 
 impl Writer {
@@ -94,39 +111,74 @@ impl Writer {
             batch: Vec::new(),
             batch_bytes: 0,
             sync_target: None,
-            finished: false,
+            sync_time: Duration::ZERO,
+            records_in_frame: 0,
+            frames_since_sync: 0,
+            frames_before_sync: u32::MAX,
+            ended: false,
         }
     }
 
-    /// Serves until the log is closed or fails.
-    pub(crate) async fn run(mut self) {
-        match self.serve().await {
-            Ok(()) => self.shared.finish(),
-            Err(error) => self.shared.poison(&error.to_string()),
-        }
-        self.finished = true;
-    }
-
-    async fn serve(&mut self) -> Result<(), WalError> {
-        loop {
-            match self.next_step().await {
-                Step::Frame => self.write_batch().await?,
-                Step::Sync => self.sync().await?,
-                Step::Close => return self.write_last_frame(self.freed_through()).await,
+    /// Does what there is to do; whether the log is closed now.
+    async fn serve(&mut self) -> Result<bool, WalError> {
+        while !self.ended {
+            match self.pick_step() {
+                Some(Step::Frame) => self.write_batch().await?,
+                Some(Step::Sync) => self.sync().await?,
+                Some(Step::Close) => {
+                    self.write_last_frame(self.freed_through()).await?;
+                    self.ended = true;
+                }
+                None => return Ok(false),
             }
         }
+        Ok(true)
     }
 
-    async fn next_step(&mut self) -> Step {
-        if let Some(step) = self.pick_step() {
-            return step;
+    /// After a failure nothing more is written or acknowledged.
+    fn fail(&mut self, error: &WalError) {
+        self.ended = true;
+        self.shared.poison(&error.to_string());
+        self.shared.writer_thread.wake();
+    }
+
+    /// Writes what is queued as one frame of the current file, without waiting for anything but the page cache. Does nothing
+    /// where that is not possible.
+    pub(crate) fn write_at_once(&mut self, payload_max: usize) {
+        if self.ended || !self.shared.context.disk.completes_at_once() {
+            return;
         }
-        let shared = Arc::clone(&self.shared);
-        poll_fn(|context| {
-            shared.writer.register(context.waker());
-            self.pick_step().map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
+        let bytes = self.shared.queue.lock().encoded_bytes();
+        let fits = bytes <= payload_max && frame_bytes(bytes) as u64 <= self.current.remaining();
+        if fits && self.take_batch() {
+            let written = self.write_batch().now_or_never();
+            self.settle(written);
+        }
+    }
+
+    /// Syncs what is written on the caller's thread. Does nothing where that is not possible, where syncs have taken longer
+    /// than `time_max` lately, and where other requests, on their way beside this one, would have to wait for it.
+    pub(crate) fn sync_at_once(&mut self, time_max: Duration) {
+        let at_once = self.shared.context.disk.completes_at_once();
+        if self.ended || !at_once || self.sync_time > time_max || self.records_in_frame > 1 {
+            return;
+        }
+        let spawn = Arc::clone(&self.shared.context.ports.spawn);
+        spawn.in_place(&mut || {
+            let synced = self.sync().now_or_never();
+            self.settle(synced);
+        });
+    }
+
+    fn settle(&mut self, done: Option<Result<(), WalError>>) {
+        let done = done.unwrap_or_else(|| {
+            Err(WalError::InvalidRecord {
+                reason: "a disk said to complete at once did not; this is a bug".to_owned(),
+            })
+        });
+        if let Err(error) = done {
+            self.fail(&error);
+        }
     }
 
     /// A sync comes as soon as everything is written that those who wait at this moment wait for: it serves them
@@ -209,17 +261,27 @@ impl Writer {
         let frame = seal_frame(&header, &self.current.cipher, &mut self.buffer);
         let written = self.current.slot.file.write(self.current.offset, frame).await;
         written.map_err(|error| WalError::io("write", &self.current.slot.name(), error))?;
+        let length = frame.len();
+        self.records_in_frame = records;
+        self.frames_since_sync = self.frames_since_sync.saturating_add(1);
+        if self.frames_since_sync.max(self.frames_before_sync) <= FRAMES_OF_EAGER_SYNC {
+            self.current.slot.file.start_write_back(self.current.offset, length as u64);
+        }
         self.current.counter += 1;
-        self.current.offset += frame.len() as u64;
-        Ok(frame.len())
+        self.current.offset += length as u64;
+        Ok(length)
     }
 
     async fn sync(&mut self) -> Result<(), WalError> {
         self.sync_target = None;
         let written = self.shared.written.reached();
         if written > self.shared.synced.reached() {
+            self.frames_before_sync = std::mem::take(&mut self.frames_since_sync);
+            let clock = &self.shared.context.ports.clock;
+            let began = clock.now();
             let synced = self.current.slot.file.sync().await;
             synced.map_err(|error| WalError::io("sync", &self.current.slot.name(), error))?;
+            self.sync_time = (self.sync_time * 7 + clock.now().since(began)) / 8;
             self.shared.synced.advance(written);
         }
         Ok(())
@@ -264,8 +326,45 @@ impl Writer {
     }
 }
 
-/// A writer that does not end in order (a panic, a runtime that drops it) must not leave anybody waiting.
-impl Drop for Writer {
+/// The writer's thread: does what nobody does for themselves, until the log is closed or fails.
+pub(crate) fn run(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>) -> impl Future<Output = ()> + Send {
+    // Made here: work that is dropped before its first poll ends as well.
+    let thread = Thread { shared, finished: false };
+    work(thread, writer)
+}
+
+async fn work(mut thread: Thread, writer: Arc<Mutex<Writer>>) {
+    let shared = Arc::clone(&thread.shared);
+    loop {
+        let mut writer = writer.lock().await;
+        match writer.serve().await {
+            Ok(false) => {}
+            Ok(true) => break,
+            Err(error) => {
+                writer.fail(&error);
+                break;
+            }
+        }
+        drop(writer);
+        poll_fn(|context| {
+            shared.writer_thread.register(context.waker());
+            if shared.wants_writer() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+    thread.finished = true;
+    if shared.check_alive().is_ok() {
+        shared.finish();
+    }
+}
+
+/// A thread that does not end in order (a panic, a runtime that drops it) must not leave anybody waiting.
+struct Thread {
+    shared: Arc<Shared>,
+    finished: bool,
+}
+
+impl Drop for Thread {
     fn drop(&mut self) {
         if !self.finished {
             self.shared.poison("the writer ended without being closed");
