@@ -157,11 +157,7 @@ impl Shared {
         Ok(Permit { shared: Arc::clone(self), pages, data_bytes })
     }
 
-    async fn take_pages<'a>(
-        &self,
-        from: &'a Semaphore,
-        pages: u32,
-    ) -> Result<SemaphorePermit<'a>, WalError> {
+    async fn take_pages<'a>(&self, from: &'a Semaphore, pages: u32) -> Result<SemaphorePermit<'a>, WalError> {
         if let Ok(taken) = from.try_acquire_many(pages) {
             return Ok(taken);
         }

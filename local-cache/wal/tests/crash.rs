@@ -158,7 +158,7 @@ async fn live_and_crash(seed: u64) {
     let dice = Dice::new(seed);
     // Where changes complete at once callers serve themselves; elsewhere the log's thread does everything.
     let disk = MemoryDisk::new(seed ^ 0xd15c);
-    let disk = if seed % 2 == 0 { disk } else { disk.at_once() };
+    let disk = if seed.is_multiple_of(2) { disk } else { disk.at_once() };
     let oracle = Mutex::new(Oracle::default());
     let mut powerless = false;
     for life_number in 0..8 {
