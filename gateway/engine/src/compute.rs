@@ -2,6 +2,7 @@
 
 use crate::error::EngineError;
 use cairn_model::Spawn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -43,8 +44,27 @@ impl ComputePool {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, EngineError> {
         let (answer, result) = oneshot::channel();
-        let job: Work = Box::new(move || drop(answer.send(work())));
+        // A panic ends the piece of work that it is in, not the thread that others need.
+        let job: Work = Box::new(move || drop(answer.send(catch_unwind(AssertUnwindSafe(work)))));
         self.queue.send(job).await.map_err(|_| EngineError::Stopped)?;
-        result.await.map_err(|_| EngineError::Stopped)
+        let done = result.await.map_err(|_| EngineError::Stopped)?;
+        done.map_err(|panic| {
+            let said = panic.downcast_ref::<&str>().map(ToString::to_string);
+            EngineError::Panicked(said.or_else(|| panic.downcast_ref().cloned()).unwrap_or_default())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cairn_model::ThreadSpawn;
+
+    #[tokio::test]
+    async fn work_that_panics_is_an_error_and_the_thread_goes_on() {
+        let pool = ComputePool::start(1, &ThreadSpawn).unwrap();
+        let failed = pool.run(|| -> u32 { panic!("no luck") }).await;
+        assert!(matches!(failed, Err(EngineError::Panicked(said)) if said == "no luck"));
+        assert_eq!(pool.run(|| 7).await.unwrap(), 7);
     }
 }

@@ -39,6 +39,10 @@ pub enum EngineError {
     NoSuchContainer(cairn_model::ContainerId),
     #[error("the pool did not answer within {0} seconds; see `cairn status`")]
     PoolSilent(u64),
+    #[error("the catalog did not answer in time")]
+    CatalogSilent,
+    #[error("work on a batch panicked, which is a bug: {0}")]
+    Panicked(String),
     #[error("this gateway could not renew its ownership of volume {0} and waits until it can")]
     LeaseLapsed(String),
     #[error("cannot start a thread: {0}")]
@@ -59,8 +63,11 @@ impl Kinded for EngineError {
             Self::Wal(error) => error.kind(),
             Self::Catalog(error) => error.kind(),
             Self::Pool(error) => error.kind(),
-            Self::PoolSilent(_) | Self::LeaseLapsed(_) | Self::Stopped => ErrorKind::Unavailable,
+            Self::PoolSilent(_) | Self::CatalogSilent | Self::LeaseLapsed(_) | Self::Stopped => {
+                ErrorKind::Unavailable
+            }
             Self::Thread(error) => ErrorKind::of_io(error),
+            Self::Panicked(_) => ErrorKind::Internal,
         }
     }
 }

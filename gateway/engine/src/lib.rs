@@ -6,6 +6,7 @@
 //! | `volume` | one virtual disk: write path, read path, ordering, resize |
 //! | `volume::buffer` | the write buffer: what was written and is not destaged yet, in layers |
 //! | `volume::map` | the extent map in memory: unfolded changes over leaves loaded on demand |
+//! | `patience` | a pool or catalog that is away for a moment is waited for |
 //! | `pressure` | what holds writers back and sets destage going |
 //! | `destage` | cut, pack, upload, commit, free the log; folding |
 //! | `read` | chunk cache, one fetch for concurrent misses, read-ahead |
@@ -18,6 +19,7 @@ mod destage;
 mod engine;
 mod error;
 mod lease;
+mod patience;
 mod pressure;
 mod read;
 mod recovery;

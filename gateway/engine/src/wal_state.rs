@@ -9,7 +9,7 @@
 //! Crash between the two: the catalog says dirty and the log is empty. That is safe: an existing empty log is fine either way.
 
 use crate::error::EngineError;
-use cairn_metadata::{Catalog, WalState};
+use cairn_metadata::{Catalog, CatalogError, WalState};
 use cairn_model::GatewayId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
@@ -33,7 +33,7 @@ impl WalStateFlag {
     }
 
     /// Makes the catalog say dirty before the first record of a clean log.
-    pub(crate) async fn make_dirty(&self, catalog: &dyn Catalog) -> Result<(), EngineError> {
+    pub(crate) async fn make_dirty(&self, catalog: &dyn Catalog) -> Result<(), CatalogError> {
         if self.is_dirty() {
             return Ok(());
         }

@@ -9,11 +9,12 @@ mod streams;
 pub(crate) use streams::ReadStreams;
 
 use crate::error::EngineError;
+use crate::patience::patiently;
 use crate::tasks::Tasks;
 use bytes::Bytes;
 use cairn_metadata::Catalog;
 use cairn_model::crypto::SecretKey;
-use cairn_model::{ChunkId, ChunkIndex, ContainerId, ErrorKind, Kinded, Ports};
+use cairn_model::{ChunkId, ChunkIndex, ContainerId, Ports};
 use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -28,8 +29,6 @@ use tokio::sync::Semaphore;
 const READ_AHEADS_MAX: usize = 16;
 /// Scattered writes make chunks of one block, sequential ones of eight.
 const CHUNK_BYTES_EXPECTED: u64 = 8 << 10;
-/// Pause between attempts to read from a pool that does not answer.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 type Region = Arc<Vec<(ChunkIndex, Bytes)>>;
 type Flight = Shared<BoxFuture<'static, Result<Region, EngineError>>>;
@@ -108,6 +107,18 @@ pub(crate) struct ChunkReader {
 impl std::fmt::Debug for ChunkReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChunkReader").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Ends a flight however its task ends: the next miss starts another.
+struct Landing<'a> {
+    reader: &'a ChunkReader,
+    key: (ContainerId, u32),
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.reader.flights.lock().remove(&self.key);
     }
 }
 
@@ -206,7 +217,12 @@ impl ChunkReader {
         if let Some(container) = self.containers.get(&id) {
             return Ok(container);
         }
-        let found = self.catalog.containers(&[id]).await?.into_iter().find(|location| location.id == id);
+        let (clock, limit) = (&*self.ports.clock, self.limits.deadline);
+        let found =
+            patiently(clock, limit, "a read waits for the catalog", EngineError::CatalogSilent, || {
+                self.catalog.containers(std::slice::from_ref(&id))
+            });
+        let found = found.await?.into_iter().find(|location| location.id == id);
         let found = found.ok_or(EngineError::NoSuchContainer(id))?;
         let directory =
             ContainerDirectory::decode(&found.directory).map_err(|_| EngineError::NoSuchContainer(id))?;
@@ -226,13 +242,13 @@ impl ChunkReader {
         }
         let reader = Arc::clone(self);
         let task = self.tasks.spawn(async move {
+            let _landing = Landing { reader: &reader, key };
             let fetched = reader.fetch_region(&container, region).await;
             if let Ok(chunks) = &fetched {
                 for (index, bytes) in chunks.iter() {
                     reader.keep(ChunkId { container: key.0, index: *index }, bytes.clone());
                 }
             }
-            reader.flights.lock().remove(&key);
             fetched
         });
         let flight =
@@ -243,20 +259,12 @@ impl ChunkReader {
 
     /// Asks the pool until it answers or the deadline passes; only silence is asked again.
     async fn fetch_region(&self, container: &Container, region: u32) -> Result<Region, EngineError> {
-        let attempts = async {
-            loop {
-                match self.fetch_region_once(container, region).await {
-                    Err(error) if error.kind() == ErrorKind::Unavailable => {
-                        tracing::warn!(%error, "a read waits for the pool");
-                        self.ports.clock.sleep(RETRY_PAUSE).await;
-                    }
-                    done => return done,
-                }
-            }
-        };
-        cairn_model::timeout(&*self.ports.clock, self.limits.deadline, attempts)
-            .await
-            .unwrap_or(Err(EngineError::PoolSilent(self.limits.deadline.as_secs())))
+        let (clock, limit) = (&*self.ports.clock, self.limits.deadline);
+        let silence = EngineError::PoolSilent(limit.as_secs());
+        let fetched = patiently(clock, limit, "a read waits for the pool", silence, || {
+            self.fetch_region_once(container, region)
+        });
+        fetched.await
     }
 
     async fn fetch_region_once(&self, container: &Container, region: u32) -> Result<Region, EngineError> {

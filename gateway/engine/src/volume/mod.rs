@@ -16,16 +16,19 @@ mod write;
 use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::lease::LeaseTerm;
+use crate::patience::patiently;
 use crate::read::ReadStreams;
 use crate::recovery::OpenVolume;
 use buffer::WriteBuffer;
 use bytes::Bytes;
+use cairn_metadata::CatalogError;
 use cairn_model::{
     AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, ReadBuffer, VolumeId,
     WriteFlags,
 };
 use map::ExtentMap;
 use parking_lot::Mutex;
+use std::future::Future;
 use std::sync::Arc;
 
 /// Whether a volume still answers.
@@ -122,6 +125,15 @@ impl Volume {
             Ok(false) => Err(EngineError::Fenced(self.name())),
             Err(cairn_model::Elapsed) => Err(EngineError::LeaseLapsed(self.name())),
         }
+    }
+
+    /// Asks the catalog on behalf of a guest, who waits while it is away.
+    async fn ask_catalog<T, F>(&self, ask: impl FnMut() -> F) -> Result<T, EngineError>
+    where
+        F: Future<Output = Result<T, CatalogError>>,
+    {
+        let (clock, limit) = (&*self.shared.ports.clock, self.shared.config.read_deadline);
+        patiently(clock, limit, "a guest waits for the catalog", EngineError::CatalogSilent, ask).await
     }
 
     async fn durable(&self, through: Lsn) -> Result<(), EngineError> {

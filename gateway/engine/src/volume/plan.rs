@@ -120,7 +120,8 @@ impl Volume {
     /// Loads a leaf from the catalog; shows it to others only if no fold finished meanwhile.
     pub(super) async fn load_leaf(&self, index: LeafIndex, epoch: u64) -> Result<Arc<MapLeaf>, EngineError> {
         let lineage = self.lineage();
-        let leaf = Arc::new(self.shared.catalog.leaf(lineage, index).await?.unwrap_or_default());
+        let leaf = self.ask_catalog(|| self.shared.catalog.leaf(lineage, index)).await?;
+        let leaf = Arc::new(leaf.unwrap_or_default());
         let state = self.state.lock();
         if state.map.epoch() == epoch {
             self.shared.leaves.insert(lineage, index, Arc::clone(&leaf));

@@ -204,7 +204,8 @@ impl Volume {
         pinned: &mut PinnedLeaves,
     ) -> Result<(), EngineError> {
         let wanted = LbaRange::between(index.range().start(), end);
-        let present = self.shared.catalog.leaves_present(self.lineage(), wanted, 1).await?;
+        let lineage = self.lineage();
+        let present = self.ask_catalog(|| self.shared.catalog.leaves_present(lineage, wanted, 1)).await?;
         if present.first() == Some(&index) {
             pinned.leaves = vec![(index, self.load_leaf(index, epoch).await?)];
         } else {

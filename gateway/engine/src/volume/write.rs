@@ -155,7 +155,7 @@ impl Volume {
                 Appended::At(lsn) => return Ok(lsn),
                 Appended::LogIsClean(again, same) => (permit, change) = (again, same),
             }
-            self.shared.wal_state.make_dirty(&*self.shared.catalog).await?;
+            self.ask_catalog(|| self.shared.wal_state.make_dirty(&*self.shared.catalog)).await?;
         }
     }
 
@@ -227,7 +227,7 @@ impl Volume {
                     return Ok(lsn);
                 }
             }
-            self.shared.wal_state.make_dirty(&*self.shared.catalog).await?;
+            self.ask_catalog(|| self.shared.wal_state.make_dirty(&*self.shared.catalog)).await?;
         }
     }
 }
