@@ -52,6 +52,7 @@ fn show(name: &str, mut samples: Vec<Duration>, operations: u32, bytes: u64, tot
 enum Wait {
     Written,
     Synced,
+    SyncedByCaller,
 }
 
 /// `depth` tasks, each appending and waiting, `operations` in all.
@@ -69,6 +70,7 @@ async fn run(name: &str, wal: &Wal, wait: Wait, depth: u32, operations: u32, byt
                 match wait {
                     Wait::Written => wal.written(lsn).await.unwrap(),
                     Wait::Synced => drop(wal.synced(lsn).await.unwrap()),
+                    Wait::SyncedByCaller => drop(wal.synced_by_caller(lsn).await.unwrap()),
                 }
                 samples.push(clock.now().since(before));
                 if index % 64 == 0 {
@@ -151,6 +153,7 @@ async fn measure(directory: &Path) {
         run("wal 4 KiB written, depth 32", &wal, Wait::Written, 32, 200_000, 4096).await;
         run_bare("bare write 8 KiB + fdatasync", &bare, true, 2000, 8192).await;
         run("wal 4 KiB synced, depth 1", &wal, Wait::Synced, 1, 3000, 4096).await;
+        run("wal 4 KiB synced by the caller, depth 1", &wal, Wait::SyncedByCaller, 1, 3000, 4096).await;
         run("wal 4 KiB synced, depth 32", &wal, Wait::Synced, 32, 50_000, 4096).await;
         run_bare("bare write 1 MiB", &bare, false, 1000, 1 << 20).await;
         run("wal 1 MiB written, depth 4", &wal, Wait::Written, 4, 2000, 1 << 20).await;

@@ -7,8 +7,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 /// A disk operation. [`crate::FileDisk`]'s complete at the first poll: they block. The log awaits them on threads of its
-/// own, but for the short ones of a caller that serves itself.
+/// own, but for those of a caller that serves itself.
 pub type DiskFuture<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
+
+/// Where a file's write-back is started, so that a sync finds little left to do.
+pub const WRITE_BACK_BYTES: u64 = 8 << 20;
 
 /// A directory of files.
 pub trait Disk: Send + Sync + fmt::Debug {
@@ -45,10 +48,12 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// and still keeps.
     fn read_device<'a>(&'a self, offset: u64, into: &'a mut [u8]) -> DiskFuture<'a, ()>;
 
-    /// Hands bytes to the operating system. They survive the end of the process, and, after [`DiskFile::sync`], more.
+    /// Hands bytes to the operating system; a write that reaches a multiple of [`WRITE_BACK_BYTES`] may start
+    /// write-back. The bytes survive the end of the process, and, after [`DiskFile::sync`], more.
     fn write<'a>(&'a self, offset: u64, bytes: &'a [u8]) -> DiskFuture<'a, ()>;
 
-    /// Advice that these bytes will be synced soon: the device may begin with them. Waits for nothing.
+    /// Advice that these bytes will be synced soon: the device may begin with them. Waits at most for room in the device's
+    /// queue. What fails is reported by [`DiskFile::sync`].
     fn start_write_back(&self, _offset: u64, _length: u64) {}
 
     /// Makes everything written durable, also what an earlier process wrote. Never retried after a failure.

@@ -7,7 +7,7 @@
 //! does not have, and only the device's word counts.
 
 use crate::WalError;
-use crate::disk::{Disk, DiskFile, DiskFuture};
+use crate::disk::{Disk, DiskFile, DiskFuture, WRITE_BACK_BYTES};
 use crate::ring::Slot;
 use rustix::fs::{Advice, FlockOperation, OFlags};
 use std::fs::{File, OpenOptions};
@@ -16,10 +16,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Start write-back after this many bytes.
-const WRITE_BACK_BYTES: u64 = 8 << 20;
 const LOCK_NAME: &str = "lock";
 
 /// A locked directory; one process has it at a time.
@@ -99,12 +96,7 @@ impl FileDisk {
             }
             Err(error) => return Err(error),
         };
-        Ok(Arc::new(LocalFile {
-            file,
-            direct,
-            window_start: AtomicU64::new(0),
-            window_end: AtomicU64::new(0),
-        }))
+        Ok(Arc::new(LocalFile { file, direct }))
     }
 
     fn list_names(&self) -> io::Result<Vec<String>> {
@@ -168,25 +160,18 @@ impl Disk for FileDisk {
 struct LocalFile {
     file: File,
     direct: Option<File>,
-    /// Bytes written since write-back was last started.
-    window_start: AtomicU64,
-    window_end: AtomicU64,
 }
 
 impl LocalFile {
-    /// Starts write-back of a window that is full, and drops the clean pages of the one before it.
-    fn advance_window(&self, offset: u64, length: u64) {
-        let end = offset + length;
-        let start = self.window_start.load(Ordering::Relaxed);
-        if offset < start || offset != self.window_end.swap(end, Ordering::Relaxed) {
-            self.window_start.store(offset, Ordering::Relaxed);
-        } else if end - start >= WRITE_BACK_BYTES {
-            let from = start.saturating_sub(WRITE_BACK_BYTES);
-            // DONTNEED starts write-back of dirty pages without waiting and drops clean ones (Linux, mm/fadvise.c). It is
-            // advice: failing to follow it harms nothing.
-            let length = std::num::NonZero::new(end - from);
+    /// Starts write-back of what was written, in order, up to the multiple of [`WRITE_BACK_BYTES`] that this write
+    /// reaches, if it does, and drops the clean pages before it. DONTNEED does both without waiting (Linux,
+    /// mm/fadvise.c); it is advice, failing to follow it harms nothing.
+    fn wrote(&self, offset: u64, length: u64) {
+        let reached = (offset + length) / WRITE_BACK_BYTES * WRITE_BACK_BYTES;
+        if reached > offset {
+            let from = (offset / WRITE_BACK_BYTES * WRITE_BACK_BYTES).saturating_sub(WRITE_BACK_BYTES);
+            let length = std::num::NonZero::new(reached - from);
             let _ = rustix::fs::fadvise(&self.file, from, length, Advice::DontNeed);
-            self.window_start.store(end, Ordering::Relaxed);
         }
     }
 }
@@ -207,7 +192,7 @@ impl DiskFile for LocalFile {
     fn write<'a>(&'a self, offset: u64, bytes: &'a [u8]) -> DiskFuture<'a, ()> {
         let written = self.file.write_all_at(bytes, offset);
         if written.is_ok() {
-            self.advance_window(offset, bytes.len() as u64);
+            self.wrote(offset, bytes.len() as u64);
         }
         ready(written)
     }

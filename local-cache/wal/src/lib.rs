@@ -34,7 +34,7 @@ mod wal;
 mod writer;
 
 pub use config::{FILE_BYTES_MAX, FILE_BYTES_MIN, WalConfig, WalIdentity};
-pub use disk::{Disk, DiskFile, DiskFuture};
+pub use disk::{Disk, DiskFile, DiskFuture, WRITE_BACK_BYTES};
 pub use error::WalError;
 pub use file_disk::FileDisk;
 pub use record::{DATA_BYTES_MAX, Record, RecordBody};

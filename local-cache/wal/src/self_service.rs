@@ -2,21 +2,14 @@
 //!
 //! Handing a record to the writer's thread and hearing back takes two wake-ups of a thread, tens of microseconds on a
 //! virtual machine, and writing a frame into the page cache takes a few. So a caller that is about to wait writes the
-//! frame itself if nobody else is at it, and syncs if it is alone and syncs are fast. If that does not
-//! give it what it waits for, it waits, which wakes the thread.
+//! frame itself if nobody else is at it, and may sync it. If that does not give it what it waits for, it waits, which
+//! wakes the thread.
 
 use crate::shared::Shared;
-use crate::writer::Writer;
+use crate::writer::{Next, Writer};
 use cairn_model::Lsn;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard};
-
-/// Frames up to this are written by the caller: longer ones take longer to seal than the thread takes to wake.
-const FRAME_PAYLOAD_MAX: usize = 160 << 10;
-
-/// Slower syncs go to the thread: beside them its wake-up is nothing, and the caller's other requests go on.
-const SYNC_TIME_MAX: Duration = Duration::from_micros(600);
 
 /// The writer as callers find it.
 #[derive(Clone, Debug)]
@@ -33,7 +26,8 @@ impl SelfService {
     /// Writes what is queued, if that is possible here and now.
     pub(crate) fn write(&self) {
         if let Some(mut writer) = self.take_writer() {
-            writer.write_at_once(FRAME_PAYLOAD_MAX);
+            writer.write_at_once(Next::Unknown);
+            writer.put_back();
         }
     }
 
@@ -44,25 +38,38 @@ impl SelfService {
         }
         if let Some(mut writer) = self.take_writer() {
             if self.shared.written.reached() < lsn {
-                writer.write_at_once(FRAME_PAYLOAD_MAX);
+                writer.write_at_once(Next::Sync);
             }
             if self.shared.written.reached() >= lsn {
-                writer.sync_at_once(SYNC_TIME_MAX);
+                writer.sync_at_once();
             }
+            writer.put_back();
         }
     }
 
-    /// The writer, if its thread and other callers leave it alone.
+    /// The writer, if it can serve callers, and its thread and other callers leave it alone.
     fn take_writer(&self) -> Option<Taken<'_>> {
-        let writer = self.writer.try_lock().ok()?;
-        Some(Taken { writer, shared: &self.shared })
+        let at_once = self.shared.context.disk.completes_at_once();
+        at_once.then(|| self.writer.try_lock().ok().map(Taken::new)).flatten()
     }
 }
 
-/// The writer in the hands of a caller.
-struct Taken<'a> {
+/// The writer in somebody's hands. Whoever does not put it back, by a panic or by being dropped at an await, may leave
+/// half a frame behind: nothing is acknowledged after that.
+#[derive(Debug)]
+pub(crate) struct Taken<'a> {
     writer: MutexGuard<'a, Writer>,
-    shared: &'a Shared,
+    in_order: bool,
+}
+
+impl<'a> Taken<'a> {
+    pub(crate) fn new(writer: MutexGuard<'a, Writer>) -> Self {
+        Self { writer, in_order: false }
+    }
+
+    pub(crate) fn put_back(mut self) {
+        self.in_order = true;
+    }
 }
 
 impl std::ops::Deref for Taken<'_> {
@@ -79,11 +86,11 @@ impl std::ops::DerefMut for Taken<'_> {
     }
 }
 
-/// A panic may leave half a frame behind: nothing is acknowledged after it.
+/// Before the lock is released: the next one finds a writer that has ended.
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.shared.poison("a panic while a caller had the writer");
+        if !self.in_order {
+            self.writer.fail("whoever had the writer did not put it back");
         }
     }
 }

@@ -10,6 +10,7 @@ use cairn_model::{Lsn, Ports};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) queue_room: Semaphore,
     /// Wakes the writer's thread. Whoever comes to wait for the writer wakes it, unless they do its work themselves.
     pub(crate) writer_thread: AtomicWaker,
+    /// Those who wait for room: the writer works for them as well.
+    room_waiters: AtomicUsize,
     pub(crate) grower: AtomicWaker,
     pub(crate) growth_stopped: OnceLock<String>,
     poisoned: OnceLock<Arc<str>>,
@@ -61,13 +64,6 @@ pub(crate) struct Shared {
 
 pub(crate) fn pages(bytes: u64) -> usize {
     usize::try_from(bytes / PAGE_BYTES).expect("page counts fit memory's size")
-}
-
-impl Queue {
-    /// Bytes of a frame's payload that the records take.
-    pub(crate) fn encoded_bytes(&self) -> usize {
-        self.records.iter().map(|queued| queued.record.encoded_bytes()).sum()
-    }
 }
 
 impl Shared {
@@ -82,6 +78,7 @@ impl Shared {
             space: Semaphore::new(pages(countable_bytes)),
             queue_room: Semaphore::new(pages(context.config.queue_bytes)),
             writer_thread: AtomicWaker::new(),
+            room_waiters: AtomicUsize::new(0),
             grower: AtomicWaker::new(),
             growth_stopped: OnceLock::new(),
             poisoned: OnceLock::new(),
@@ -161,7 +158,8 @@ impl Shared {
         if let Ok(taken) = from.try_acquire_many(pages) {
             return Ok(taken);
         }
-        // What is queued and not waited for yet takes the room that is waited for here.
+        // What is queued, now or later, and not waited for takes the room that is waited for here.
+        let _waiting = RoomWaiter::new(&self.room_waiters);
         self.writer_thread.wake();
         from.acquire_many(pages).await.map_err(|_| self.stop_error())
     }
@@ -181,6 +179,10 @@ impl Shared {
         let lsn = queue.next_lsn;
         queue.next_lsn = lsn.next();
         queue.records.push_back(Queued { record, pages: std::mem::take(&mut permit.pages) });
+        drop(queue);
+        if self.room_waiters.load(Ordering::SeqCst) > 0 {
+            self.writer_thread.wake();
+        }
         Ok(lsn)
     }
 
@@ -195,6 +197,21 @@ impl Shared {
         let added = self.ring.lock().free_through(lsn.min(last));
         self.space.add_permits(pages(added));
         self.grower.wake();
+    }
+}
+
+struct RoomWaiter<'a>(&'a AtomicUsize);
+
+impl<'a> RoomWaiter<'a> {
+    fn new(waiters: &'a AtomicUsize) -> Self {
+        waiters.fetch_add(1, Ordering::SeqCst);
+        Self(waiters)
+    }
+}
+
+impl Drop for RoomWaiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -18,11 +18,13 @@
 
 use crate::WalError;
 use crate::buffer::AlignedBuffer;
+use crate::disk::WRITE_BACK_BYTES;
 use crate::format::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FRAME_MAX, FileHeader, FrameHeader, PAGE, PAGE_BYTES,
     PAYLOAD_BYTES_MAX, frame_bytes, seal_frame,
 };
 use crate::ring::{LogFile, Slot, countable};
+use crate::self_service::Taken;
 use crate::shared::{Context, Queued, Shared, pages};
 use cairn_model::Lsn;
 use cairn_model::crypto::{Cipher, TAG_BYTES};
@@ -36,6 +38,33 @@ use tokio::sync::Mutex;
 /// After a sync that had to cover at most so many frames, the next ones are expected to be synced as well: the device
 /// gets them at once, while the client still thinks about its flush.
 const FRAMES_OF_EAGER_SYNC: u32 = 2;
+
+/// Frames with a longer payload are not written by callers: sealing them takes longer than the thread takes to wake.
+const PAYLOAD_AT_ONCE_MAX: usize = 160 << 10;
+
+/// Callers leave writes to the thread while they take longer: the page cache is being throttled.
+const WRITE_TIME_MAX: Duration = Duration::from_micros(200);
+
+/// Callers leave slower syncs to the thread: beside them its wake-up is nothing.
+const SYNC_TIME_MAX: Duration = Duration::from_micros(600);
+
+/// The payload of a frame of at most so many bytes.
+fn payload_room(bytes: u64) -> usize {
+    let bytes = usize::try_from(bytes.min(FRAME_BYTES_MAX)).expect("at most a frame");
+    bytes.saturating_sub(FRAME_HEADER_BYTES + TAG_BYTES)
+}
+
+/// A moving average that the last eight or so decide.
+fn average(before: Duration, now: Duration) -> Duration {
+    (before * 7 + now) / 8
+}
+
+/// What comes after a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    Sync,
+    Unknown,
+}
 
 /// The file being written.
 #[derive(Debug)]
@@ -93,6 +122,8 @@ pub(crate) struct Writer {
     sync_target: Option<Lsn>,
     /// How long a sync took lately.
     sync_time: Duration,
+    /// The same for writes of short frames.
+    write_time: Duration,
     /// Of the last frame. More than one means requests side by side.
     records_in_frame: u32,
     frames_since_sync: u32,
@@ -111,7 +142,9 @@ impl Writer {
             batch: Vec::new(),
             batch_bytes: 0,
             sync_target: None,
-            sync_time: Duration::ZERO,
+            // The thread finds out how long a sync takes before a caller tries.
+            sync_time: SYNC_TIME_MAX * 2,
+            write_time: Duration::ZERO,
             records_in_frame: 0,
             frames_since_sync: 0,
             frames_before_sync: u32::MAX,
@@ -123,7 +156,7 @@ impl Writer {
     async fn serve(&mut self) -> Result<bool, WalError> {
         while !self.ended {
             match self.pick_step() {
-                Some(Step::Frame) => self.write_batch().await?,
+                Some(Step::Frame) => self.write_batch(Next::Unknown).await?,
                 Some(Step::Sync) => self.sync().await?,
                 Some(Step::Close) => {
                     self.write_last_frame(self.freed_through()).await?;
@@ -136,31 +169,33 @@ impl Writer {
     }
 
     /// After a failure nothing more is written or acknowledged.
-    fn fail(&mut self, error: &WalError) {
+    pub(crate) fn fail(&mut self, cause: &str) {
         self.ended = true;
-        self.shared.poison(&error.to_string());
+        self.shared.poison(cause);
         self.shared.writer_thread.wake();
     }
 
-    /// Writes what is queued as one frame of the current file, without waiting for anything but the page cache. Does nothing
-    /// where that is not possible.
-    pub(crate) fn write_at_once(&mut self, payload_max: usize) {
-        if self.ended || !self.shared.context.disk.completes_at_once() {
+    /// Writes all that is queued as one frame of the current file. Does nothing where that takes more than a copy into
+    /// the page cache.
+    pub(crate) fn write_at_once(&mut self, next: Next) {
+        if self.ended || self.write_time > WRITE_TIME_MAX {
             return;
         }
-        let bytes = self.shared.queue.lock().encoded_bytes();
-        let fits = bytes <= payload_max && frame_bytes(bytes) as u64 <= self.current.remaining();
-        if fits && self.take_batch() {
-            let written = self.write_batch().now_or_never();
+        let to_write_back = WRITE_BACK_BYTES - self.current.offset % WRITE_BACK_BYTES - PAGE_BYTES;
+        let limit = payload_room(self.current.remaining().min(to_write_back)).min(PAYLOAD_AT_ONCE_MAX);
+        if self.take_queue(limit) {
+            let written = self.write_batch(next).now_or_never();
             self.settle(written);
         }
     }
 
-    /// Syncs what is written on the caller's thread. Does nothing where that is not possible, where syncs have taken longer
-    /// than `time_max` lately, and where other requests, on their way beside this one, would have to wait for it.
-    pub(crate) fn sync_at_once(&mut self, time_max: Duration) {
-        let at_once = self.shared.context.disk.completes_at_once();
-        if self.ended || !at_once || self.sync_time > time_max || self.records_in_frame > 1 {
+    /// Syncs what is written on the caller's thread. Does nothing where syncs have taken long lately, and where this one
+    /// has more to do than is usual there.
+    pub(crate) fn sync_at_once(&mut self) {
+        let is_short = self.sync_time <= SYNC_TIME_MAX
+            && self.records_in_frame <= 1
+            && self.frames_since_sync <= FRAMES_OF_EAGER_SYNC;
+        if self.ended || !is_short {
             return;
         }
         let spawn = Arc::clone(&self.shared.context.ports.spawn);
@@ -177,7 +212,7 @@ impl Writer {
             })
         });
         if let Err(error) = done {
-            self.fail(&error);
+            self.fail(&error.to_string());
         }
     }
 
@@ -190,17 +225,26 @@ impl Writer {
         if self.sync_target.is_some_and(|target| target <= self.shared.written.reached()) {
             return Some(Step::Sync);
         }
-        if self.take_batch() {
-            Some(Step::Frame)
-        } else {
-            self.shared.queue.lock().closing.then_some(Step::Close)
+        // In this order: what was appended before closing began is taken.
+        let closing = self.shared.queue.lock().closing;
+        if self.take_batch() { Some(Step::Frame) } else { closing.then_some(Step::Close) }
+    }
+
+    /// Moves the whole queue to the batch, if it takes at most `payload_max` bytes.
+    fn take_queue(&mut self, payload_max: usize) -> bool {
+        let mut queue = self.shared.queue.lock();
+        let bytes = queue.records.iter().map(|queued| queued.record.encoded_bytes()).sum();
+        if bytes == 0 || bytes > payload_max {
+            return false;
         }
+        self.batch.extend(queue.records.drain(..));
+        self.batch_bytes = bytes;
+        true
     }
 
     /// Moves what fits one frame from the queue to the batch.
     fn take_batch(&mut self) -> bool {
-        let room = usize::try_from(self.current.remaining().min(FRAME_BYTES_MAX)).expect("at most a frame");
-        let room = room.saturating_sub(FRAME_HEADER_BYTES + TAG_BYTES);
+        let room = payload_room(self.current.remaining());
         let mut queue = self.shared.queue.lock();
         let Some(first) = queue.records.front() else { return false };
         // When even the first does not fit here, the frame goes to the next file and may be of any size.
@@ -216,7 +260,7 @@ impl Writer {
         true
     }
 
-    async fn write_batch(&mut self) -> Result<(), WalError> {
+    async fn write_batch(&mut self, next: Next) -> Result<(), WalError> {
         let first_lsn = self.shared.written.reached().next();
         if frame_bytes(self.batch_bytes) as u64 > self.current.remaining() {
             self.next_file(first_lsn).await?;
@@ -236,7 +280,17 @@ impl Writer {
         self.shared.refund(charged - used, charged);
         self.batch.clear();
         self.batch_bytes = 0;
+        self.start_write_back(written, next);
         Ok(())
+    }
+
+    /// Gives the device the frame just written, of so many bytes, if it will be synced soon, but not right now.
+    fn start_write_back(&self, frame_bytes: usize, next: Next) {
+        let will_sync = self.frames_since_sync.max(self.frames_before_sync) <= FRAMES_OF_EAGER_SYNC;
+        if will_sync && next == Next::Unknown && self.shared.synced.wanted().is_none() {
+            let length = frame_bytes as u64;
+            self.current.slot.file.start_write_back(self.current.offset - length, length);
+        }
     }
 
     /// Seals and writes the payload that stands in the buffer; returns the frame's length.
@@ -259,14 +313,16 @@ impl Writer {
             freed_through,
         };
         let frame = seal_frame(&header, &self.current.cipher, &mut self.buffer);
+        let clock = &self.shared.context.ports.clock;
+        let began = clock.now();
         let written = self.current.slot.file.write(self.current.offset, frame).await;
         written.map_err(|error| WalError::io("write", &self.current.slot.name(), error))?;
         let length = frame.len();
+        if payload_bytes <= PAYLOAD_AT_ONCE_MAX {
+            self.write_time = average(self.write_time, clock.now().since(began));
+        }
         self.records_in_frame = records;
         self.frames_since_sync = self.frames_since_sync.saturating_add(1);
-        if self.frames_since_sync.max(self.frames_before_sync) <= FRAMES_OF_EAGER_SYNC {
-            self.current.slot.file.start_write_back(self.current.offset, length as u64);
-        }
         self.current.counter += 1;
         self.current.offset += length as u64;
         Ok(length)
@@ -281,7 +337,7 @@ impl Writer {
             let began = clock.now();
             let synced = self.current.slot.file.sync().await;
             synced.map_err(|error| WalError::io("sync", &self.current.slot.name(), error))?;
-            self.sync_time = (self.sync_time * 7 + clock.now().since(began)) / 8;
+            self.sync_time = average(self.sync_time, clock.now().since(began));
             self.shared.synced.advance(written);
         }
         Ok(())
@@ -336,16 +392,15 @@ pub(crate) fn run(shared: Arc<Shared>, writer: Arc<Mutex<Writer>>) -> impl Futur
 async fn work(mut thread: Thread, writer: Arc<Mutex<Writer>>) {
     let shared = Arc::clone(&thread.shared);
     loop {
-        let mut writer = writer.lock().await;
-        match writer.serve().await {
-            Ok(false) => {}
-            Ok(true) => break,
-            Err(error) => {
-                writer.fail(&error);
-                break;
-            }
+        let mut writer = Taken::new(writer.lock().await);
+        let served = writer.serve().await;
+        if let Err(error) = &served {
+            writer.fail(&error.to_string());
         }
-        drop(writer);
+        writer.put_back();
+        if !matches!(served, Ok(false)) {
+            break;
+        }
         poll_fn(|context| {
             shared.writer_thread.register(context.waker());
             if shared.wants_writer() { Poll::Ready(()) } else { Poll::Pending }

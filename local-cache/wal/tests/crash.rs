@@ -127,6 +127,9 @@ async fn append_some(wal: &Wal, oracle: &Mutex<Oracle>, dice: &Dice, pending: &m
         }
         let wal = wal.clone();
         match dice.below(8) {
+            0 if dice.percent(50) => {
+                pending.push(async move { (true, lsn, wal.synced_by_caller(lsn).await.map(|_| ())) }.boxed());
+            }
             0 => pending.push(async move { (true, lsn, wal.synced(lsn).await.map(|_| ())) }.boxed()),
             1..4 => pending.push(async move { (false, lsn, wal.written(lsn).await) }.boxed()),
             _ => {}
