@@ -111,6 +111,24 @@ fn a_key_that_others_may_read_is_refused() -> Result<()> {
     assert_holds_its_data(&mut gateway)
 }
 
+/// Changes the catalog file behind everybody's back.
+fn change_catalog(gateway: &Gateway, sql: &str) -> Result<()> {
+    let change = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit(); c.close()";
+    let catalog = gateway.dir().join("catalog.db");
+    Tool::new("python3").args(["-c", change]).arg(&catalog).arg(sql).run().map(drop)
+}
+
+#[test]
+fn a_folder_of_a_newer_program_is_refused_and_left_alone() -> Result<()> {
+    let mut gateway = stopped()?;
+    change_catalog(&gateway, "UPDATE site SET format_version = format_version + 1")?;
+    let before = fs::read(gateway.dir().join("catalog.db"))?;
+    assert_refused(&mut gateway, &["use a newer program"])?;
+    assert_eq!(fs::read(gateway.dir().join("catalog.db"))?, before, "the catalog was changed");
+    change_catalog(&gateway, "UPDATE site SET format_version = format_version - 1")?;
+    assert_holds_its_data(&mut gateway)
+}
+
 fn with_config(gateway: &Gateway, addition: &str) -> Result<()> {
     let path = gateway.dir().join("cairn.toml");
     let config = fs::read_to_string(&path)?;
