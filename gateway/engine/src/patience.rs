@@ -22,11 +22,14 @@ where
     F: Future<Output = Result<T, E>>,
 {
     let mut last = silence;
+    let mut is_first = true;
     let attempts = async {
         loop {
             match attempt().await.map_err(Into::into) {
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    tracing::warn!(%error, waiting);
+                    if std::mem::take(&mut is_first) {
+                        tracing::warn!(%error, waiting);
+                    }
                     last = error;
                     clock.sleep(PAUSE).await;
                 }
@@ -66,6 +69,16 @@ mod tests {
     async fn other_errors_come_at_once() {
         let refused = after_failures(1, EngineError::PoolFull, LIMIT).await;
         assert!(matches!(refused, Err(EngineError::PoolFull)));
+    }
+
+    #[tokio::test]
+    async fn silence_is_told_as_such() {
+        let limit = Duration::from_millis(20);
+        let clock = SystemClock::new();
+        let silent = patiently(&clock, limit, "a test waits", EngineError::PoolSilent(3), || {
+            std::future::pending::<Result<(), EngineError>>()
+        });
+        assert!(matches!(silent.await, Err(EngineError::PoolSilent(3))));
     }
 
     #[tokio::test]

@@ -164,7 +164,7 @@ struct LocalFile {
 
 impl LocalFile {
     /// Starts write-back of what was written, in order, up to the multiple of [`WRITE_BACK_BYTES`] that this write
-    /// reaches, if it does, and drops the clean pages before it. DONTNEED does both without waiting (Linux,
+    /// reaches, if it does, and drops the clean pages before it. DONTNEED does both without waiting for the writes (Linux,
     /// mm/fadvise.c); it is advice, failing to follow it harms nothing.
     fn wrote(&self, offset: u64, length: u64) {
         let reached = (offset + length) / WRITE_BACK_BYTES * WRITE_BACK_BYTES;

@@ -175,8 +175,8 @@ impl Writer {
         self.shared.writer_thread.wake();
     }
 
-    /// Writes all that is queued as one frame of the current file. Does nothing where that takes more than a copy into
-    /// the page cache.
+    /// Writes all that is queued as one frame of the current file. Does nothing where that is likely to take longer than a copy
+    /// into the page cache.
     pub(crate) fn write_at_once(&mut self, next: Next) {
         if self.ended || self.write_time > WRITE_TIME_MAX {
             return;
@@ -318,7 +318,11 @@ impl Writer {
         let written = self.current.slot.file.write(self.current.offset, frame).await;
         written.map_err(|error| WalError::io("write", &self.current.slot.name(), error))?;
         let length = frame.len();
-        if payload_bytes <= PAYLOAD_AT_ONCE_MAX {
+        let reached = self.current.offset + length as u64;
+        // A frame that closes a write-back window takes longer for that reason alone.
+        if payload_bytes <= PAYLOAD_AT_ONCE_MAX
+            && self.current.offset / WRITE_BACK_BYTES == reached / WRITE_BACK_BYTES
+        {
             self.write_time = average(self.write_time, clock.now().since(began));
         }
         self.records_in_frame = records;

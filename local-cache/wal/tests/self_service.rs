@@ -3,13 +3,14 @@
 
 mod support;
 
-use cairn_model::{Lsn, Ports};
-use cairn_wal::testing::{Dice, MemoryDisk, Operation};
+use cairn_model::{Clock, Lsn, Monotonic, Ports, WallTime};
+use cairn_wal::testing::{Dice, MemoryDisk, Operation, ports};
 use cairn_wal::{FileDisk, Wal, WalConfig, WalError};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use support::{Life, identity, key, small, write};
 
 async fn append(wal: &Wal, seq: u64) -> Lsn {
@@ -22,8 +23,30 @@ fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
+/// Time stands still: every sync takes none of it, however busy the machine.
+#[derive(Debug)]
+struct StoppedClock;
+
+impl Clock for StoppedClock {
+    fn now(&self) -> Monotonic {
+        Monotonic::default()
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime::default()
+    }
+
+    fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::pending())
+    }
+}
+
 async fn life() -> Life {
-    Life::start(&MemoryDisk::new(1).at_once(), 1).await.unwrap()
+    let disk = MemoryDisk::new(1).at_once();
+    let (ports, spawn) = ports(1);
+    let ports = Ports { clock: Arc::new(StoppedClock), ..ports };
+    let wal = support::recover_on(Arc::new(disk.clone()), ports).await.unwrap().finish().await.unwrap();
+    Life { disk, wal, spawn, replayed: Vec::new() }
 }
 
 /// A log that knows from its thread's syncs that they are fast.

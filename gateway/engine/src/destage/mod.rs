@@ -157,14 +157,11 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
                 Event::Committed(waiters)
             }
             Some(prepared) = in_flight.next(), if committing.is_none() && !in_flight.is_empty() => match prepared {
-                Ok(Some(prepared)) => Event::Prepared(prepared),
+                Ok(Some(Ok(prepared))) => Event::Prepared(prepared),
                 // The engine is ending; the log has the batch.
                 Ok(None) => return,
-                Err(error) => {
-                    shared.destage.problem(&format!("destage has stopped, restart the gateway: {error}"));
-                    tracing::error!(%error, "preparing a batch failed in a way that it must not; the log keeps everything");
-                    return;
-                }
+                Ok(Some(Err(error))) => return give_up(&shared, &error),
+                Err(died) => return give_up(&shared, &died),
             },
             waiter = requests.recv() => match waiter {
                 Some(waiter) => Event::Cut(vec![waiter]),
@@ -191,16 +188,22 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
     }
 }
 
+/// A bug ends destage: trying again would end the same way. The log keeps everything for the next start.
+fn give_up(shared: &Shared, error: &dyn std::fmt::Display) {
+    shared.destage.problem(&format!("destage has stopped, restart the gateway: {error}"));
+    tracing::error!(%error, "preparing a batch failed in a way that it must not; the log keeps everything");
+}
+
 fn start(
     shared: &Arc<Shared>,
     cut: Cut,
     previous: &mut Option<BatchId>,
     waiters: Vec<Waiter>,
-) -> tokio::task::JoinHandle<Option<Box<Prepared>>> {
+) -> tokio::task::JoinHandle<Option<Result<Box<Prepared>, EngineError>>> {
     let id = BatchId::fresh(&*shared.ports.clock, &*shared.ports.entropy);
     let batch = Batch { id, previous: previous.replace(id), through: cut.through, parts: cut.parts, waiters };
     let shared_too = Arc::clone(shared);
-    shared.tasks.spawn(async move { Box::new(prepare(&shared_too, batch).await) })
+    shared.tasks.spawn(async move { prepare(&shared_too, batch).await.map(Box::new) })
 }
 
 /// Completes when a cut is due: by size, and while there is room for another batch also by age and pressure.

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Blocks handed to the packer at a time: bounds what is read back from the log and how long a compute thread
 /// is held. Runs are cut at its multiples, which are multiples of every chunk size.
@@ -40,12 +40,13 @@ pub(super) struct Prepared {
     pub(super) stats: PackStats,
 }
 
-/// Packs and uploads until it succeeds.
-pub(super) async fn prepare(shared: &Arc<Shared>, batch: Batch) -> Prepared {
+/// Packs and uploads until it succeeds. Only a panic, which would come again, is an error.
+pub(super) async fn prepare(shared: &Arc<Shared>, batch: Batch) -> Result<Prepared, EngineError> {
     let mut pause = RETRY_PAUSE_FIRST;
     loop {
         match try_prepare(shared, &batch).await {
-            Ok((segments, deltas, stats)) => return Prepared { batch, segments, deltas, stats },
+            Ok((segments, deltas, stats)) => return Ok(Prepared { batch, segments, deltas, stats }),
+            Err(error @ EngineError::Panicked(_)) => return Err(error),
             Err(error) => {
                 shared.destage.problem(&error);
                 tracing::error!(%error, "a batch cannot be packed; the log keeps it");
@@ -56,7 +57,8 @@ pub(super) async fn prepare(shared: &Arc<Shared>, batch: Batch) -> Prepared {
     }
 }
 
-type Upload = JoinHandle<Option<StoredSegment>>;
+/// Ends with the attempt that it belongs to.
+type Upload = AbortOnDropHandle<Option<StoredSegment>>;
 type Uploads = Vec<Upload>;
 
 /// What goes to the packer in one go.
@@ -207,11 +209,11 @@ async fn pack(
 async fn upload(shared: &Arc<Shared>, segment: SealedSegment, slots: &Arc<Semaphore>) -> Upload {
     let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
     let shared_too = Arc::clone(shared);
-    shared.tasks.spawn(async move {
+    AbortOnDropHandle::new(shared.tasks.spawn(async move {
         let receipt = put(&shared_too, &segment).await;
         drop(slot);
         StoredSegment { containers: segment.containers().to_vec(), receipt }
-    })
+    }))
 }
 
 /// Puts a segment until the pool takes it. The same key and the same bytes each time: a put whose reply was lost is

@@ -148,12 +148,13 @@ impl Volume {
     }
 
     async fn submit(&self, change: Change) -> Result<Lsn, EngineError> {
-        let mut permit = self.reserve(&change).await?;
         let mut change = change;
         loop {
+            let permit = self.reserve(&change).await?;
             match self.append(&mut self.state.lock(), permit, change)? {
                 Appended::At(lsn) => return Ok(lsn),
-                Appended::LogIsClean(again, same) => (permit, change) = (again, same),
+                // Its room in the log is for others while it waits for the catalog.
+                Appended::LogIsClean(same) => change = same,
             }
             self.ask_catalog(|| self.shared.wal_state.make_dirty(&*self.shared.catalog)).await?;
         }
@@ -175,7 +176,7 @@ impl Volume {
     ) -> Result<Appended, EngineError> {
         state.check_serving()?;
         if !self.shared.wal_state.is_dirty() {
-            return Ok(Appended::LogIsClean(permit, change));
+            return Ok(Appended::LogIsClean(change));
         }
         let (range, body) = match change {
             Change::Write { start, data } => {
@@ -217,8 +218,8 @@ impl Volume {
             let mut patched = BytesMut::from(&seen.bytes[..]);
             patch.apply(&mut patched, usize::try_from(within).expect("within a block"));
             let change = Change::Write { start: block, data: patched.freeze() };
-            let permit = self.reserve(&change).await?;
             {
+                let permit = self.reserve(&change).await?;
                 let mut state = self.state.lock();
                 let now = self.plan_locked(&state, range, &seen.pinned);
                 let unchanged =
@@ -236,7 +237,7 @@ impl Volume {
 enum Appended {
     At(Lsn),
     /// The catalog believes the log to be empty and must be told otherwise first.
-    LogIsClean(Permit, Change),
+    LogIsClean(Change),
 }
 
 /// New bytes of part of a block.
