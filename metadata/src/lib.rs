@@ -7,6 +7,7 @@
 //! | `batch` | one destaged batch and one step of folding: the two big transactions |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
 //! | `sqlite` | the catalog in one file |
+//! | `memory` | a catalog in memory with faults, for simulations (feature `testing`) |
 //! | `conformance` | the suite that every implementation passes (feature `conformance`) |
 //!
 //! The schema is documented where it is defined: `migrations/` at the root of the repository.
@@ -21,6 +22,9 @@ mod catalog;
 pub mod conformance;
 mod error;
 mod leaf;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod memory;
 mod name;
 mod rows;
 mod sqlite;

@@ -1,0 +1,296 @@
+//! A catalog in memory, for simulations: it outlives the engines that use it, and its calls fail when told to.
+//!
+//! Invariants:
+//! - a change is one critical section that looks first and writes after its last refusal: all or nothing;
+//! - every call waits at least twice before and twice after its effect, so that a caller can be dropped on either side of it.
+//!
+//! Whether it behaves as the other catalogs do is what the conformance suite says.
+
+mod commit;
+mod fold;
+mod leases;
+mod site;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+use crate::{
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, FoldPlan, GatewayRow,
+    HeldLease, KeyRow, LeafIndex, Lease, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals, VolumeName,
+    VolumeRow, WalState,
+};
+use async_trait::async_trait;
+use cairn_model::{
+    BatchId, CommitSeq, ContainerId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, SegmentId,
+    VolumeId, WallTime,
+};
+use commit::{Receipt, Segment};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use volumes::{Lineage, Volume};
+
+type Result<T> = std::result::Result<T, CatalogError>;
+
+/// What goes wrong with one call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallFault {
+    /// `Unavailable`, and nothing happened.
+    Refused,
+    /// Everything happened, and the answer is `Unavailable`.
+    ReplyLost,
+    /// Everything happened, and no answer ever comes.
+    Silent,
+}
+
+/// Says what goes wrong with a call, by the name of its method; may take its time.
+pub type CallPlan =
+    dyn Fn(&'static str) -> Pin<Box<dyn Future<Output = Option<CallFault>> + Send>> + Send + Sync;
+
+/// See the module. Clones are handles on the same catalog, as several processes would have.
+#[derive(Clone, Default)]
+pub struct MemoryCatalog {
+    tables: Arc<Mutex<Tables>>,
+    plan: Option<Arc<CallPlan>>,
+}
+
+#[derive(Default)]
+struct Tables {
+    site: Option<SiteRow>,
+    keys: Vec<KeyRow>,
+    gateways: BTreeMap<GatewayId, Gateway>,
+    nodes: BTreeMap<NodeId, NodeRow>,
+    /// Deleted ones too, until they are purged.
+    volumes: BTreeMap<VolumeId, Volume>,
+    lineages: BTreeMap<LineageId, Lineage>,
+    segments: BTreeMap<SegmentId, Segment>,
+    containers: BTreeMap<ContainerId, ContainerRow>,
+    receipts: BTreeMap<BatchId, Receipt>,
+    totals: Totals,
+}
+
+struct Gateway {
+    row: GatewayRow,
+    /// Batches committed so far.
+    batches: u64,
+}
+
+impl fmt::Debug for MemoryCatalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MemoryCatalog")
+    }
+}
+
+impl MemoryCatalog {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A handle on the same catalog whose calls ask `plan` first.
+    #[must_use]
+    pub fn with_plan(&self, plan: Arc<CallPlan>) -> Self {
+        Self { tables: Arc::clone(&self.tables), plan: Some(plan) }
+    }
+
+    /// One call. `work` changes nothing if it fails.
+    async fn call<T>(&self, method: &'static str, work: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
+        yield_twice().await;
+        let fault = match &self.plan {
+            Some(plan) => plan(method).await,
+            None => None,
+        };
+        if fault == Some(CallFault::Refused) {
+            return Err(unavailable(method));
+        }
+        let done = work(&mut self.tables.lock().unwrap_or_else(PoisonError::into_inner));
+        yield_twice().await;
+        match fault {
+            Some(CallFault::ReplyLost) => Err(unavailable(method)),
+            Some(CallFault::Silent) => pending().await,
+            _ => done,
+        }
+    }
+}
+
+async fn yield_twice() {
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+}
+
+fn unavailable(doing: &'static str) -> CatalogError {
+    CatalogError::Unavailable { doing, source: sqlx::Error::PoolTimedOut }
+}
+
+/// A counter as every catalog can hold it.
+fn countable(value: u64) -> Result<u64> {
+    match i64::try_from(value) {
+        Ok(_) => Ok(value),
+        Err(_) => Err(CatalogError::Invalid(format!("the number {value} is beyond 2^63"))),
+    }
+}
+
+#[async_trait]
+impl Catalog for MemoryCatalog {
+    async fn create_site(&self, site: &SiteRow) -> Result<()> {
+        self.call("create_site", |tables| tables.create_site(site)).await
+    }
+
+    async fn site(&self) -> Result<SiteRow> {
+        self.call("site", |tables| tables.site()).await
+    }
+
+    async fn put_key(&self, key: &KeyRow) -> Result<()> {
+        self.call("put_key", |tables| tables.put_key(key)).await
+    }
+
+    async fn keys(&self) -> Result<Vec<KeyRow>> {
+        self.call("keys", |tables| Ok(tables.keys())).await
+    }
+
+    async fn register_gateway(&self, id: GatewayId, name: &str, now: WallTime) -> Result<()> {
+        self.call("register_gateway", |tables| tables.register_gateway(id, name, now)).await
+    }
+
+    async fn gateway(&self, id: GatewayId) -> Result<GatewayRow> {
+        self.call("gateway", |tables| Ok(tables.gateway(id)?.row.clone())).await
+    }
+
+    async fn gateways(&self) -> Result<Vec<GatewayRow>> {
+        self.call("gateways", |tables| Ok(tables.gateways())).await
+    }
+
+    async fn set_wal_state(&self, id: GatewayId, state: WalState) -> Result<()> {
+        self.call("set_wal_state", |tables| tables.set_wal_state(id, state)).await
+    }
+
+    async fn add_node(&self, node: &NodeRow) -> Result<()> {
+        self.call("add_node", |tables| tables.add_node(node)).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeRow>> {
+        self.call("nodes", |tables| Ok(tables.nodes())).await
+    }
+
+    async fn node(&self, id: NodeId) -> Result<NodeRow> {
+        self.call("node", |tables| tables.node(id).cloned()).await
+    }
+
+    async fn node_by_name(&self, name: &str) -> Result<NodeRow> {
+        self.call("node_by_name", |tables| tables.node_by_name(name)).await
+    }
+
+    async fn set_node_state(&self, id: NodeId, state: NodeState) -> Result<()> {
+        self.call("set_node_state", |tables| tables.set_node_state(id, state)).await
+    }
+
+    async fn remove_node(&self, id: NodeId) -> Result<()> {
+        self.call("remove_node", |tables| tables.remove_node(id)).await
+    }
+
+    async fn create_volume(&self, volume: &NewVolume) -> Result<()> {
+        self.call("create_volume", |tables| tables.create_volume(volume)).await
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeRow>> {
+        self.call("volumes", |tables| tables.all_volumes()).await
+    }
+
+    async fn volume(&self, id: VolumeId) -> Result<VolumeRow> {
+        self.call("volume", |tables| tables.volume_row(id)).await
+    }
+
+    async fn volume_by_name(&self, name: &VolumeName) -> Result<VolumeRow> {
+        self.call("volume_by_name", |tables| tables.volume_by_name(name)).await
+    }
+
+    async fn resize_volume(&self, id: VolumeId, size_bytes: u64) -> Result<()> {
+        self.call("resize_volume", |tables| tables.resize_volume(id, size_bytes)).await
+    }
+
+    async fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
+        self.call("rename_volume", |tables| tables.rename_volume(id, name)).await
+    }
+
+    async fn set_read_only(&self, id: VolumeId, read_only: bool) -> Result<()> {
+        self.call("set_read_only", |tables| tables.set_read_only(id, read_only)).await
+    }
+
+    async fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        self.call("delete_volume", |tables| tables.delete_volume(id)).await
+    }
+
+    async fn purge_deleted(&self, rows_max: u32) -> Result<bool> {
+        self.call("purge_deleted", |tables| Ok(tables.purge_deleted(rows_max))).await
+    }
+
+    async fn acquire_lease(
+        &self,
+        volume: VolumeId,
+        gateway: GatewayId,
+        now: WallTime,
+        ttl: Duration,
+    ) -> Result<Lease> {
+        self.call("acquire_lease", |tables| tables.acquire_lease(volume, gateway, now, ttl)).await
+    }
+
+    async fn renew_leases(
+        &self,
+        gateway: GatewayId,
+        leases: &[HeldLease],
+        now: WallTime,
+        ttl: Duration,
+    ) -> Result<Vec<Result<WallTime>>> {
+        self.call("renew_leases", |tables| Ok(tables.renew_leases(gateway, leases, now, ttl))).await
+    }
+
+    async fn release_lease(
+        &self,
+        volume: VolumeId,
+        gateway: GatewayId,
+        generation: Generation,
+    ) -> Result<()> {
+        self.call("release_lease", |tables| tables.release_lease(volume, gateway, generation)).await
+    }
+
+    async fn commit_batch(&self, batch: &BatchCommit) -> Result<CommitReceipt> {
+        self.call("commit_batch", |tables| tables.commit_batch(batch)).await
+    }
+
+    async fn containers(&self, ids: &[ContainerId]) -> Result<Vec<ContainerLocation>> {
+        self.call("containers", |tables| Ok(tables.locate(ids))).await
+    }
+
+    async fn unfolded_deltas(&self, lineage: LineageId) -> Result<Vec<(CommitSeq, MapDelta)>> {
+        self.call("unfolded_deltas", |tables| Ok(tables.unfolded_deltas(lineage))).await
+    }
+
+    async fn leaf(&self, lineage: LineageId, index: LeafIndex) -> Result<Option<MapLeaf>> {
+        self.call("leaf", |tables| Ok(tables.leaf(lineage, index))).await
+    }
+
+    async fn leaves(&self, lineage: LineageId, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>> {
+        self.call("leaves", |tables| Ok(tables.leaves(lineage, indices))).await
+    }
+
+    async fn leaves_present(
+        &self,
+        lineage: LineageId,
+        range: LbaRange,
+        limit: u32,
+    ) -> Result<Vec<LeafIndex>> {
+        self.call("leaves_present", |tables| Ok(tables.leaves_present(lineage, range, limit))).await
+    }
+
+    async fn fold(&self, plan: &FoldPlan) -> Result<()> {
+        self.call("fold", |tables| tables.fold(plan)).await
+    }
+
+    async fn totals(&self) -> Result<Totals> {
+        self.call("totals", |tables| Ok(tables.totals)).await
+    }
+
+    async fn close(&self) {}
+}

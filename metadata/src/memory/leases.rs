@@ -1,0 +1,108 @@
+//! Who may write a volume.
+
+use super::{Result, Tables};
+use crate::{CatalogError, HeldLease, Lease};
+use cairn_model::{GatewayId, Generation, VolumeId, WallTime};
+use std::time::Duration;
+
+pub(super) struct LeaseState {
+    pub(super) gateway: GatewayId,
+    pub(super) generation: Generation,
+    held_since: Generation,
+    pub(super) released: bool,
+    pub(super) expires_at: WallTime,
+}
+
+/// Fails unless `gateway` is in term `generation` and has not ended it.
+pub(super) fn check_held(
+    state: Option<&LeaseState>,
+    volume: VolumeId,
+    gateway: GatewayId,
+    generation: Generation,
+) -> Result<()> {
+    match state {
+        Some(lease) if lease.gateway == gateway && lease.generation == generation && !lease.released => {
+            Ok(())
+        }
+        _ => Err(CatalogError::Fenced {
+            volume,
+            presented: generation,
+            current: state.map_or(Generation::ZERO, |lease| lease.generation),
+        }),
+    }
+}
+
+fn end_of(now: WallTime, ttl: Duration) -> WallTime {
+    let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    WallTime::from_unix_millis(now.unix_millis().saturating_add(ttl))
+}
+
+impl Tables {
+    pub(super) fn acquire_lease(
+        &mut self,
+        volume: VolumeId,
+        gateway: GatewayId,
+        now: WallTime,
+        ttl: Duration,
+    ) -> Result<Lease> {
+        let held = self.live(volume)?;
+        self.gateway(gateway)?;
+        if let Some(lease) = &held.lease
+            && lease.gateway != gateway
+            && !lease.released
+            && now < lease.expires_at
+        {
+            return Err(CatalogError::LeaseHeld {
+                volume: held.row.name.clone(),
+                holder: self.gateway(lease.gateway)?.row.name.clone(),
+                expires_at_unix_millis: lease.expires_at.unix_millis(),
+            });
+        }
+        let held = self.live_mut(volume)?;
+        let generation = held.lease.as_ref().map_or(Generation::ZERO, |lease| lease.generation).next();
+        let unbroken = held.lease.as_ref().filter(|lease| lease.gateway == gateway);
+        let held_since = unbroken.map_or(generation, |lease| lease.held_since);
+        let expires_at = end_of(now, ttl);
+        let fresh = LeaseState { gateway, generation, held_since, released: false, expires_at };
+        let previous = held.lease.replace(fresh).map(|lease| (lease.gateway, lease.generation));
+        Ok(Lease { generation, held_since, previous, expires_at })
+    }
+
+    pub(super) fn renew_leases(
+        &mut self,
+        gateway: GatewayId,
+        leases: &[HeldLease],
+        now: WallTime,
+        ttl: Duration,
+    ) -> Vec<Result<WallTime>> {
+        let renew = |lease: &HeldLease| self.renew_lease(gateway, *lease, end_of(now, ttl));
+        leases.iter().map(renew).collect()
+    }
+
+    fn renew_lease(&mut self, gateway: GatewayId, held: HeldLease, end: WallTime) -> Result<WallTime> {
+        let volume = self.live_mut(held.volume)?;
+        check_held(volume.lease.as_ref(), held.volume, gateway, held.generation)?;
+        let lease = volume.lease.as_mut().expect("a held volume has a lease");
+        // Never shorter: the gateway counts on what it was granted, even if this clock has jumped back.
+        lease.expires_at = lease.expires_at.max(end);
+        Ok(lease.expires_at)
+    }
+
+    pub(super) fn release_lease(
+        &mut self,
+        volume: VolumeId,
+        gateway: GatewayId,
+        generation: Generation,
+    ) -> Result<()> {
+        let held = self.live_mut(volume)?;
+        if let Some(lease) = &held.lease
+            && lease.released
+            && (lease.gateway, lease.generation) == (gateway, generation)
+        {
+            return Ok(());
+        }
+        check_held(held.lease.as_ref(), volume, gateway, generation)?;
+        held.lease.as_mut().expect("a held volume has a lease").released = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! Volumes, from creation to the last purged row.
+
+use super::leases::LeaseState;
+use super::{Result, Tables, countable};
+use crate::{CatalogError, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow};
+use cairn_model::{CommitSeq, Generation, MapDelta, VolumeId, WriteSeq};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub(super) struct Volume {
+    pub(super) row: NewVolume,
+    pub(super) deleted: bool,
+    pub(super) destaged_through: WriteSeq,
+    /// The last lease, also after a release.
+    pub(super) lease: Option<LeaseState>,
+}
+
+#[derive(Default)]
+pub(super) struct Lineage {
+    pub(super) last_commit: CommitSeq,
+    pub(super) folded_through: CommitSeq,
+    pub(super) deltas: BTreeMap<CommitSeq, MapDelta>,
+    /// Versions of leaves; the last of each counts.
+    pub(super) leaves: BTreeMap<(LeafIndex, CommitSeq), Arc<MapLeaf>>,
+}
+
+impl Tables {
+    pub(super) fn create_volume(&mut self, volume: &NewVolume) -> Result<()> {
+        self.refuse_namesake(&volume.name, None)?;
+        countable(volume.size_bytes)?;
+        if self.volumes.contains_key(&volume.id) || self.lineages.contains_key(&volume.lineage) {
+            return Err(CatalogError::AlreadyExists { what: "volume or lineage", id: volume.id.to_string() });
+        }
+        self.lineages.insert(volume.lineage, Lineage::default());
+        let row = volume.clone();
+        let fresh = Volume { row, deleted: false, destaged_through: WriteSeq::ZERO, lease: None };
+        self.volumes.insert(volume.id, fresh);
+        self.totals.volumes += 1;
+        Ok(())
+    }
+
+    /// Fails when another live volume than `except` has the name.
+    fn refuse_namesake(&self, name: &VolumeName, except: Option<VolumeId>) -> Result<()> {
+        let is_namesake =
+            |volume: &Volume| !volume.deleted && volume.row.name == *name && Some(volume.row.id) != except;
+        if self.volumes.values().any(is_namesake) {
+            return Err(CatalogError::NameTaken { what: "volume", name: name.to_string() });
+        }
+        Ok(())
+    }
+
+    /// The volume, unless it is deleted.
+    pub(super) fn live(&self, id: VolumeId) -> Result<&Volume> {
+        let volume = self.volumes.get(&id).filter(|volume| !volume.deleted);
+        volume.ok_or_else(|| CatalogError::not_found("volume", &id))
+    }
+
+    pub(super) fn live_mut(&mut self, id: VolumeId) -> Result<&mut Volume> {
+        let volume = self.volumes.get_mut(&id).filter(|volume| !volume.deleted);
+        volume.ok_or_else(|| CatalogError::not_found("volume", &id))
+    }
+
+    pub(super) fn all_volumes(&self) -> Result<Vec<VolumeRow>> {
+        let live = self.volumes.values().filter(|volume| !volume.deleted);
+        let mut rows: Vec<_> = live.map(|volume| self.row_of(volume)).collect::<Result<_>>()?;
+        rows.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
+        Ok(rows)
+    }
+
+    pub(super) fn volume_row(&self, id: VolumeId) -> Result<VolumeRow> {
+        self.row_of(self.live(id)?)
+    }
+
+    pub(super) fn volume_by_name(&self, name: &VolumeName) -> Result<VolumeRow> {
+        let found = self.volumes.values().find(|volume| !volume.deleted && volume.row.name == *name);
+        self.row_of(found.ok_or_else(|| CatalogError::not_found("volume", name))?)
+    }
+
+    fn row_of(&self, volume: &Volume) -> Result<VolumeRow> {
+        let lineage = &self.lineages[&volume.row.lineage];
+        let holder = match volume.lease.as_ref().filter(|lease| !lease.released) {
+            Some(lease) => {
+                let name = self.gateway(lease.gateway)?.row.name.clone();
+                Some(LeaseHolder { gateway: lease.gateway, name, expires_at: lease.expires_at })
+            }
+            None => None,
+        };
+        let row = volume.row.clone();
+        Ok(VolumeRow {
+            id: row.id,
+            name: row.name,
+            size_bytes: row.size_bytes,
+            durability: row.durability,
+            lineage: row.lineage,
+            compress: row.compress,
+            dedupe: row.dedupe,
+            read_only: row.read_only,
+            options: row.options,
+            created_at: row.created_at,
+            destaged_through: volume.destaged_through,
+            commit: lineage.last_commit,
+            folded_through: lineage.folded_through,
+            generation: volume.lease.as_ref().map_or(Generation::ZERO, |lease| lease.generation),
+            holder,
+        })
+    }
+
+    pub(super) fn resize_volume(&mut self, id: VolumeId, size_bytes: u64) -> Result<()> {
+        let size_bytes = countable(size_bytes)?;
+        self.live_mut(id)?.row.size_bytes = size_bytes;
+        Ok(())
+    }
+
+    pub(super) fn rename_volume(&mut self, id: VolumeId, name: &VolumeName) -> Result<()> {
+        self.refuse_namesake(name, Some(id))?;
+        self.live_mut(id)?.row.name = name.clone();
+        Ok(())
+    }
+
+    pub(super) fn set_read_only(&mut self, id: VolumeId, read_only: bool) -> Result<()> {
+        self.live_mut(id)?.row.read_only = read_only;
+        Ok(())
+    }
+
+    pub(super) fn delete_volume(&mut self, id: VolumeId) -> Result<()> {
+        self.live_mut(id)?.deleted = true;
+        self.totals.volumes -= 1;
+        Ok(())
+    }
+
+    /// Takes away rows of one deleted volume: leaves, then deltas, then what names it.
+    pub(super) fn purge_deleted(&mut self, rows_max: u32) -> bool {
+        let Some(volume) = self.volumes.values().find(|volume| volume.deleted) else { return false };
+        let (id, lineage) = (volume.row.id, volume.row.lineage);
+        let mut left = rows_max;
+        let rows = self.lineages.get_mut(&lineage).expect("a volume has its lineage until both are purged");
+        while left > 0 && (rows.leaves.pop_first().is_some() || rows.deltas.pop_first().is_some()) {
+            left -= 1;
+        }
+        if left > 0 {
+            self.volumes.remove(&id);
+            self.lineages.remove(&lineage);
+        }
+        self.volumes.values().any(|volume| volume.deleted)
+    }
+}
