@@ -299,6 +299,7 @@ async fn purge_until_stopped(shared: Arc<Shared>) {
             true
         });
         tokio::select! {
+            biased;
             () = shared.stop.cancelled() => return,
             () = shared.purge_wake.notified() => {}
             () = shared.ports.clock.sleep(PURGE_PAUSE), if more => {}

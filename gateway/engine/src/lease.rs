@@ -90,6 +90,7 @@ pub(crate) async fn renew_leases(shared: Arc<Shared>) {
         // At once: replaying the log may have used up much of the first term.
         renew_all(&shared).await;
         tokio::select! {
+            biased;
             () = shared.stop.cancelled() => return,
             () = shared.ports.clock.sleep(pause) => {}
         }

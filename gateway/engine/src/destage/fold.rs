@@ -29,6 +29,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) async fn fold_until_stopped(shared: Arc<Shared>) {
     loop {
         tokio::select! {
+            biased;
             () = shared.stop.cancelled() => return,
             () = shared.fold_wake.notified() => {}
         }

@@ -214,6 +214,7 @@ async fn due(shared: &Shared, room: bool) {
         match shared.pressure.cut_due(shared.config.batch_age, now, room) {
             Some(wait) if wait.is_zero() => return,
             Some(wait) => tokio::select! {
+                biased;
                 () = changed => {}
                 () = shared.ports.clock.sleep(wait) => {}
             },
