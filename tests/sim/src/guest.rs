@@ -1,0 +1,173 @@
+//! A guest on a volume: requests of its own habits, several in flight, until its time is over.
+
+use crate::faults::Faults;
+use crate::settings::{Habits, millis};
+use crate::stamp::SECTOR;
+use crate::trace::Trace;
+use crate::volume::{BLOCK_SECTORS, SimVolume, steps};
+use cairn_engine::{EngineError, Volume};
+use cairn_model::{BlockDevice, Clock, ErrorKind, Kinded, Monotonic, WriteFlags};
+use cairn_wal::testing::Dice;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use system_tests::oracle::journal::Effect;
+use tokio::task::JoinSet;
+
+/// Sectors that take many of the requests of some guests.
+const HOT_SECTORS: u64 = 64;
+
+/// What the guests of one life share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) trace: Arc<Trace>,
+    /// The first thing that nothing excuses.
+    pub(crate) finding: Mutex<Option<String>>,
+}
+
+impl Shared {
+    fn found(&self, what: String) {
+        self.finding.lock().get_or_insert(what);
+        self.faults.end.notify_one();
+    }
+
+    /// Whether the disk's end or its failed sync explains the error: then the process is about to end.
+    pub(crate) fn log_is_gone(&self, error: &EngineError) -> bool {
+        matches!(error, EngineError::Wal(_))
+            && (self.faults.sync_failed() || error.to_string().contains("interrupted"))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Request {
+    Flush,
+    Read { first: u64, sectors: u64 },
+    Write { first: u64, sectors: u64, fua: bool },
+    Zero { first: u64, sectors: u64, fua: bool },
+    Discard { first: u64, sectors: u64, fua: bool },
+}
+
+pub(crate) struct Guest {
+    pub(crate) number: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) volume: Arc<SimVolume>,
+    pub(crate) device: Arc<Volume>,
+    pub(crate) dice: Dice,
+    pub(crate) habits: Habits,
+}
+
+impl Guest {
+    /// Sends requests until `until`, then waits for their answers.
+    pub(crate) async fn live(self, until: Monotonic) {
+        let guest = Arc::new(self);
+        let mut in_flight = JoinSet::new();
+        while guest.shared.clock.now() < until {
+            while in_flight.try_join_next().is_some() {}
+            if in_flight.len() >= guest.habits.depth {
+                in_flight.join_next().await;
+                continue;
+            }
+            let (sender, request) = (Arc::clone(&guest), guest.draw());
+            in_flight.spawn(async move { sender.send(request).await });
+            if guest.dice.percent(60) {
+                guest.shared.clock.sleep(millis(&guest.dice, guest.habits.pause_ms_max)).await;
+            }
+        }
+        while in_flight.join_next().await.is_some() {}
+    }
+
+    fn draw(&self) -> Request {
+        let (dice, habits) = (&self.dice, &self.habits);
+        let mut roll = dice.below(100);
+        let mut is = |share: u64| {
+            let hit = roll < share;
+            roll = roll.saturating_sub(share);
+            if hit {
+                roll = u64::MAX;
+            }
+            hit
+        };
+        let kind = [is(habits.flushes), is(habits.reads), is(habits.zeroes), is(habits.discards)];
+        let (first, sectors) = self.choose();
+        let fua = dice.percent(habits.forced);
+        match kind {
+            [true, ..] => Request::Flush,
+            [_, true, ..] => Request::Read { first, sectors },
+            [_, _, true, _] => Request::Zero { first, sectors, fua },
+            [.., true] => Request::Discard { first, sectors, fua },
+            _ => Request::Write { first, sectors, fua },
+        }
+    }
+
+    fn choose(&self) -> (u64, u64) {
+        let dice = &self.dice;
+        let within = if dice.percent(self.habits.hot) { HOT_SECTORS } else { self.volume.sectors };
+        let longest = if dice.percent(50) { BLOCK_SECTORS } else { self.habits.sectors_max };
+        let mut sectors = 1 + dice.below(longest.min(within));
+        let mut first = dice.below(within - sectors + 1);
+        if dice.percent(self.habits.aligned) {
+            first -= first % BLOCK_SECTORS;
+            sectors = sectors.next_multiple_of(BLOCK_SECTORS).min(within - first);
+        }
+        (first, sectors)
+    }
+
+    async fn send(&self, request: Request) {
+        let (shared, who) = (&self.shared, (self.volume.number, self.number));
+        shared.trace.note(&*shared.clock, &format_args!("{who:?} {request:?}"));
+        match self.perform(request).await {
+            Ok(seen) => shared.trace.note(&*shared.clock, &format_args!("{who:?} {request:?} = {seen:x}")),
+            Err(error) => {
+                shared.trace.note(&*shared.clock, &format_args!("{who:?} {request:?}: {error}"));
+                if shared.log_is_gone(&error) {
+                    shared.faults.end.notify_one();
+                } else if error.kind() != ErrorKind::Unavailable {
+                    shared.found(format!("{} refuses {request:?}: {error}", self.volume.name()));
+                }
+            }
+        }
+    }
+
+    /// Sends the request, journals it and its answer. Returns something of what a read saw.
+    async fn perform(&self, request: Request) -> Result<u64, EngineError> {
+        let (volume, device) = (&*self.volume, &*self.device);
+        let bytes = |sectors: u64| sectors * SECTOR as u64;
+        match request {
+            Request::Flush => {
+                let sent = volume.now();
+                device.flush().await?;
+                volume.flushed(self.number, sent);
+            }
+            Request::Read { first, sectors } => {
+                let sent = volume.now();
+                let length = u32::try_from(bytes(sectors)).expect("a short read");
+                let data = device.read(bytes(first), length).await?;
+                match volume.was_read(first, sent, &data) {
+                    Ok(seen) => return Ok(seen),
+                    Err(wrong) => self.shared.found(format!("{}, a read: {wrong}", volume.name())),
+                }
+            }
+            Request::Write { first, sectors, fua } => {
+                let (data, places) = volume.stamped(self.number, &steps(first, sectors), fua);
+                device.write(bytes(first), data, WriteFlags { fua }).await?;
+                volume.answered(&places);
+            }
+            Request::Zero { first, sectors, fua } => {
+                let places = volume.sent(self.number, &steps(first, sectors), Effect::Zeroes, fua, |_, _| {});
+                device.write_zeroes(bytes(first), bytes(sectors), WriteFlags { fua }).await?;
+                volume.answered(&places);
+            }
+            Request::Discard { first, sectors, fua } => {
+                let mut whole = steps(first, sectors);
+                whole.retain(|step| {
+                    step.first.is_multiple_of(BLOCK_SECTORS) && step.sectors.is_multiple_of(BLOCK_SECTORS)
+                });
+                let places = volume.sent(self.number, &whole, Effect::Zeroes, fua, |_, _| {});
+                device.discard(bytes(first), bytes(sectors), WriteFlags { fua }).await?;
+                volume.answered(&places);
+            }
+        }
+        Ok(0)
+    }
+}
