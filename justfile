@@ -20,10 +20,10 @@ test:
 unit:
     cargo nextest run --workspace --exclude system-tests
 
-# One seed of the simulation, or the usual seeds. CAIRN_SIM_SEEDS=N for more.
+# One seed of the simulation, or the usual seeds and the planted bugs. CAIRN_SIM_SEEDS=N for more.
 sim SEED="":
     {{ if SEED == "" { "" } else { "CAIRN_SIM_SEEDS=1 CAIRN_SIM_FIRST_SEED=" + SEED } }} \
-        cargo nextest run --release -p cairn-sim {{ if SEED == "" { "" } else { "-E 'test(every_promise)'" } }}
+        cargo nextest run --release -p cairn-sim {{ if SEED == "" { "--features planted-bugs" } else { "-E 'test(every_promise)'" } }}
 
 # End-to-end tests of the release binary; ROUNDS of SIGKILL.
 e2e ROUNDS="5":

@@ -12,6 +12,8 @@ mod entropy;
 mod error;
 mod id;
 pub mod map;
+#[doc(hidden)]
+pub mod planted;
 mod range_map;
 mod receipt;
 mod sequence;

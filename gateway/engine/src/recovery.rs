@@ -21,6 +21,7 @@ use crate::volume::buffer::{Buffered, Layer, WriteBuffer};
 use crate::volume::map::ExtentMap;
 use crate::wal_state::WalStateFlag;
 use cairn_metadata::{Catalog, VolumeRow, WalState};
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BLOCK_SIZE, ErrorKind, GatewayId, Generation, Kinded, LbaRange, Lsn, Ports, VolumeId};
 use cairn_wal::{Record, RecordBody, Recovery, Wal, WalError, WalIdentity};
 use std::collections::BTreeMap;
@@ -187,6 +188,7 @@ impl Replay {
             RecordBody::Write { data, .. } => data.len() as u64,
             RecordBody::Discard { .. } => 0,
         };
+        let skipped = is_planted(Bug::SkipReplayedRecord) && record.seq.get().is_multiple_of(8);
         let (range, what) = match record.body {
             RecordBody::Write { start, data } => {
                 let range = LbaRange::new(start, data.len() as u64 / u64::from(BLOCK_SIZE));
@@ -195,6 +197,7 @@ impl Replay {
             }
             RecordBody::Discard { range } => (range, Buffered::Hole { lsn }),
         };
+        let range = if skipped { LbaRange::between(range.start(), range.start()) } else { range };
         volume.buffer.apply(record.seq, range, what);
         self.since_cut += data_bytes + RECORD_COST;
         self.replayed += 1;

@@ -22,6 +22,7 @@ use crate::recovery::OpenVolume;
 use buffer::WriteBuffer;
 use bytes::Bytes;
 use cairn_metadata::CatalogError;
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
     AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, ReadBuffer, VolumeId,
     WriteFlags,
@@ -198,7 +199,9 @@ impl BlockDevice for Volume {
         self.state.lock().check_serving()?;
         // Everything acknowledged on any session of any volume has its place in the log by now.
         let through = self.shared.wal.written_through();
-        self.durable(through).await?;
+        if !is_planted(Bug::FlushWithoutSync) {
+            self.durable(through).await?;
+        }
         self.owned().await
     }
 

@@ -5,6 +5,7 @@ use super::plan::Source;
 use super::{Volume, VolumeState};
 use crate::error::EngineError;
 use bytes::{Bytes, BytesMut};
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BLOCK_SIZE, Durability, Lba, LbaRange, Lsn, WriteFlags};
 use cairn_wal::{Permit, Record, RecordBody};
 
@@ -133,7 +134,7 @@ impl Volume {
     pub(super) async fn acknowledge(&self, last: Lsn, flags: WriteFlags) -> Result<(), EngineError> {
         if flags.fua || self.durability == Durability::Always {
             self.durable(last).await?;
-        } else {
+        } else if !is_planted(Bug::AcknowledgeUnwritten) {
             self.shared.wal.written(last).await?;
         }
         self.owned().await
@@ -222,8 +223,9 @@ impl Volume {
                 let permit = self.reserve(&change).await?;
                 let mut state = self.state.lock();
                 let now = self.plan_locked(&state, range, &seen.pinned);
-                let unchanged =
-                    now.is_ok_and(|plan| plan.only_source().is_some_and(|now| seen.source.is(now)));
+                let unchanged = now
+                    .is_ok_and(|plan| plan.only_source().is_some_and(|now| seen.source.is(now)))
+                    || is_planted(Bug::PatchStaleBlock);
                 if unchanged && let Appended::At(lsn) = self.append(&mut state, permit, change)? {
                     return Ok(lsn);
                 }

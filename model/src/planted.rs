@@ -1,0 +1,77 @@
+//! Bugs that the simulation plants to show that it would find them.
+//!
+//! Without the feature `planted-bugs`, which nothing but the simulation's own run turns on, [`is_planted`] is the constant
+//! `false` and no trace of a bug is compiled. With it, a bug is there on the thread that planted it, from
+//! [`plant`] until the guard is dropped.
+
+/// One bug, named after what the code does wrongly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// A write is acknowledged before its record is in the system's hands.
+    AcknowledgeUnwritten,
+    /// A flush is acknowledged without a sync.
+    FlushWithoutSync,
+    /// The log takes a sync that failed for one that succeeded.
+    IgnoreFailedSync,
+    /// The last run of a batch is left out of its segments.
+    DropLastRun,
+    /// Discards are left out of a batch.
+    DropDiscards,
+    /// A part of a block is patched into what was read, whatever was written meanwhile.
+    PatchStaleBlock,
+    /// Replay skips a record beyond what the catalog has.
+    SkipReplayedRecord,
+}
+
+impl Bug {
+    pub const ALL: [Self; 7] = [
+        Self::AcknowledgeUnwritten,
+        Self::FlushWithoutSync,
+        Self::IgnoreFailedSync,
+        Self::DropLastRun,
+        Self::DropDiscards,
+        Self::PatchStaleBlock,
+        Self::SkipReplayedRecord,
+    ];
+}
+
+#[cfg(feature = "planted-bugs")]
+mod switch {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Takes the bug out again when it is dropped.
+    #[derive(Debug)]
+    #[must_use]
+    pub struct Planted(());
+
+    impl Drop for Planted {
+        fn drop(&mut self) {
+            PLANTED.set(None);
+        }
+    }
+
+    /// Makes the code of this thread wrong.
+    pub fn plant(bug: Bug) -> Planted {
+        PLANTED.set(Some(bug));
+        Planted(())
+    }
+
+    pub fn is_planted(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub use switch::{Planted, is_planted, plant};
+
+/// Whether the code must be wrong here.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline]
+pub const fn is_planted(_: Bug) -> bool {
+    false
+}
