@@ -68,7 +68,7 @@ impl Bench {
         self.catalog.create_volume(&volume).await.unwrap();
         let lease = self
             .catalog
-            .acquire_lease(id, GATEWAY, WallTime::from_unix_millis(1), Duration::from_mins(1))
+            .acquire_lease(id, GATEWAY, WallTime::from_unix_millis(1), Duration::from_mins(1), None)
             .await;
         let generation = lease.unwrap().generation;
         Volume { id, lineage, generation, through: WriteSeq::ZERO, commit: CommitSeq::ZERO }

@@ -2,8 +2,8 @@
 
 use crate::{
     BatchCommit, CatalogError, CommitReceipt, ContainerLocation, FoldPlan, GatewayRow, HeldLease, KeyRow,
-    LeafIndex, Lease, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals, VolumeName, VolumeRow,
-    WalState,
+    LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals, VolumeName,
+    VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::{
@@ -74,7 +74,8 @@ pub trait Catalog: Send + Sync + Debug {
 
     async fn volume_by_name(&self, name: &VolumeName) -> Result<VolumeRow>;
 
-    async fn resize_volume(&self, id: VolumeId, size_bytes: u64) -> Result<()>;
+    /// Gives the volume of `held` another size. Only its owner can: `Fenced` otherwise.
+    async fn resize_volume(&self, gateway: GatewayId, held: HeldLease, size_bytes: u64) -> Result<()>;
 
     async fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()>;
 
@@ -89,17 +90,21 @@ pub trait Catalog: Send + Sync + Debug {
 
     // ---- leases
 
-    /// Takes the volume for `gateway` in a new term. Its own it may take again at once; another's unexpired lease is `LeaseHeld`.
+    /// Takes the volume for `gateway` in a new term of `ttl`. Its own it may take again at once, and what was released. Another's lease
+    /// is `LeaseHeld`, unless it is still in the state `unrenewed`: that is the caller's word that it saw this very state at least the
+    /// lease's term ago on its own monotonic clock. No wall clock decides: they jump, and gateways' differ.
     async fn acquire_lease(
         &self,
         volume: VolumeId,
         gateway: GatewayId,
         now: WallTime,
         ttl: Duration,
+        unrenewed: Option<LeaseStamp>,
     ) -> Result<Lease>;
 
     /// Extends leases of `gateway` in one transaction, one result per lease in the same order: the new end, or `Fenced`, or `NotFound`
-    /// when the volume was deleted. A lease that has expired and that nobody has taken since is renewed. Never shortens.
+    /// when the volume was deleted. A lease that has expired and that nobody has taken since is renewed. The end always grows, so that
+    /// whoever watches sees the renewal even if this gateway's wall clock has jumped back.
     async fn renew_leases(
         &self,
         gateway: GatewayId,

@@ -105,13 +105,22 @@ impl World {
     pub async fn held_volume(&self, name: &str) -> Held {
         let volume = self.new_volume(name);
         self.catalog.create_volume(&volume).await.unwrap();
-        let lease = self.catalog.acquire_lease(volume.id, self.gateway, at(1000), TTL).await.unwrap();
+        let lease = self.catalog.acquire_lease(volume.id, self.gateway, at(1000), TTL, None).await.unwrap();
         Held {
             volume: volume.id,
             lineage: volume.lineage,
             lease,
             through: WriteSeq::ZERO,
             commit: CommitSeq::ZERO,
+        }
+    }
+
+    /// Takes a volume for `gateway` as one that has watched the holder's lease for long enough.
+    pub async fn take(&self, volume: VolumeId, gateway: GatewayId, now: u64) -> Lease {
+        let acquire = |unrenewed| self.catalog.acquire_lease(volume, gateway, at(now), TTL, unrenewed);
+        match acquire(None).await {
+            Err(CatalogError::LeaseHeld { stamp, .. }) => acquire(Some(stamp)).await.unwrap(),
+            free => free.unwrap(),
         }
     }
 
@@ -246,6 +255,7 @@ macro_rules! catalog_conformance {
                 volumes_have_names_of_their_own
                 an_identity_is_used_once
                 a_volume_is_resized_renamed_and_made_read_only
+                only_the_owner_of_a_volume_resizes_it
                 an_unknown_volume_is_not_found
                 a_deleted_volume_is_gone_at_once_and_its_name_free
                 purging_takes_bounded_steps_and_nothing_of_others
@@ -254,11 +264,12 @@ macro_rules! catalog_conformance {
                 the_first_lease_is_term_one
                 a_gateway_takes_its_own_again_at_once
                 a_lease_of_another_is_refused_and_its_holder_named
-                an_expired_lease_can_be_taken_and_its_owner_is_fenced
+                a_lease_in_another_state_than_the_one_watched_is_refused
+                a_lease_that_was_watched_can_be_taken_and_its_owner_is_fenced
                 a_released_lease_is_free_at_once_and_void
                 ownership_is_unbroken_through_a_release_without_another_owner
                 ownership_that_came_back_began_anew
-                renewing_extends_and_never_shortens
+                renewing_always_extends
                 an_expired_lease_that_nobody_took_is_renewed
                 renewing_many_answers_for_each
                 leases_need_a_volume_and_a_gateway

@@ -1,9 +1,10 @@
 //! What can go wrong in the catalog.
 
-use crate::VolumeName;
+use crate::{LeaseStamp, VolumeName};
 use cairn_model::map::codec::MapCodecError;
 use cairn_model::{CommitSeq, ContainerId, ErrorKind, Generation, Kinded, LineageId, VolumeId, WriteSeq};
 use std::fmt::Display;
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
@@ -14,10 +15,16 @@ pub enum CatalogError {
     Fenced { volume: VolumeId, presented: Generation, current: Generation },
 
     #[error(
-        "volume {volume} is held by gateway {holder}: stop it there first, or wait until its lease ends \
-         (at {expires_at_unix_millis} ms of Unix time)"
+        "volume {volume} is held by gateway {holder}: stop it there first, or wait until it has not been renewed for {} seconds",
+        term.as_secs_f64()
     )]
-    LeaseHeld { volume: VolumeName, holder: String, expires_at_unix_millis: u64 },
+    LeaseHeld {
+        volume: VolumeName,
+        holder: String,
+        stamp: LeaseStamp,
+        /// How long the lease lasts without renewal.
+        term: Duration,
+    },
 
     #[error("{what} {name} exists already: choose another name")]
     NameTaken { what: &'static str, name: String },

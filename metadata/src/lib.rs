@@ -38,8 +38,8 @@ pub use error::CatalogError;
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
 pub use name::{InvalidVolumeName, VolumeName};
 pub use rows::{
-    GatewayRow, HeldLease, KeyRow, Lease, LeaseHolder, NewVolume, NodeRow, NodeState, SiteRow, Totals,
-    VolumeRow, WalState,
+    GatewayRow, HeldLease, KeyRow, Lease, LeaseHolder, LeaseStamp, NewVolume, NodeRow, NodeState, SiteRow,
+    Totals, VolumeRow, WalState,
 };
 pub use sqlite::SqliteCatalog;
 

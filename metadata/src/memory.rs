@@ -16,8 +16,8 @@ mod volumes;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, FoldPlan, GatewayRow,
-    HeldLease, KeyRow, LeafIndex, Lease, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals, VolumeName,
-    VolumeRow, WalState,
+    HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals,
+    VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::{
@@ -25,6 +25,7 @@ use cairn_model::{
     VolumeId, WallTime,
 };
 use commit::{Receipt, Segment};
+use leases::LeaseState;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, pending};
@@ -72,6 +73,17 @@ struct Tables {
     totals: Totals,
 }
 
+/// A term of ownership.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryHolder {
+    pub gateway: GatewayId,
+    pub generation: Generation,
+    /// The term in which this gateway's unbroken ownership began.
+    pub held_since: Generation,
+    /// Ended by its owner.
+    pub released: bool,
+}
+
 struct Gateway {
     row: GatewayRow,
     /// Batches committed so far.
@@ -93,6 +105,12 @@ impl MemoryCatalog {
     #[must_use]
     pub fn with_plan(&self, plan: Arc<CallPlan>) -> Self {
         Self { tables: Arc::clone(&self.tables), plan: Some(plan) }
+    }
+
+    /// Who has the last term of a volume at this moment, seen from outside: asks no plan, takes no time.
+    pub fn holder(&self, volume: VolumeId) -> Option<MemoryHolder> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.live(volume).ok()?.lease.as_ref().map(LeaseState::holder)
     }
 
     /// One call. `work` changes nothing if it fails.
@@ -206,8 +224,8 @@ impl Catalog for MemoryCatalog {
         self.call("volume_by_name", |tables| tables.volume_by_name(name)).await
     }
 
-    async fn resize_volume(&self, id: VolumeId, size_bytes: u64) -> Result<()> {
-        self.call("resize_volume", |tables| tables.resize_volume(id, size_bytes)).await
+    async fn resize_volume(&self, gateway: GatewayId, held: HeldLease, size_bytes: u64) -> Result<()> {
+        self.call("resize_volume", |tables| tables.resize_volume(gateway, held, size_bytes)).await
     }
 
     async fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
@@ -232,8 +250,9 @@ impl Catalog for MemoryCatalog {
         gateway: GatewayId,
         now: WallTime,
         ttl: Duration,
+        unrenewed: Option<LeaseStamp>,
     ) -> Result<Lease> {
-        self.call("acquire_lease", |tables| tables.acquire_lease(volume, gateway, now, ttl)).await
+        self.call("acquire_lease", |tables| tables.acquire_lease(volume, gateway, now, ttl, unrenewed)).await
     }
 
     async fn renew_leases(

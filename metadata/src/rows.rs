@@ -123,6 +123,14 @@ pub struct VolumeRow {
 pub struct LeaseHolder {
     pub gateway: GatewayId,
     pub name: String,
+    /// By the holder's wall clock, to be shown: nobody decides by it.
+    pub expires_at: WallTime,
+}
+
+/// One state of a lease: every acquisition and every renewal makes another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseStamp {
+    pub generation: Generation,
     pub expires_at: WallTime,
 }
 

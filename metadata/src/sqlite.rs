@@ -29,8 +29,8 @@ mod tests;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, FoldPlan, GatewayRow, HeldLease,
-    KeyRow, LeafIndex, Lease, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals, VolumeName, VolumeRow,
-    WalState,
+    KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals,
+    VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::{
@@ -80,6 +80,10 @@ fn failed(doing: &'static str) -> impl Fn(sqlx::Error) -> CatalogError {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::Io(_) => CatalogError::Unavailable { doing, source },
+        // IOERR_SHMSIZE: no room for the index of SQLite's own log, of which the primary code says nothing.
+        sqlx::Error::Database(database) if database.code().as_deref() == Some("4874") => {
+            CatalogError::OutOfSpace { doing, source }
+        }
         sqlx::Error::Database(database) => match primary_code(&**database) {
             // PERM, BUSY, LOCKED, READONLY, IOERR, CANTOPEN, PROTOCOL
             Some(3 | 5 | 6 | 8 | 10 | 14 | 15) => CatalogError::Unavailable { doing, source },
@@ -176,8 +180,8 @@ impl Catalog for SqliteCatalog {
         volumes::by_name(self, name).await
     }
 
-    async fn resize_volume(&self, id: VolumeId, size_bytes: u64) -> Result<()> {
-        volumes::resize(self, id, size_bytes).await
+    async fn resize_volume(&self, gateway: GatewayId, held: HeldLease, size_bytes: u64) -> Result<()> {
+        volumes::resize(self, gateway, held, size_bytes).await
     }
 
     async fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
@@ -202,8 +206,9 @@ impl Catalog for SqliteCatalog {
         gateway: GatewayId,
         now: WallTime,
         ttl: Duration,
+        unrenewed: Option<LeaseStamp>,
     ) -> Result<Lease> {
-        leases::acquire(self, volume, gateway, now, ttl).await
+        leases::acquire(self, volume, gateway, now, ttl, unrenewed).await
     }
 
     async fn renew_leases(

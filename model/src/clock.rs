@@ -5,7 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-/// A point of the monotonic clock: time since the clock was made. Never goes back, stops with the machine's sleep or not as the system does.
+/// A point of the monotonic clock: time since the clock was made. Never goes back, and goes on while the machine sleeps, as other machines'
+/// clocks do.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Monotonic(Duration);
 
@@ -67,14 +68,23 @@ pub async fn timeout<F: Future>(clock: &dyn Clock, limit: Duration, future: F) -
 /// The operating system's clocks and tokio's timer.
 #[derive(Debug)]
 pub struct SystemClock {
-    origin: std::time::Instant,
+    /// Since the machine's boot.
+    origin: Duration,
 }
 
 impl SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the port's production implementation")]
     pub fn new() -> Self {
-        Self { origin: std::time::Instant::now() }
+        Self { origin: since_boot() }
     }
+}
+
+/// `CLOCK_BOOTTIME`: a lease ends while the machine is suspended, which `CLOCK_MONOTONIC` would not notice.
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(
+        u64::try_from(time.tv_sec).expect("the clock began at zero"),
+        u32::try_from(time.tv_nsec).expect("less than a second"),
+    )
 }
 
 impl Default for SystemClock {
@@ -85,7 +95,7 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> Monotonic {
-        Monotonic(self.origin.elapsed())
+        Monotonic(since_boot().saturating_sub(self.origin))
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the port's production implementation")]

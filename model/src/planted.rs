@@ -13,25 +13,58 @@ pub enum Bug {
     FlushWithoutSync,
     /// The log takes a sync that failed for one that succeeded.
     IgnoreFailedSync,
+    /// The log forgets a batch before the catalog has it.
+    FreeBeforeCommit,
+    /// A put that failed is taken for one that succeeded: the catalog names an object that is not there.
+    PublishUnstored,
     /// The last run of a batch is left out of its segments.
     DropLastRun,
     /// Discards are left out of a batch.
     DropDiscards,
+    /// The write buffer lets go of a batch before the map has it.
+    RetireBeforeCommit,
+    /// A fold leaves a change out of a leaf.
+    FoldDropsAChange,
     /// A part of a block is patched into what was read, whatever was written meanwhile.
     PatchStaleBlock,
+    /// What a smaller size cuts off is not zeroed.
+    KeepCutOffTail,
     /// Replay skips a record beyond what the catalog has.
     SkipReplayedRecord,
+    /// Replay takes records of a term that another gateway's followed.
+    ReplayStaleTerm,
+    /// The catalog is not told that the log holds something, so that nobody notices when it is gone.
+    ForgetDirtyLog,
+    /// A lease ends when the wall clock of whoever wants it says so.
+    LeaseEndsByWallClock,
+    /// A gateway answers without a look at its lease.
+    AnswerWithoutLease,
+    /// The catalog takes a batch from whoever brings it.
+    CommitWithoutLease,
+    /// The cache returns the chunk beside the one that was asked for.
+    ReturnNeighbour,
 }
 
 impl Bug {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 18] = [
         Self::AcknowledgeUnwritten,
         Self::FlushWithoutSync,
         Self::IgnoreFailedSync,
+        Self::FreeBeforeCommit,
+        Self::PublishUnstored,
         Self::DropLastRun,
         Self::DropDiscards,
+        Self::RetireBeforeCommit,
+        Self::FoldDropsAChange,
         Self::PatchStaleBlock,
+        Self::KeepCutOffTail,
         Self::SkipReplayedRecord,
+        Self::ReplayStaleTerm,
+        Self::ForgetDirtyLog,
+        Self::LeaseEndsByWallClock,
+        Self::AnswerWithoutLease,
+        Self::CommitWithoutLease,
+        Self::ReturnNeighbour,
     ];
 }
 

@@ -4,7 +4,7 @@ use crate::compute::ComputePool;
 use crate::config::EngineConfig;
 use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
 use crate::error::EngineError;
-use crate::lease::{gone, renew_leases};
+use crate::lease::{LeaseWatch, gone, renew_leases};
 use crate::pressure::Pressure;
 use crate::read::{ChunkReader, ReaderLimits};
 use crate::recovery::{open_volume, recover};
@@ -14,9 +14,9 @@ use crate::tasks::Tasks;
 use crate::volume::map::LeafCache;
 use crate::volume::{Condition, Volume};
 use crate::wal_state::WalStateFlag;
-use cairn_metadata::{Catalog, NewVolume, VolumeName};
+use cairn_metadata::{Catalog, HeldLease, LeaseStamp, NewVolume, VolumeName};
 use cairn_model::crypto::SecretKey;
-use cairn_model::{Exports, GatewayId, Ports, SiteId};
+use cairn_model::{Exports, GatewayId, Ports, SiteId, VolumeId};
 use cairn_segment_writer::Pool;
 use cairn_wal::{Disk, Wal};
 use std::future::Future;
@@ -106,9 +106,9 @@ impl Engine {
         &self.shared
     }
 
-    /// Volumes that could not be opened, and why.
-    pub fn not_served(&self) -> &[NotServed] {
-        &self.not_served
+    /// Volumes that could not be opened at the start and are not served by now, and why.
+    pub fn not_served(&self) -> impl Iterator<Item = &NotServed> {
+        self.not_served.iter().filter(|refused| self.shared.registry.get(&refused.name).is_none())
     }
 
     pub fn volume(&self, name: &str) -> Option<Arc<Volume>> {
@@ -125,8 +125,22 @@ impl Engine {
         self.administer(move |shared| async move { create(&shared, &new).await }).await
     }
 
-    /// Changes a volume's size while it is in use. What a smaller size cuts off is discarded first, durably, so that a later
-    /// larger size shows zeros there.
+    /// Serves a volume of the catalog that this gateway does not serve. When another gateway holds it, waits until that one has released it
+    /// or has not renewed its lease for the lease's whole term; what the other had acknowledged and not destaged is not in the volume then.
+    pub async fn take_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, EngineError> {
+        let id = self.shared.catalog.volume_by_name(name).await?.id;
+        let mut watch = LeaseWatch::default();
+        loop {
+            let unrenewed = watch.unrenewed(self.shared.ports.clock.now());
+            let taken =
+                self.administer(move |shared| async move { take(&shared, id, unrenewed).await }).await;
+            let Some(pause) = watch.look(&taken, self.shared.ports.clock.now()) else { return taken };
+            self.shared.ports.clock.sleep(pause).await;
+        }
+    }
+
+    /// Changes a volume's size while it is in use. What a smaller size cuts off is zeroed first, in the pool as well, so that a later
+    /// larger size shows zeros there whatever was lost meanwhile. If that fails, the size stays and the part may be zeroed already.
     pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<(), EngineError> {
         let name = name.to_owned();
         self.administer(move |shared| async move { resize(&shared, &name, size_bytes).await }).await
@@ -250,7 +264,8 @@ impl Exports for Engine {
 async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
     shared.catalog.create_volume(new).await?;
     let opened =
-        open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id).await;
+        open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id, None)
+            .await;
     let opened = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -266,23 +281,48 @@ async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, En
     Ok(volume)
 }
 
+/// Opens a volume of the catalog, in place of one that this gateway had to stop serving.
+async fn take(
+    shared: &Arc<Shared>,
+    id: VolumeId,
+    unrenewed: Option<LeaseStamp>,
+) -> Result<Arc<Volume>, EngineError> {
+    let served = shared.registry.all().into_iter().find(|volume| volume.id() == id);
+    if let Some(volume) = &served
+        && volume.state().lock().condition == Condition::Serving
+    {
+        return Ok(Arc::clone(volume));
+    }
+    let opened =
+        open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, id, unrenewed);
+    let volume = Arc::new(Volume::new(opened.await?, Arc::clone(shared)));
+    if let Some(ended) = served {
+        shared.registry.remove(&ended);
+    }
+    shared.registry.insert(volume.name(), Arc::clone(&volume));
+    Ok(volume)
+}
+
 async fn resize(shared: &Shared, name: &str, size_bytes: u64) -> Result<(), EngineError> {
     let volume = shared.registry.named(name)?;
     let old = volume.size_bytes();
     if size_bytes < old {
-        // From here no write goes beyond the new end; then what is there is zeroed, durably, before the catalog forgets the old one.
+        // From here no write goes beyond the new end. What is there is zeroed, in the catalog's maps too, before the catalog has the new size:
+        // the size survives the loss of the log, so the zeroes must, or a later larger size would bring the old bytes back.
         volume.state().lock().size_bytes = size_bytes;
         let zeroed = async {
-            let last = volume.zero_beyond_end(old).await?;
-            let _durable = shared.wal.synced(last).await?;
-            Ok::<(), EngineError>(())
+            volume.zero_beyond_end(old).await?;
+            let limit = shared.config.read_deadline;
+            let destaged = cairn_model::timeout(&*shared.ports.clock, limit, shared.destage.all()).await;
+            destaged.unwrap_or(Err(EngineError::PoolSilent(limit.as_secs())))
         };
         if let Err(error) = zeroed.await {
             volume.state().lock().size_bytes = old;
             return Err(error);
         }
     }
-    if let Err(error) = shared.catalog.resize_volume(volume.id(), size_bytes).await {
+    let held = HeldLease { volume: volume.id(), generation: volume.generation() };
+    if let Err(error) = shared.catalog.resize_volume(shared.gateway, held, size_bytes).await {
         volume.state().lock().size_bytes = old;
         return Err(error.into());
     }

@@ -37,6 +37,10 @@ pub enum EngineError {
     Pool(Arc<PoolError>),
     #[error("the catalog names container {0} but has no place for it: the catalog is damaged")]
     NoSuchContainer(cairn_model::ContainerId),
+    #[error(
+        "a write of volume {0} is in neither the log nor the pool, which is a bug: restart the gateway, which reads both anew"
+    )]
+    Astray(String),
     #[error("the pool did not answer within {0} seconds; see `cairn status`")]
     PoolSilent(u64),
     #[error("the catalog did not answer in time")]
@@ -59,7 +63,9 @@ impl Kinded for EngineError {
             Self::NoSuchVolume(_) | Self::Deleted(_) => ErrorKind::NotFound,
             Self::Fenced(_) => ErrorKind::Fenced,
             Self::PoolFull => ErrorKind::OutOfSpace,
-            Self::LostWal(_) | Self::LogGap { .. } | Self::NoSuchContainer(_) => ErrorKind::Corrupt,
+            Self::LostWal(_) | Self::LogGap { .. } | Self::NoSuchContainer(_) | Self::Astray(_) => {
+                ErrorKind::Corrupt
+            }
             Self::Wal(error) => error.kind(),
             Self::Catalog(error) => error.kind(),
             Self::Pool(error) => error.kind(),

@@ -3,11 +3,14 @@
 //! The catalog decides who owns a volume; this module knows until when it has decided for us. A term is counted from *before* the
 //! renewal was asked for, on the monotonic clock, less a margin, so it ends here before the catalog can give the volume to
 //! another gateway. After that nothing is acknowledged and nothing read until a renewal succeeds.
+//!
+//! The other gateway, for its part, takes a volume only when it has watched the lease unrenewed for the whole term on its own monotonic
+//! clock ([`LeaseWatch`]), so no wall clock has a say, and clocks may drift apart by the margin.
 
 use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::volume::{Condition, Volume};
-use cairn_metadata::HeldLease;
+use cairn_metadata::{CatalogError, HeldLease, LeaseStamp};
 use cairn_model::{Clock, ErrorKind, Generation, Kinded, Monotonic};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -81,6 +84,36 @@ impl LeaseTerm {
 
 fn nanos(at: Monotonic) -> u64 {
     u64::try_from(at.since_origin().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What a gateway that wants a volume sees of the holder's lease.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseWatch(Option<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    stamp: LeaseStamp,
+    term: Duration,
+    /// After the answer that showed this state for the first time: the state is older.
+    since: Monotonic,
+}
+
+impl LeaseWatch {
+    /// The state that has been there for the whole term, if it has.
+    pub(crate) fn unrenewed(&self, now: Monotonic) -> Option<LeaseStamp> {
+        let watched = self.0.as_ref()?;
+        (now.since(watched.since) >= watched.term).then_some(watched.stamp)
+    }
+
+    /// Looks at the answer to an attempt. How long to wait before the next one, if there is a reason for one.
+    pub(crate) fn look<T>(&mut self, answer: &Result<T, EngineError>, now: Monotonic) -> Option<Duration> {
+        let Err(EngineError::Catalog(error)) = answer else { return None };
+        let CatalogError::LeaseHeld { stamp, term, .. } = &**error else { return None };
+        if self.0.as_ref().is_none_or(|watched| watched.stamp != *stamp) {
+            self.0 = Some(Watched { stamp: *stamp, term: *term, since: now });
+        }
+        Some(*term / RENEWALS_PER_TERM)
+    }
 }
 
 /// Renews every volume's lease until the engine stops.

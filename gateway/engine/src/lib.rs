@@ -13,6 +13,7 @@
 //! | `lease` | ownership, renewed; a gateway that cannot renew stops acknowledging |
 //! | `wal_state` | whether the log holds anything that the catalog does not |
 
+mod cache;
 mod compute;
 mod config;
 mod destage;

@@ -20,7 +20,7 @@ use crate::volume::Volume;
 use crate::volume::buffer::{Buffered, Layer, WriteBuffer};
 use crate::volume::map::ExtentMap;
 use crate::wal_state::WalStateFlag;
-use cairn_metadata::{Catalog, VolumeRow, WalState};
+use cairn_metadata::{Catalog, LeaseStamp, VolumeRow, WalState};
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BLOCK_SIZE, ErrorKind, GatewayId, Generation, Kinded, LbaRange, Lsn, Ports, VolumeId};
 use cairn_wal::{Record, RecordBody, Recovery, Wal, WalError, WalIdentity};
@@ -46,16 +46,18 @@ pub(crate) struct OpenVolume {
     pub(crate) buffer: WriteBuffer,
 }
 
-/// Takes the lease of a volume and loads what its map needs.
+/// Takes the lease of a volume and loads what its map needs. `unrenewed` is the state of another gateway's lease that was watched
+/// for its whole term.
 pub(crate) async fn open_volume(
     catalog: &dyn Catalog,
     ports: &Ports,
     gateway: GatewayId,
     ttl: Duration,
     id: VolumeId,
+    unrenewed: Option<LeaseStamp>,
 ) -> Result<OpenVolume, EngineError> {
     let asked = ports.clock.now();
-    let lease = catalog.acquire_lease(id, gateway, ports.clock.wall(), ttl).await?;
+    let lease = catalog.acquire_lease(id, gateway, ports.clock.wall(), ttl, unrenewed).await?;
     // Read only now: another owner may have committed until the lease was ours.
     let row = catalog.volume(id).await?;
     let mut map = ExtentMap::new(row.lineage, row.folded_through);
@@ -86,7 +88,7 @@ pub(crate) async fn recover(
     let mut replay = Replay::new(&config);
     let mut not_served = Vec::new();
     for row in catalog.volumes().await? {
-        match open_volume(catalog, &parts.ports, parts.gateway, config.lease_ttl, row.id).await {
+        match open_volume(catalog, &parts.ports, parts.gateway, config.lease_ttl, row.id, None).await {
             Ok(volume) => {
                 replay.volumes.insert(row.id, volume);
             }
@@ -168,7 +170,7 @@ impl Replay {
         let Some(volume) = self.volumes.get_mut(&record.volume) else {
             return self.take_unopened(&record);
         };
-        if record.generation < volume.held_since {
+        if record.generation < volume.held_since && !is_planted(Bug::ReplayStaleTerm) {
             self.stale += 1;
             return Ok(());
         }

@@ -86,7 +86,7 @@ impl Engine {
             block_cache_bytes: shared.chunks.cached_bytes(),
             map_cache_bytes: shared.leaves.used_bytes(),
             volumes: shared.registry.all().iter().map(|volume| volume.status()).collect(),
-            not_served: self.not_served().to_vec(),
+            not_served: self.not_served().cloned().collect(),
         }
     }
 }

@@ -11,6 +11,7 @@
 use crate::error::EngineError;
 use cairn_metadata::{Catalog, CatalogError, WalState};
 use cairn_model::GatewayId;
+use cairn_model::planted::{Bug, is_planted};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Mutex;
 
@@ -39,7 +40,9 @@ impl WalStateFlag {
         }
         let _ordered = self.transition.lock().await;
         if !self.is_dirty() {
-            catalog.set_wal_state(self.gateway, WalState::Dirty).await?;
+            if !is_planted(Bug::ForgetDirtyLog) {
+                catalog.set_wal_state(self.gateway, WalState::Dirty).await?;
+            }
             self.dirty.store(true, Ordering::Release);
         }
         Ok(())

@@ -7,7 +7,8 @@ mod support;
 
 use bytes::Bytes;
 use cairn_engine::EngineError;
-use cairn_model::{BlockDevice, GatewayId, WriteFlags};
+use cairn_metadata::{CatalogError, Lease};
+use cairn_model::{BlockDevice, GatewayId, VolumeId, WriteFlags};
 use std::time::Duration;
 use support::{MIB, Site};
 
@@ -29,6 +30,29 @@ async fn a_lost_log_that_held_writes_is_refused_unless_the_operator_accepts_it()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_resize_cut_off_stays_away_without_the_log() {
+    let mut site = Site::with_volume(MIB).await;
+    site.config.batch_age = Duration::from_hours(1);
+    let engine = site.start().await;
+    let volume = engine.volume("disk").unwrap();
+    volume.write(0, Bytes::from(vec![1; 1 << 20]), FUA).await.unwrap();
+    engine.destage().await.unwrap();
+    engine.resize_volume("disk", 8192).await.unwrap();
+    // So that the log is missed.
+    volume.write(0, Bytes::from(vec![2; 4096]), FUA).await.unwrap();
+    engine.abandon().await;
+    drop((volume, engine));
+    std::fs::remove_dir_all(site.wal_directory()).unwrap();
+    site.config.accept_lost_wal = true;
+    let engine = site.start().await;
+    engine.resize_volume("disk", MIB).await.unwrap();
+    let content = engine.volume("disk").unwrap().read(0, 1 << 20).await.unwrap().to_vec();
+    assert_eq!(content[..8192], [1; 8192]);
+    assert!(content[8192..].iter().all(|byte| *byte == 0), "the old bytes are back");
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_log_that_was_destaged_is_no_loss() {
     let site = Site::with_volume(MIB).await;
     let engine = site.start().await;
@@ -45,20 +69,15 @@ async fn a_lost_log_that_was_destaged_is_no_loss() {
 async fn records_of_a_term_that_another_gateway_followed_are_not_replayed() {
     let mut site = Site::with_volume(MIB).await;
     site.config.batch_age = Duration::from_hours(1);
-    site.config.lease_ttl = Duration::from_secs(2);
     let engine = site.start().await;
     let volume = engine.volume("disk").unwrap();
     volume.write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
     let id = volume.id();
     engine.abandon().await;
     drop((volume, engine));
-    tokio_sleep(Duration::from_millis(2500)).await;
     // Another gateway takes the volume and gives it back.
+    let (other, lease) = seize(&site, id).await;
     let catalog = site.catalog().await;
-    let other = GatewayId::fresh(&*site.ports.clock, &*site.ports.entropy);
-    catalog.register_gateway(other, "other", site.ports.clock.wall()).await.unwrap();
-    let lease =
-        catalog.acquire_lease(id, other, site.ports.clock.wall(), Duration::from_mins(1)).await.unwrap();
     catalog.release_lease(id, other, lease.generation).await.unwrap();
     catalog.close().await;
     let engine = site.start().await;
@@ -74,12 +93,7 @@ async fn a_volume_that_another_gateway_took_stops_being_served_and_the_others_go
     let engine = site.start().await;
     let volume = engine.volume("disk").unwrap();
     volume.write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
-    let catalog = site.catalog().await;
-    let other = GatewayId::fresh(&*site.ports.clock, &*site.ports.entropy);
-    catalog.register_gateway(other, "other", site.ports.clock.wall()).await.unwrap();
-    // As if the clock of whoever gave it away were an hour ahead.
-    let later = cairn_model::WallTime::from_unix_millis(site.ports.clock.wall().unix_millis() + 3_600_000);
-    catalog.acquire_lease(volume.id(), other, later, Duration::from_mins(1)).await.unwrap();
+    seize(&site, volume.id()).await;
     let mut refused = None;
     for _ in 0..40 {
         refused = volume.write(0, Bytes::from(vec![2; 4096]), FUA).await.err();
@@ -94,6 +108,18 @@ async fn a_volume_that_another_gateway_took_stops_being_served_and_the_others_go
     engine.destage().await.unwrap();
     assert_eq!(mine.read(0, 4096).await.unwrap().to_vec(), vec![3; 4096]);
     engine.shutdown().await.unwrap();
+}
+
+/// Takes the volume as a gateway whose clock runs wild: it swears to have watched the lease for its whole term.
+async fn seize(site: &Site, volume: VolumeId) -> (GatewayId, Lease) {
+    let other = site.another_gateway("other").await;
+    let catalog = site.catalog().await;
+    let now = site.ports.clock.wall();
+    let acquire = |unrenewed| catalog.acquire_lease(volume, other, now, Duration::from_mins(1), unrenewed);
+    let Err(CatalogError::LeaseHeld { stamp, .. }) = acquire(None).await else { panic!("it is held") };
+    let lease = acquire(Some(stamp)).await.unwrap();
+    catalog.close().await;
+    (other, lease)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test waits for real time")]

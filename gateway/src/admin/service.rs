@@ -100,7 +100,7 @@ impl Service {
             open.status().condition.clone_into(&mut volume.state);
         } else {
             "not served".clone_into(&mut volume.state);
-            let reason = engine.not_served().iter().find(|refused| refused.name == name);
+            let reason = engine.not_served().find(|refused| refused.name == name);
             volume.reason = reason.map(|refused| refused.reason.clone());
         }
         volume

@@ -84,7 +84,7 @@ pub async fn a_batch_is_recognised_after_its_lease_moved_on(store: &dyn CatalogS
     world.catalog.delete_volume(gone.volume).await.unwrap();
     let batch = world.batch(&[(&held, blocks(0, 4)), (&gone, blocks(0, 4))]);
     let receipt = world.catalog.commit_batch(&batch).await.unwrap();
-    world.catalog.acquire_lease(held.volume, world.other, at(31_000), TTL).await.unwrap();
+    world.take(held.volume, world.other, 31_000).await;
 
     assert_eq!(world.catalog.commit_batch(&batch).await.unwrap(), receipt);
     assert_eq!(outcomes(&receipt), [committed(1), VolumeOutcome::Deleted]);
@@ -119,7 +119,7 @@ pub async fn a_stale_term_commits_nothing(store: &dyn CatalogStore) {
     let world = World::new(store).await;
     let stale = world.held_volume("a").await;
     let current = world.held_volume("b").await;
-    world.catalog.acquire_lease(stale.volume, world.gateway, at(1001), TTL).await.unwrap();
+    world.catalog.acquire_lease(stale.volume, world.gateway, at(1001), TTL, None).await.unwrap();
 
     let batch = world.batch(&[(&current, blocks(0, 4)), (&stale, blocks(0, 4))]);
     let refused = refusal(world.catalog.commit_batch(&batch).await);

@@ -143,7 +143,8 @@ pub async fn any_history_of_batches_and_folds_gives_the_map_of_its_writes(store:
                 0 => fold(&world, &held, &dice).await,
                 1 if dice.below(2) == 0 => {
                     world = world.reopened(store).await;
-                    let again = world.catalog.acquire_lease(held.volume, world.gateway, at(1), TTL).await;
+                    let again =
+                        world.catalog.acquire_lease(held.volume, world.gateway, at(1), TTL, None).await;
                     held.lease = again.unwrap();
                 }
                 _ => commit(&world, &mut held, &mut oracle, &dice).await,

@@ -1,7 +1,9 @@
 //! Volumes, from creation to the last purged row.
 
-use super::{CatalogStore, TTL, World, at, blocks, refusal};
-use crate::{Catalog, FoldPlan, LeafIndex, MapLeaf, NewVolume, VolumeName, VolumeRow};
+use super::{CatalogStore, TTL, World, at, blocks, generation, refusal};
+use crate::{
+    Catalog, FoldPlan, HeldLease, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow,
+};
 use cairn_model::{CommitSeq, Durability, ErrorKind, Generation, VolumeId, WriteSeq};
 use std::sync::Arc;
 
@@ -78,26 +80,55 @@ pub async fn a_volume_is_resized_renamed_and_made_read_only(store: &dyn CatalogS
     let volume = world.new_volume("a");
     world.catalog.create_volume(&volume).await.unwrap();
     let name = VolumeName::new("renamed").unwrap();
-    world.catalog.resize_volume(volume.id, 5 << 30).await.unwrap();
+    world.take(volume.id, world.gateway, 1000).await;
+    let held = HeldLease { volume: volume.id, generation: generation(1) };
+    world.catalog.resize_volume(world.gateway, held, 5 << 30).await.unwrap();
     world.catalog.rename_volume(volume.id, &name).await.unwrap();
     world.catalog.set_read_only(volume.id, true).await.unwrap();
 
-    let expected = VolumeRow { name, size_bytes: 5 << 30, read_only: true, ..as_created(&volume) };
+    let holder = LeaseHolder { gateway: world.gateway, name: "first".to_owned(), expires_at: at(31_000) };
+    let expected = VolumeRow {
+        name,
+        size_bytes: 5 << 30,
+        read_only: true,
+        generation: generation(1),
+        holder: Some(holder),
+        ..as_created(&volume)
+    };
     assert_eq!(world.catalog.volume(volume.id).await.unwrap(), expected);
     assert_eq!(refusal(world.catalog.volume_by_name(&volume.name).await).0, ErrorKind::NotFound);
     world.catalog.create_volume(&world.new_volume("a")).await.unwrap();
 }
 
+pub async fn only_the_owner_of_a_volume_resizes_it(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let held = world.held_volume("a").await;
+    let resize = |gateway, term| {
+        let held = HeldLease { volume: held.volume, generation: generation(term) };
+        world.catalog.resize_volume(gateway, held, 1 << 20)
+    };
+    assert_eq!(refusal(resize(world.other, 1).await).0, ErrorKind::Fenced);
+    assert_eq!(refusal(resize(world.gateway, 2).await).0, ErrorKind::Fenced);
+    world.take(held.volume, world.other, 31_000).await;
+    assert_eq!(refusal(resize(world.gateway, 1).await).0, ErrorKind::Fenced);
+    assert_eq!(world.catalog.volume(held.volume).await.unwrap().size_bytes, 1 << 40);
+    resize(world.other, 2).await.unwrap();
+    world.catalog.release_lease(held.volume, world.other, generation(2)).await.unwrap();
+    assert_eq!(refusal(resize(world.other, 2).await).0, ErrorKind::Fenced);
+    assert_eq!(world.catalog.volume(held.volume).await.unwrap().size_bytes, 1 << 20);
+}
+
 /// Every way to name a volume says that it does not exist.
 async fn assert_absent(catalog: &dyn Catalog, world: &World, id: VolumeId, name: &VolumeName) {
+    let held = HeldLease { volume: id, generation: generation(1) };
     let refusals = [
         refusal(catalog.volume(id).await),
         refusal(catalog.volume_by_name(name).await),
-        refusal(catalog.resize_volume(id, 1 << 30).await),
+        refusal(catalog.resize_volume(world.gateway, held, 1 << 30).await),
         refusal(catalog.rename_volume(id, &VolumeName::new("z").unwrap()).await),
         refusal(catalog.set_read_only(id, true).await),
         refusal(catalog.delete_volume(id).await),
-        refusal(catalog.acquire_lease(id, world.gateway, at(0), TTL).await),
+        refusal(catalog.acquire_lease(id, world.gateway, at(0), TTL, None).await),
         refusal(catalog.renew_lease(id, world.gateway, Generation::new(1), at(0), TTL).await),
         refusal(catalog.release_lease(id, world.gateway, Generation::new(1)).await),
     ];

@@ -1,7 +1,8 @@
 //! Who may write a volume.
 
-use super::{Result, Tables};
-use crate::{CatalogError, HeldLease, Lease};
+use super::{MemoryHolder, Result, Tables};
+use crate::{CatalogError, HeldLease, Lease, LeaseStamp};
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{GatewayId, Generation, VolumeId, WallTime};
 use std::time::Duration;
 
@@ -11,6 +12,18 @@ pub(super) struct LeaseState {
     held_since: Generation,
     pub(super) released: bool,
     pub(super) expires_at: WallTime,
+    term: Duration,
+}
+
+impl LeaseState {
+    fn stamp(&self) -> LeaseStamp {
+        LeaseStamp { generation: self.generation, expires_at: self.expires_at }
+    }
+
+    pub(super) fn holder(&self) -> MemoryHolder {
+        let &Self { gateway, generation, held_since, released, .. } = self;
+        MemoryHolder { gateway, generation, held_since, released }
+    }
 }
 
 /// Fails unless `gateway` is in term `generation` and has not ended it.
@@ -44,18 +57,21 @@ impl Tables {
         gateway: GatewayId,
         now: WallTime,
         ttl: Duration,
+        unrenewed: Option<LeaseStamp>,
     ) -> Result<Lease> {
         let held = self.live(volume)?;
         self.gateway(gateway)?;
         if let Some(lease) = &held.lease
             && lease.gateway != gateway
             && !lease.released
-            && now < lease.expires_at
+            && unrenewed != Some(lease.stamp())
+            && (now < lease.expires_at || !is_planted(Bug::LeaseEndsByWallClock))
         {
             return Err(CatalogError::LeaseHeld {
                 volume: held.row.name.clone(),
                 holder: self.gateway(lease.gateway)?.row.name.clone(),
-                expires_at_unix_millis: lease.expires_at.unix_millis(),
+                stamp: lease.stamp(),
+                term: lease.term,
             });
         }
         let held = self.live_mut(volume)?;
@@ -63,7 +79,7 @@ impl Tables {
         let unbroken = held.lease.as_ref().filter(|lease| lease.gateway == gateway);
         let held_since = unbroken.map_or(generation, |lease| lease.held_since);
         let expires_at = end_of(now, ttl);
-        let fresh = LeaseState { gateway, generation, held_since, released: false, expires_at };
+        let fresh = LeaseState { gateway, generation, held_since, released: false, expires_at, term: ttl };
         let previous = held.lease.replace(fresh).map(|lease| (lease.gateway, lease.generation));
         Ok(Lease { generation, held_since, previous, expires_at })
     }
@@ -83,8 +99,9 @@ impl Tables {
         let volume = self.live_mut(held.volume)?;
         check_held(volume.lease.as_ref(), held.volume, gateway, held.generation)?;
         let lease = volume.lease.as_mut().expect("a held volume has a lease");
-        // Never shorter: the gateway counts on what it was granted, even if this clock has jumped back.
-        lease.expires_at = lease.expires_at.max(end);
+        // Another state each time, whatever this clock says: that is what the others watch.
+        let later = WallTime::from_unix_millis(lease.expires_at.unix_millis() + 1);
+        lease.expires_at = end.max(later);
         Ok(lease.expires_at)
     }
 

@@ -1,9 +1,9 @@
 //! Volumes, from creation to the last purged row.
 
-use super::leases::LeaseState;
+use super::leases::{LeaseState, check_held};
 use super::{Result, Tables, countable};
-use crate::{CatalogError, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow};
-use cairn_model::{CommitSeq, Generation, MapDelta, VolumeId, WriteSeq};
+use crate::{CatalogError, HeldLease, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow};
+use cairn_model::{CommitSeq, GatewayId, Generation, MapDelta, VolumeId, WriteSeq};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -105,9 +105,16 @@ impl Tables {
         })
     }
 
-    pub(super) fn resize_volume(&mut self, id: VolumeId, size_bytes: u64) -> Result<()> {
+    pub(super) fn resize_volume(
+        &mut self,
+        gateway: GatewayId,
+        held: HeldLease,
+        size_bytes: u64,
+    ) -> Result<()> {
         let size_bytes = countable(size_bytes)?;
-        self.live_mut(id)?.row.size_bytes = size_bytes;
+        let volume = self.live_mut(held.volume)?;
+        check_held(volume.lease.as_ref(), held.volume, gateway, held.generation)?;
+        volume.row.size_bytes = size_bytes;
         Ok(())
     }
 

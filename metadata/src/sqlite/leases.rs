@@ -2,7 +2,7 @@
 
 use super::columns::{Columns, int};
 use super::{Result, SqliteCatalog, failed};
-use crate::{CatalogError, HeldLease, Lease, VolumeName};
+use crate::{CatalogError, HeldLease, Lease, LeaseStamp, VolumeName};
 use cairn_model::{GatewayId, Generation, VolumeId, WallTime};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
@@ -18,6 +18,10 @@ pub(super) struct LeaseState {
 }
 
 impl LeaseState {
+    fn stamp(&self) -> LeaseStamp {
+        LeaseStamp { generation: self.generation, expires_at: self.expires_at }
+    }
+
     /// From columns `gateway`, `generation`, `held_since`, `released`, `expires_at`; `None` when they are null.
     pub(super) fn of(row: &SqliteRow) -> Result<Option<Self>> {
         let columns = Columns::new(row, "lease");
@@ -78,9 +82,39 @@ async fn gateway_name(change: &mut SqliteConnection, gateway: GatewayId) -> Resu
         .map_err(failed("reading a gateway"))
 }
 
+/// Fails unless `gateway` is in the term of `held`, or with `NotFound` when there is no such volume.
+pub(super) async fn check_held(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    held: HeldLease,
+) -> Result<()> {
+    let (_, state) = state_of(change, held.volume).await?;
+    LeaseState::check(state.as_ref(), held.volume, gateway, held.generation)
+}
+
+fn millis(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn end_of(now: WallTime, ttl: Duration) -> WallTime {
-    let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    WallTime::from_unix_millis(now.unix_millis().saturating_add(ttl))
+    WallTime::from_unix_millis(now.unix_millis().saturating_add(millis(ttl)))
+}
+
+/// Why another gateway cannot have the volume.
+async fn refuse(
+    change: &mut SqliteConnection,
+    id: VolumeId,
+    volume: VolumeName,
+    lease: &LeaseState,
+) -> Result<CatalogError> {
+    let holder = gateway_name(change, lease.gateway).await?.unwrap_or_else(|| lease.gateway.to_string());
+    let row = sqlx::query("SELECT term_ms FROM leases WHERE volume = $1")
+        .bind(&id.as_bytes()[..])
+        .fetch_one(change)
+        .await
+        .map_err(failed("reading a lease"))?;
+    let term = Duration::from_millis(Columns::new(&row, "lease").number("term_ms")?);
+    Ok(CatalogError::LeaseHeld { volume, holder, stamp: lease.stamp(), term })
 }
 
 pub(super) async fn acquire(
@@ -89,6 +123,7 @@ pub(super) async fn acquire(
     gateway: GatewayId,
     now: WallTime,
     ttl: Duration,
+    unrenewed: Option<LeaseStamp>,
 ) -> Result<Lease> {
     let doing = "acquiring a lease";
     let mut change = catalog.begin().await?;
@@ -99,29 +134,25 @@ pub(super) async fn acquire(
     if let Some(lease) = &before
         && lease.gateway != gateway
         && !lease.released
-        && now < lease.expires_at
+        && unrenewed != Some(lease.stamp())
     {
-        let holder = gateway_name(&mut change, lease.gateway).await?;
-        return Err(CatalogError::LeaseHeld {
-            volume: name,
-            holder: holder.unwrap_or_else(|| lease.gateway.to_string()),
-            expires_at_unix_millis: lease.expires_at.unix_millis(),
-        });
+        return Err(refuse(&mut change, volume, name, lease).await?);
     }
     let generation = before.as_ref().map_or(Generation::ZERO, |lease| lease.generation).next();
     let unbroken = before.as_ref().filter(|lease| lease.gateway == gateway);
     let held_since = unbroken.map_or(generation, |lease| lease.held_since);
     let expires_at = end_of(now, ttl);
-    let sql = "INSERT INTO leases (volume, gateway, generation, held_since, released, expires_at) \
-               VALUES ($1, $2, $3, $4, 0, $5) ON CONFLICT (volume) DO UPDATE SET gateway = excluded.gateway, \
-               generation = excluded.generation, held_since = excluded.held_since, released = 0, \
-               expires_at = excluded.expires_at";
+    let sql = "INSERT INTO leases (volume, gateway, generation, held_since, released, expires_at, term_ms) \
+               VALUES ($1, $2, $3, $4, 0, $5, $6) ON CONFLICT (volume) DO UPDATE SET \
+               gateway = excluded.gateway, generation = excluded.generation, held_since = excluded.held_since, \
+               released = 0, expires_at = excluded.expires_at, term_ms = excluded.term_ms";
     sqlx::query(sql)
         .bind(&volume.as_bytes()[..])
         .bind(&gateway.as_bytes()[..])
         .bind(int(generation.get())?)
         .bind(int(held_since.get())?)
         .bind(int(expires_at.unix_millis())?)
+        .bind(int(millis(ttl))?)
         .execute(&mut *change)
         .await
         .map_err(failed(doing))?;
@@ -157,8 +188,8 @@ pub(super) async fn renew(
             continue;
         }
         let granted = state.map_or(WallTime::default(), |lease| lease.expires_at);
-        // Never shorter: the gateway counts on what it was granted, even if this clock has jumped back.
-        let expires_at = end_of(now, ttl).max(granted);
+        // Another state each time, whatever this clock says: that is what the others watch.
+        let expires_at = end_of(now, ttl).max(WallTime::from_unix_millis(granted.unix_millis() + 1));
         sqlx::query("UPDATE leases SET expires_at = $1 WHERE volume = $2")
             .bind(int(expires_at.unix_millis())?)
             .bind(&volume.as_bytes()[..])

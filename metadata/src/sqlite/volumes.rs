@@ -1,8 +1,9 @@
 //! Volumes, from creation to the last purged row.
 
 use super::columns::{Columns, int};
+use super::leases::check_held;
 use super::{Result, SqliteCatalog, failed, is_duplicate};
-use crate::{CatalogError, LeaseHolder, NewVolume, VolumeName, VolumeRow};
+use crate::{CatalogError, HeldLease, LeaseHolder, NewVolume, VolumeName, VolumeRow};
 use cairn_model::{CommitSeq, Durability, GatewayId, Generation, LineageId, VolumeId, WallTime, WriteSeq};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Sqlite, SqliteConnection, Transaction};
@@ -161,14 +162,22 @@ fn volume_of(row: &SqliteRow) -> Result<VolumeRow> {
     })
 }
 
-pub(super) async fn resize(catalog: &SqliteCatalog, id: VolumeId, size_bytes: u64) -> Result<()> {
-    let resized = sqlx::query("UPDATE volumes SET size_bytes = $1 WHERE id = $2 AND deleted = 0")
+pub(super) async fn resize(
+    catalog: &SqliteCatalog,
+    gateway: GatewayId,
+    held: HeldLease,
+    size_bytes: u64,
+) -> Result<()> {
+    let doing = "resizing a volume";
+    let mut change = catalog.begin().await?;
+    check_held(&mut change, gateway, held).await?;
+    sqlx::query("UPDATE volumes SET size_bytes = $1 WHERE id = $2")
         .bind(int(size_bytes)?)
-        .bind(&id.as_bytes()[..])
-        .execute(&catalog.writer)
+        .bind(&held.volume.as_bytes()[..])
+        .execute(&mut *change)
         .await
-        .map_err(failed("resizing a volume"))?;
-    found(resized.rows_affected(), id)
+        .map_err(failed(doing))?;
+    change.commit().await.map_err(failed(doing))
 }
 
 pub(super) async fn set_read_only(catalog: &SqliteCatalog, id: VolumeId, read_only: bool) -> Result<()> {

@@ -23,6 +23,7 @@ pub use policy::RequestPolicy;
 use crate::error::{Action, PoolError};
 use crate::segment::SealedSegment;
 use bytes::Bytes;
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{NodeId, Ports, SiteId, UploadReceipt};
 use marker::{MARKER_BYTES_MAX, Marker};
 use object_store::ObjectStore;
@@ -53,7 +54,10 @@ impl Pool {
     /// Makes a segment durable. May be repeated with the same segment after any error, and dropped at any point: what is
     /// left behind then has no receipt and a key that nothing else uses.
     pub async fn put(&self, segment: &SealedSegment) -> Result<UploadReceipt, PoolError> {
-        self.node.put(segment.key(), &segment.pieces()).await?;
+        let stored = self.node.put(segment.key(), &segment.pieces()).await;
+        if !is_planted(Bug::PublishUnstored) {
+            stored?;
+        }
         #[expect(clippy::disallowed_methods, reason = "this is the pool, and the node acknowledged the put")]
         Ok(UploadReceipt::attest(
             segment.id(),

@@ -7,6 +7,7 @@ use crate::error::EngineError;
 use crate::lease::{fence, gone};
 use crate::volume::Condition;
 use cairn_metadata::{BatchCommit, CommitReceipt, ContainerRow, SegmentRow, VolumeCommit, VolumeOutcome};
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{ErrorKind, Kinded, VolumeId};
 use std::time::Duration;
 
@@ -18,6 +19,14 @@ const UNFOLDED_MAX: usize = 2_000_000;
 
 /// Commits until the catalog has the batch, shows it to readers, and frees the log. Returns who waits for it.
 pub(super) async fn commit(shared: &Shared, prepared: Prepared) -> Vec<Waiter> {
+    if is_planted(Bug::FreeBeforeCommit) {
+        shared.wal.free_through(prepared.batch.through);
+    }
+    if is_planted(Bug::RetireBeforeCommit) {
+        for (volume, layer) in &prepared.batch.parts {
+            shared.pressure.released(volume.state().lock().buffer.retire(layer));
+        }
+    }
     if !prepared.batch.parts.is_empty() {
         let receipt = commit_until_done(shared, &prepared).await;
         show(shared, &prepared, &receipt);
@@ -135,7 +144,9 @@ fn show(shared: &Shared, prepared: &Prepared, receipt: &CommitReceipt) {
             continue;
         }
         state.map.apply(commit, &part.delta);
-        shared.pressure.released(state.buffer.retire(layer));
+        if !is_planted(Bug::RetireBeforeCommit) {
+            shared.pressure.released(state.buffer.retire(layer));
+        }
     }
 }
 

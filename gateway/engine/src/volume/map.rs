@@ -6,6 +6,7 @@
 //! - a leaf enters the cache only if no fold finished since its load began ([`ExtentMap::epoch`]), so a stale leaf never
 //!   shows after the overlay let go of what the fold put into the newer one.
 
+use crate::cache::{Cache, cache};
 use cairn_metadata::{LEAF_BLOCKS, LeafIndex, MapLeaf};
 use cairn_model::{CommitSeq, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, RangeMap, RangeValue};
 use quick_cache::Weighter;
@@ -239,10 +240,14 @@ pub(crate) struct FoldStep {
     pub(crate) resume: Option<Lba>,
 }
 
+const LEAF_BYTES_EXPECTED: u64 = 16 << 10;
+/// Leaves that were looked at twice stay.
+const HOT_LEAVES: f64 = 0.97;
+
 /// Decoded leaves of all volumes, within a memory bound.
 #[derive(Debug)]
 pub(crate) struct LeafCache {
-    leaves: quick_cache::sync::Cache<(LineageId, LeafIndex), Arc<MapLeaf>, LeafWeight>,
+    leaves: Cache<(LineageId, LeafIndex), Arc<MapLeaf>, LeafWeight>,
 }
 
 #[derive(Clone, Debug)]
@@ -256,8 +261,7 @@ impl Weighter<(LineageId, LeafIndex), Arc<MapLeaf>> for LeafWeight {
 
 impl LeafCache {
     pub(crate) fn new(capacity_bytes: u64) -> Self {
-        let expected = usize::try_from(capacity_bytes / 16_384).unwrap_or(usize::MAX).max(64);
-        Self { leaves: quick_cache::sync::Cache::with_weighter(expected, capacity_bytes, LeafWeight) }
+        Self { leaves: cache(capacity_bytes, LEAF_BYTES_EXPECTED, HOT_LEAVES, LeafWeight) }
     }
 
     pub(crate) fn get(&self, lineage: LineageId, index: LeafIndex) -> Option<Arc<MapLeaf>> {

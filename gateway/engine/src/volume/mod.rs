@@ -120,7 +120,7 @@ impl Volume {
     /// Checks that the gateway may answer for the volume: ownership has not lapsed. Waits while renewal is late.
     async fn owned(&self) -> Result<(), EngineError> {
         let clock = &*self.shared.ports.clock;
-        if self.lease.is_current(clock.now()) {
+        if self.lease.is_current(clock.now()) || is_planted(Bug::AnswerWithoutLease) {
             return Ok(());
         }
         let renewed =

@@ -13,6 +13,8 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
+/// Plans of one read that may go stale, each by a commit while it was carried out.
+const PLANS_MAX: u32 = 1000;
 
 /// The whole blocks that cover a byte range.
 fn covering(offset: u64, length: u64) -> LbaRange {
@@ -36,13 +38,14 @@ impl Volume {
     /// Whole blocks. Starts over when a piece that was only in the log has left it for the pool meanwhile.
     async fn read_blocks(&self, range: LbaRange) -> Result<ReadBuffer, EngineError> {
         let mut pinned = PinnedLeaves::default();
-        loop {
+        for _ in 0..PLANS_MAX {
             let plan = self.plan(range, &mut pinned).await?;
             self.visible(plan.newest_record()).await?;
             if let Some(buffer) = self.gather(plan).await? {
                 return Ok(buffer);
             }
         }
+        Err(EngineError::Astray(self.name()))
     }
 
     /// Waits until record `lsn` is in the system's hands: what a reader saw must not vanish with this process.
@@ -113,13 +116,14 @@ impl Volume {
     /// One block and where it was found, for a change of part of it.
     pub(super) async fn read_block(&self, block: LbaRange) -> Result<SeenBlock, EngineError> {
         let mut pinned = PinnedLeaves::default();
-        loop {
+        for _ in 0..PLANS_MAX {
             let plan = self.plan(block, &mut pinned).await?;
             let source = plan.only_source().expect("a block has one source").clone();
             if let Some(buffer) = self.gather(plan).await? {
                 return Ok(SeenBlock { source, bytes: Bytes::from(buffer.to_vec()), pinned });
             }
         }
+        Err(EngineError::Astray(self.name()))
     }
 
     /// Recognises sequential streams and brings what follows into the cache, beside the read.

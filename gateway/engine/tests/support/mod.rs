@@ -113,7 +113,25 @@ impl Site {
         Arc::new(SqliteCatalog::open(&self.directory.path().join("catalog.db")).await.unwrap())
     }
 
+    /// Registers another gateway of the site.
+    pub(crate) async fn another_gateway(&self, name: &str) -> GatewayId {
+        let (clock, catalog) = (&*self.ports.clock, self.catalog().await);
+        let other = GatewayId::fresh(clock, &*self.ports.entropy);
+        catalog.register_gateway(other, name, clock.wall()).await.unwrap();
+        catalog.close().await;
+        other
+    }
+
     pub(crate) async fn try_start(&self) -> Result<Arc<Engine>, EngineError> {
+        self.try_start_as(self.gateway, "wal").await
+    }
+
+    /// An engine of another gateway, with a log of its own.
+    pub(crate) async fn try_start_as(
+        &self,
+        gateway: GatewayId,
+        log: &str,
+    ) -> Result<Arc<Engine>, EngineError> {
         let opened = DataNode::open_store(
             Arc::clone(&self.store),
             "memory",
@@ -124,12 +142,12 @@ impl Site {
         );
         let parts = EngineParts {
             site: self.id,
-            gateway: self.gateway,
+            gateway,
             catalog: self.catalog().await,
             pool: Arc::new(Pool::single(opened.await.unwrap())),
             domain_key: SecretKey::from_bytes([1; 32]),
             wal_key: SecretKey::from_bytes([2; 32]),
-            wal_disk: Arc::new(FileDisk::open(&self.wal_directory()).unwrap()),
+            wal_disk: Arc::new(FileDisk::open(&self.directory.path().join(log)).unwrap()),
             ports: self.ports.clone(),
         };
         Engine::start(self.config.clone(), parts).await

@@ -1,9 +1,10 @@
 //! Which files are opened, and what they say about themselves.
 
 use super::FileStore;
-use crate::conformance::{World, at, refusal};
-use crate::{Catalog, FORMAT_VERSION, SiteRow, SqliteCatalog};
+use crate::conformance::{TTL, World, at, refusal};
+use crate::{Catalog, CatalogError, FORMAT_VERSION, SiteRow, SqliteCatalog};
 use cairn_model::{ErrorKind, SiteId};
+use std::time::Duration;
 
 fn site() -> SiteRow {
     let id = SiteId::from_bytes([4; 16]);
@@ -53,6 +54,22 @@ async fn a_creation_that_was_cut_short_before_its_first_migration_goes_on() {
 }
 
 #[tokio::test]
+async fn the_leases_of_a_catalog_of_version_1_last_30_seconds() {
+    let store = FileStore::new().await;
+    let world = World::new(&store).await;
+    let volume = world.held_volume("a").await.volume;
+    world.catalog.close().await;
+    change(&store, "ALTER TABLE leases DROP COLUMN term_ms").await;
+    change(&store, "DELETE FROM _sqlx_migrations WHERE version = 2").await;
+    let catalog = store.open_file().await;
+    let refused = catalog.acquire_lease(volume, world.other, at(2000), TTL, None).await;
+    assert!(
+        matches!(&refused, Err(CatalogError::LeaseHeld { term, .. }) if *term == Duration::from_secs(30)),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_newer_schema_is_refused_with_both_versions_and_not_touched() {
     let store = FileStore::new().await;
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
@@ -61,7 +78,7 @@ async fn a_newer_schema_is_refused_with_both_versions_and_not_touched() {
     let before = std::fs::read(store.path()).unwrap();
     let refused = refusal(SqliteCatalog::open(&store.path()).await);
     assert_eq!(refused.0, ErrorKind::Unsupported);
-    assert!(refused.1.contains("has schema version 99, this program knows up to 1"), "{}", refused.1);
+    assert!(refused.1.contains("has schema version 99, this program knows up to 2"), "{}", refused.1);
     assert_eq!(std::fs::read(store.path()).unwrap(), before);
 }
 

@@ -1,0 +1,93 @@
+//! A volume and two gateways.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod support;
+
+use bytes::Bytes;
+use cairn_engine::{Engine, EngineError, Volume};
+use cairn_metadata::VolumeName;
+use cairn_model::{BlockDevice, WriteFlags, timeout};
+use std::sync::Arc;
+use std::time::Duration;
+use support::{MIB, Site};
+
+const FUA: WriteFlags = WriteFlags { fua: true };
+const TERM: Duration = Duration::from_millis(900);
+
+/// The first gateway serves the volume; the second serves nothing.
+async fn two_gateways() -> (Site, Arc<Engine>, Arc<Engine>) {
+    let mut site = Site::with_volume(MIB).await;
+    site.config.lease_ttl = TERM;
+    site.config.batch_age = Duration::from_hours(1);
+    let first = site.start().await;
+    let other = site.another_gateway("second").await;
+    let second = site.try_start_as(other, "wal-2").await.unwrap();
+    let refused: Vec<_> = second.not_served().collect();
+    assert!(refused[0].reason.contains("is held by gateway test"), "{refused:?}");
+    (site, first, second)
+}
+
+fn disk() -> VolumeName {
+    "disk".parse().unwrap()
+}
+
+async fn first_byte(volume: &Volume) -> u8 {
+    volume.read(0, 4096).await.unwrap().to_vec()[0]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_not_taken_while_its_owner_renews() {
+    let (site, first, second) = two_gateways().await;
+    let taken = timeout(&*site.ports.clock, TERM * 4, second.take_volume(&disk())).await;
+    assert!(taken.is_err(), "{taken:?}");
+    first.volume("disk").unwrap().write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
+    first.shutdown().await.unwrap();
+    second.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_released_volume_is_taken_with_everything_in_it() {
+    let (_site, first, second) = two_gateways().await;
+    first.volume("disk").unwrap().write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
+    first.shutdown().await.unwrap();
+    let volume = second.take_volume(&disk()).await.unwrap();
+    assert_eq!(first_byte(&volume).await, 1);
+    assert_eq!(second.not_served().count(), 0);
+    assert!(Arc::ptr_eq(&volume, &second.take_volume(&disk()).await.unwrap()), "it is served already");
+    second.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_volume_of_an_owner_that_is_gone_is_taken_after_a_term_and_given_back() {
+    let (site, first, second) = two_gateways().await;
+    let volume = first.volume("disk").unwrap();
+    volume.write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
+    first.destage().await.unwrap();
+    // In the log of the first gateway alone.
+    volume.write(0, Bytes::from(vec![2; 4096]), FUA).await.unwrap();
+    first.abandon().await;
+    drop((volume, first));
+    let began = site.ports.clock.now();
+    let volume = second.take_volume(&disk()).await.unwrap();
+    assert!(site.ports.clock.now().since(began) >= TERM);
+    assert_eq!(first_byte(&volume).await, 1, "the state that was destaged");
+    volume.write(0, Bytes::from(vec![3; 4096]), FUA).await.unwrap();
+
+    let first = site.start().await;
+    assert_eq!(first.not_served().count(), 1);
+    second.shutdown().await.unwrap();
+    let volume = first.take_volume(&disk()).await.unwrap();
+    assert_eq!(first_byte(&volume).await, 3, "the first gateway's old log says nothing any more");
+    first.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_no_taking_of_a_volume_that_is_not_there() {
+    let (_site, first, second) = two_gateways().await;
+    let refused = second.take_volume(&"nothing".parse().unwrap()).await.err();
+    assert!(matches!(refused, Some(EngineError::Catalog(_))), "{refused:?}");
+    first.shutdown().await.unwrap();
+    second.shutdown().await.unwrap();
+}
