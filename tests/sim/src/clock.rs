@@ -1,22 +1,58 @@
-//! The clock port on the runtime's virtual time.
+//! Time: one for the world, and what each host makes of it.
 
 use cairn_model::{Clock, Monotonic, WallTime};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Time of one life. To be made and asked inside its runtime.
+/// Wall time when the world begins, milliseconds since 1970.
+const EPOCH_MILLIS: i64 = 1_800_000_000_000;
+
+/// A host's wall clock: wrong by any amount, and it may jump.
+#[derive(Debug, Default)]
+pub(crate) struct WallDial(AtomicI64);
+
+impl WallDial {
+    pub(crate) fn new(wrong_by_millis: i64) -> Self {
+        Self(AtomicI64::new(wrong_by_millis))
+    }
+
+    pub(crate) fn jump(&self, millis: i64) {
+        self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+
+    fn at(&self, world: Duration) -> WallTime {
+        let world = i64::try_from(world.as_millis()).expect("the world is young");
+        let millis = EPOCH_MILLIS + world + self.0.load(Ordering::Relaxed);
+        WallTime::from_unix_millis(u64::try_from(millis).expect("after 1970"))
+    }
+}
+
+/// The clock port of one process, on the virtual time of its runtime. To be made and asked inside it.
 #[derive(Debug)]
 pub(crate) struct VirtualClock {
     origin: Instant,
-    /// Wall time at the origin: lives follow one another.
-    wall: WallTime,
+    /// The world's time at the origin.
+    started: Duration,
+    dial: Arc<WallDial>,
 }
 
 impl VirtualClock {
-    pub(crate) fn starting_at(wall: WallTime) -> Self {
-        Self { origin: Instant::now(), wall }
+    pub(crate) fn starting_at(started: Duration, dial: Arc<WallDial>) -> Self {
+        Self { origin: Instant::now(), started, dial }
+    }
+
+    /// The runtime's moment of a time of the world.
+    pub(crate) fn moment(&self, world: Duration) -> Instant {
+        self.origin + world.saturating_sub(self.started)
+    }
+
+    /// The world's time.
+    pub(crate) fn world(&self) -> Duration {
+        self.started + self.origin.elapsed()
     }
 }
 
@@ -26,8 +62,7 @@ impl Clock for VirtualClock {
     }
 
     fn wall(&self) -> WallTime {
-        let passed = u64::try_from(self.origin.elapsed().as_millis()).expect("a life is short");
-        WallTime::from_unix_millis(self.wall.unix_millis() + passed)
+        self.dial.at(self.world())
     }
 
     #[expect(clippy::disallowed_methods, reason = "this implements the port")]

@@ -1,5 +1,7 @@
 //! What goes wrong during a life, by the seed's dice.
 
+use crate::clock::VirtualClock;
+use crate::limits::{Limits, Part};
 use crate::settings::{millis, pick};
 use cairn_metadata::memory::{CallFault, CallPlan};
 use cairn_model::Clock;
@@ -7,20 +9,28 @@ use cairn_segment_writer::testing::{Fault, Request, Verb};
 use cairn_wal::testing::{Dice, MemoryDisk, Operation};
 use std::future::pending;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
+
+/// `ENOSPC`.
+const NO_SPACE: i32 = 28;
 
 /// The faults of one life, shared by everything that has any.
 #[derive(Debug)]
 pub(crate) struct Faults {
     dice: Dice,
-    clock: Arc<dyn Clock>,
-    /// Nothing goes wrong: the oracle is reading.
-    calm: AtomicBool,
+    clock: Arc<VirtualClock>,
     /// Of a hundred requests or calls.
     store_percent: u64,
     catalog_percent: u64,
+    /// While the store, or the catalog, answers nobody; since the life began.
+    store_away: Outage,
+    catalog_away: Outage,
+    /// While no put finds room.
+    pool_full: Outage,
     /// Catalog calls until the process ends in the middle of one; at most `u64::MAX`.
     calls_left: AtomicU64,
     sync_failed: Arc<AtomicBool>,
@@ -28,23 +38,56 @@ pub(crate) struct Faults {
     pub(crate) end: Notify,
 }
 
+#[derive(Clone, Debug)]
+struct Outage(Range<Duration>);
+
+impl Outage {
+    fn draw(dice: &Dice, percent: u64, longest_ms: u64, allowed: bool) -> Self {
+        let (is_there, from, length) = (dice.percent(percent), millis(dice, 2500), millis(dice, longest_ms));
+        Self(if is_there && allowed { from..from + length } else { Duration::ZERO..Duration::ZERO })
+    }
+
+    /// How long it goes on, while it is there.
+    fn left(&self, clock: &dyn Clock) -> Option<Duration> {
+        let now = clock.now().since_origin();
+        self.0.contains(&now).then(|| self.0.end.saturating_sub(now))
+    }
+}
+
 impl Faults {
-    pub(crate) fn draw(dice: Dice, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let (store_percent, catalog_percent) = (pick(&dice, &[0, 3, 25, 60]), pick(&dice, &[0, 3, 20]));
+    pub(crate) fn draw(dice: Dice, clock: Arc<VirtualClock>, limits: &Limits) -> Arc<Self> {
+        let store = pick(&dice, &[0, 3, 25, 60]);
+        let catalog = pick(&dice, &[0, 3, 20]);
+        let allowed = |part, percent| if limits.allow(part) { percent } else { 0 };
         Arc::new(Self {
+            store_percent: allowed(Part::StoreFaults, store),
+            catalog_percent: allowed(Part::CatalogFaults, catalog),
+            store_away: Outage::draw(&dice, 30, 10_000, limits.allow(Part::StoreOutages)),
+            catalog_away: Outage::draw(&dice, 25, 10_000, limits.allow(Part::CatalogOutages)),
+            pool_full: Outage::draw(&dice, 10, 5000, limits.allow(Part::FullPool)),
             dice,
             clock,
-            calm: AtomicBool::new(false),
-            store_percent,
-            catalog_percent,
             calls_left: AtomicU64::new(u64::MAX),
             sync_failed: Arc::default(),
             end: Notify::new(),
         })
     }
 
-    pub(crate) fn set_calm(&self, calm: bool) {
-        self.calm.store(calm, Ordering::Relaxed);
+    /// Nothing goes wrong.
+    pub(crate) fn none(clock: Arc<VirtualClock>) -> Arc<Self> {
+        let never = Outage(Duration::ZERO..Duration::ZERO);
+        Arc::new(Self {
+            dice: Dice::new(0),
+            clock,
+            store_percent: 0,
+            catalog_percent: 0,
+            store_away: never.clone(),
+            catalog_away: never.clone(),
+            pool_full: never,
+            calls_left: AtomicU64::new(u64::MAX),
+            sync_failed: Arc::default(),
+            end: Notify::new(),
+        })
     }
 
     /// Ends the process during one of the next catalog calls.
@@ -74,9 +117,22 @@ impl Faults {
         self.sync_failed.load(Ordering::Relaxed)
     }
 
+    /// Whether a guest may be told that the pool is full: it was, in this life.
+    pub(crate) fn pool_was_full(&self) -> bool {
+        !self.pool_full.0.is_empty() && self.clock.now().since_origin() >= self.pool_full.0.start
+    }
+
     pub(crate) fn of_store(&self, request: Request<'_>) -> Option<Fault> {
-        let spared = self.calm.load(Ordering::Relaxed) || !request.key.contains("segments");
-        if spared || !self.dice.percent(self.store_percent) {
+        if !request.key.contains("segments") {
+            return None;
+        }
+        if self.store_away.left(&*self.clock).is_some() {
+            return Some(pick(&self.dice, &[Fault::Connection, Fault::Hang, Fault::Status(503)]));
+        }
+        if request.verb == Verb::Put && self.pool_full.left(&*self.clock).is_some() {
+            return Some(Fault::Os(NO_SPACE));
+        }
+        if !self.dice.percent(self.store_percent) {
             return None;
         }
         let faults: &[Fault] = match request.verb {
@@ -103,9 +159,6 @@ impl Faults {
     }
 
     async fn of_call(&self) -> Option<CallFault> {
-        if self.calm.load(Ordering::Relaxed) {
-            return None;
-        }
         if self.dice.percent(50) {
             self.clock.sleep(millis(&self.dice, 10)).await;
         }
@@ -113,6 +166,13 @@ impl Faults {
             self.end.notify_one();
             // Before the effect or after it.
             return if self.dice.percent(50) { pending().await } else { Some(CallFault::Silent) };
+        }
+        if let Some(left) = self.catalog_away.left(&*self.clock) {
+            // Refused at once, or after a silence.
+            self.clock
+                .sleep(pick(&self.dice, &[Duration::from_millis(1), left.min(Duration::from_secs(1))]))
+                .await;
+            return Some(CallFault::Refused);
         }
         let fault = pick(&self.dice, &[CallFault::Refused, CallFault::ReplyLost]);
         self.dice.percent(self.catalog_percent).then_some(fault)

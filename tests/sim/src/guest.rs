@@ -1,14 +1,17 @@
 //! A guest on a volume: requests of its own habits, several in flight, until its time is over.
 
+use crate::clock::VirtualClock;
 use crate::faults::Faults;
+use crate::limits::Part;
 use crate::settings::{Habits, millis};
+use crate::site::SimSite;
 use crate::stamp::SECTOR;
-use crate::trace::Trace;
-use crate::volume::{BLOCK_SECTORS, SimVolume, steps};
-use cairn_engine::{EngineError, Volume};
+use crate::volume::{BLOCK_SECTORS, SimVolume, Tenure, steps};
+use cairn_engine::{Engine, EngineError, Volume};
 use cairn_model::{BlockDevice, Clock, ErrorKind, Kinded, Monotonic, WriteFlags};
 use cairn_wal::testing::Dice;
 use parking_lot::Mutex;
+use std::fmt::Display;
 use std::sync::Arc;
 use system_tests::oracle::journal::Effect;
 use tokio::task::JoinSet;
@@ -16,18 +19,23 @@ use tokio::task::JoinSet;
 /// Sectors that take many of the requests of some guests.
 const HOT_SECTORS: u64 = 64;
 
-/// What the guests of one life share.
-#[derive(Debug)]
+/// What everybody in one life shares.
 pub(crate) struct Shared {
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) site: Arc<SimSite>,
+    /// The gateway, in the trace.
+    pub(crate) place: String,
+    pub(crate) clock: Arc<VirtualClock>,
     pub(crate) faults: Arc<Faults>,
-    pub(crate) trace: Arc<Trace>,
     /// The first thing that nothing excuses.
     pub(crate) finding: Mutex<Option<String>>,
 }
 
 impl Shared {
-    fn found(&self, what: String) {
+    pub(crate) fn note(&self, event: &dyn Display) {
+        self.site.trace.note(self.clock.world(), &self.place, event);
+    }
+
+    pub(crate) fn found(&self, what: String) {
         self.finding.lock().get_or_insert(what);
         self.faults.end.notify_one();
     }
@@ -42,6 +50,7 @@ impl Shared {
 #[derive(Clone, Copy, Debug)]
 enum Request {
     Flush,
+    Destage,
     Read { first: u64, sectors: u64 },
     Write { first: u64, sectors: u64, fua: bool },
     Zero { first: u64, sectors: u64, fua: bool },
@@ -51,24 +60,31 @@ enum Request {
 pub(crate) struct Guest {
     pub(crate) number: usize,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) volume: Arc<SimVolume>,
     pub(crate) device: Arc<Volume>,
+    pub(crate) tenure: Tenure,
     pub(crate) dice: Dice,
     pub(crate) habits: Habits,
 }
 
 impl Guest {
-    /// Sends requests until `until`, then waits for their answers.
+    /// Sends requests until `until` or until the volume is lost, then waits for their answers.
     pub(crate) async fn live(self, until: Monotonic) {
         let guest = Arc::new(self);
         let mut in_flight = JoinSet::new();
-        while guest.shared.clock.now() < until {
+        let mut left = guest.shared.site.limits.requests;
+        while guest.shared.clock.now() < until && guest.volume.is_held(guest.tenure) {
             while in_flight.try_join_next().is_some() {}
             if in_flight.len() >= guest.habits.depth {
                 in_flight.join_next().await;
                 continue;
             }
             let (sender, request) = (Arc::clone(&guest), guest.draw());
+            if left == 0 {
+                break;
+            }
+            left -= 1;
             in_flight.spawn(async move { sender.send(request).await });
             if guest.dice.percent(60) {
                 guest.shared.clock.sleep(millis(&guest.dice, guest.habits.pause_ms_max)).await;
@@ -88,10 +104,12 @@ impl Guest {
             }
             hit
         };
+        let is_destage = dice.percent(habits.destages);
         let kind = [is(habits.flushes), is(habits.reads), is(habits.zeroes), is(habits.discards)];
         let (first, sectors) = self.choose();
         let fua = dice.percent(habits.forced);
         match kind {
+            _ if is_destage => Request::Destage,
             [true, ..] => Request::Flush,
             [_, true, ..] => Request::Read { first, sectors },
             [_, _, true, _] => Request::Zero { first, sectors, fua },
@@ -102,7 +120,8 @@ impl Guest {
 
     fn choose(&self) -> (u64, u64) {
         let dice = &self.dice;
-        let within = if dice.percent(self.habits.hot) { HOT_SECTORS } else { self.volume.sectors };
+        let size = self.device.size_bytes() / SECTOR as u64;
+        let within = if dice.percent(self.habits.hot) { HOT_SECTORS.min(size) } else { size };
         let longest = if dice.percent(50) { BLOCK_SECTORS } else { self.habits.sectors_max };
         let mut sectors = 1 + dice.below(longest.min(within));
         let mut first = dice.below(within - sectors + 1);
@@ -115,17 +134,35 @@ impl Guest {
 
     async fn send(&self, request: Request) {
         let (shared, who) = (&self.shared, (self.volume.number, self.number));
-        shared.trace.note(&*shared.clock, &format_args!("{who:?} {request:?}"));
+        shared.note(&format_args!("{who:?} {request:?}"));
         match self.perform(request).await {
-            Ok(seen) => shared.trace.note(&*shared.clock, &format_args!("{who:?} {request:?} = {seen:x}")),
+            Ok(seen) => shared.note(&format_args!("{who:?} {request:?} = {seen:x}")),
             Err(error) => {
-                shared.trace.note(&*shared.clock, &format_args!("{who:?} {request:?}: {error}"));
+                shared.note(&format_args!("{who:?} {request:?}: {error}"));
                 if shared.log_is_gone(&error) {
                     shared.faults.end.notify_one();
-                } else if error.kind() != ErrorKind::Unavailable {
+                } else if !self.is_excused(&error) {
                     shared.found(format!("{} refuses {request:?}: {error}", self.volume.name()));
                 }
             }
+        }
+    }
+
+    fn is_excused(&self, error: &EngineError) -> bool {
+        match error.kind() {
+            ErrorKind::Unavailable => true,
+            ErrorKind::OutOfSpace => self.shared.faults.pool_was_full(),
+            // The volume may have shrunk.
+            ErrorKind::OutOfRange => self.shared.site.limits.allow(Part::Resizes),
+            ErrorKind::Fenced => !self.volume.is_held(self.tenure),
+            _ => false,
+        }
+    }
+
+    /// An answer that the volume's next owner would not stand by is a broken promise.
+    fn answered(&self, request: Request) {
+        if let Err(finding) = self.volume.may_answer(self.tenure, &format!("{request:?}")) {
+            self.shared.found(finding);
         }
     }
 
@@ -137,12 +174,22 @@ impl Guest {
             Request::Flush => {
                 let sent = volume.now();
                 device.flush().await?;
+                self.answered(request);
                 volume.flushed(self.number, sent);
+            }
+            Request::Destage => {
+                let sent = volume.now();
+                self.engine.destage().await?;
+                // The engine answers for all its volumes, also when it has just lost this one.
+                if volume.is_held(self.tenure) {
+                    volume.destaged(sent);
+                }
             }
             Request::Read { first, sectors } => {
                 let sent = volume.now();
                 let length = u32::try_from(bytes(sectors)).expect("a short read");
                 let data = device.read(bytes(first), length).await?;
+                self.answered(request);
                 match volume.was_read(first, sent, &data) {
                     Ok(seen) => return Ok(seen),
                     Err(wrong) => self.shared.found(format!("{}, a read: {wrong}", volume.name())),
@@ -151,11 +198,13 @@ impl Guest {
             Request::Write { first, sectors, fua } => {
                 let (data, places) = volume.stamped(self.number, &steps(first, sectors), fua);
                 device.write(bytes(first), data, WriteFlags { fua }).await?;
+                self.answered(request);
                 volume.answered(&places);
             }
             Request::Zero { first, sectors, fua } => {
                 let places = volume.sent(self.number, &steps(first, sectors), Effect::Zeroes, fua, |_, _| {});
                 device.write_zeroes(bytes(first), bytes(sectors), WriteFlags { fua }).await?;
+                self.answered(request);
                 volume.answered(&places);
             }
             Request::Discard { first, sectors, fua } => {
@@ -165,6 +214,7 @@ impl Guest {
                 });
                 let places = volume.sent(self.number, &whole, Effect::Zeroes, fua, |_, _| {});
                 device.discard(bytes(first), bytes(sectors), WriteFlags { fua }).await?;
+                self.answered(request);
                 volume.answered(&places);
             }
         }

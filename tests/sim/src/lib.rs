@@ -1,32 +1,45 @@
 //! The engine that ships, simulated: one seed is one schedule.
 //!
-//! Everything runs on one thread on virtual time: the engine, its log on a disk in memory that loses power, its
-//! pool on a store that fails, its catalog in memory that fails, and guests on several volumes. A run is a row of *lives*
-//! of the gateway's process; each ends in a crash somewhere, perhaps with a power cut, but for the last. After every
-//! start the volumes are read whole and judged by the oracle of the system tests, at the granule of a sector.
+//! Everything runs on one thread on virtual time: engines on one host or two, each with its log on a disk in memory that loses power, a
+//! pool on a store that fails, a catalog in memory that fails, and guests on several volumes. A run is a row of *lives* of gateways'
+//! processes; each ends in a crash somewhere, perhaps with a power cut, but for the last. Whenever a gateway gets a volume, the volume is read
+//! whole and judged by the oracle of the system tests, at the granule of a sector; and no gateway may answer for a volume that is not its own.
 //!
 //! | module | idea |
 //! |---|---|
-//! | [`world`] | what outlives the process, and the row of lives |
-//! | `life` | one life: start, judge, guests, end |
-//! | `guest` | what a guest does, and how it is journaled |
+//! | `world` | what outlives the processes: hosts, their disks and clocks, the row of lives |
+//! | `site` | what the hosts share: catalog, pool, volumes |
+//! | `process` | a runtime that gets its turns, is paused, is ended |
+//! | `life` | one life: start, serve, end |
+//! | `attachment` | a volume in a gateway's hands: taken, checked, used, lost |
+//! | `guest`, `resizer` | who uses a volume, and how it is journaled |
 //! | `volume` | a volume as the oracle knows it |
 //! | `faults` | what goes wrong with the store and the catalog, by the seed's dice |
+//! | `limits` | what a schedule may contain, and the reduction of a failing one |
 //! | `store` | an object store that takes its time |
 //! | `settings` | the sizes and habits of a seed |
 //! | `stamp` | what guests write into a sector |
+//! | `clock` | the world's time, and what hosts make of it |
+//! | `report` | what a run did |
 //! | `trace` | everything that happened, hashed, to tell two schedules apart |
 
+mod attachment;
 mod clock;
 mod faults;
 mod guest;
 mod life;
+mod limits;
 mod panics;
+mod process;
+mod report;
+mod resizer;
 mod settings;
+mod site;
 mod stamp;
 mod store;
 mod trace;
 mod volume;
-pub mod world;
+mod world;
 
-pub use world::{Report, run};
+pub use limits::{run, run_and_reduce};
+pub use report::{Counts, Report};

@@ -1,31 +1,32 @@
-//! One life of the gateway's process: start, check what is there, serve guests, end.
-//!
-//! A life has a runtime of its own. Dropping it ends every task at the await where it stands, as the end of a process
-//! does; only the world is left.
+//! One life of a gateway's process: start, serve guests, end.
 
-use crate::clock::VirtualClock;
+use crate::attachment::Attachment;
+use crate::clock::{VirtualClock, WallDial};
 use crate::faults::Faults;
-use crate::guest::{Guest, Shared};
-use crate::settings::{Habits, engine_config, millis, pick, request_policy};
-use crate::store::SlowStore;
-use crate::volume::CheckError;
-use crate::world::World;
-use cairn_engine::{Engine, EngineError, EngineParts};
+use crate::guest::Shared;
+use crate::limits::Part;
+use crate::settings::{engine_config, millis, pick, request_policy};
+use crate::site::SimSite;
+use cairn_engine::{Engine, EngineConfig, EngineError, EngineParts};
 use cairn_model::crypto::SecretKey;
-use cairn_model::{Clock, Entropy, ErrorKind, Kinded, Ports, SeededEntropy};
+use cairn_model::{Entropy, ErrorKind, GatewayId, Kinded, Monotonic, Ports, SeededEntropy};
 use cairn_segment_writer::testing::FaultStore;
 use cairn_segment_writer::{DataNode, Pool};
 use cairn_wal::testing::{Dice, MemoryDisk, TaskSpawn};
 use parking_lot::Mutex;
+use std::fmt::Display;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 use system_tests::oracle::verdict::Promise;
 use tokio::task::JoinSet;
 
+use crate::store::SlowStore;
+
 /// Nothing takes this long unless something waits for ever.
 const LIFE_MAX: Duration = Duration::from_hours(1);
 const GUESTS_MS_MAX: u64 = 3000;
+const WALL_JUMP_MS_MAX: u64 = 7_200_000;
 
 /// How a life is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,93 +39,90 @@ pub(crate) enum Purpose {
     CheckOnly,
 }
 
-/// What a life leaves.
-pub(crate) struct Ended {
-    pub(crate) lived: Duration,
-    /// The volumes were checked, and hold what the oracle now takes for their base.
-    pub(crate) checked: bool,
-    pub(crate) sync_failed: bool,
-    pub(crate) result: Result<(), String>,
-}
-
-struct Life<'w> {
-    world: &'w World,
+/// See the module.
+pub(crate) struct Life {
+    site: Arc<SimSite>,
+    gateway: GatewayId,
     purpose: Purpose,
-    promise: Promise,
     dice: Dice,
     disk: MemoryDisk,
+    dial: Arc<WallDial>,
     ports: Ports,
     shared: Arc<Shared>,
     /// Outlives the runtime, to be taken apart afterwards.
     engine: Mutex<Option<Arc<Engine>>>,
-    checked: Mutex<bool>,
 }
 
-/// Lives one life of `world` by the dice of `seed`.
-pub(crate) fn live(world: &World, seed: u64, purpose: Purpose, promise: Promise) -> Ended {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = runtime.expect("a runtime of one thread");
-    let (life, result, lived) = runtime.block_on(async {
-        let life = Life::new(world, seed, purpose, promise);
-        let clock = Arc::clone(&life.ports.clock);
-        let result = tokio::select! {
-            biased;
-            () = life.disk.stopped() => Ok(()),
-            () = life.shared.faults.end.notified() => Ok(()),
-            ended = life.run() => ended,
-            () = clock.sleep(LIFE_MAX) => Err("something waits for ever".to_owned()),
-        };
-        (life, result, clock.now().since_origin())
-    });
-    drop(runtime);
-    if let Some(engine) = life.engine.lock().take() {
-        take_apart(&engine);
-    }
-    let finding = life.shared.finding.lock().take().or_else(crate::panics::first);
-    let result = finding.map_or(result, Err);
-    Ended { lived, checked: *life.checked.lock(), sync_failed: life.shared.faults.sync_failed(), result }
-}
-
-/// Breaks the engine's circles of references: nothing of it runs any more, so this only frees memory.
-fn take_apart(engine: &Engine) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime of one thread");
-    runtime.block_on(engine.abandon());
-}
-
-impl<'w> Life<'w> {
-    fn new(world: &'w World, seed: u64, purpose: Purpose, promise: Promise) -> Self {
+impl Life {
+    /// To be called inside the runtime of the process.
+    pub(crate) fn new(
+        site: Arc<SimSite>,
+        gateway: GatewayId,
+        disk: MemoryDisk,
+        dial: Arc<WallDial>,
+        now: Duration,
+        seed: u64,
+        purpose: Purpose,
+    ) -> Self {
         let dice = Dice::new(seed);
-        let clock: Arc<dyn Clock> = Arc::new(VirtualClock::starting_at(world.wall));
+        let clock = Arc::new(VirtualClock::starting_at(now, Arc::clone(&dial)));
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(dice.below(u64::MAX)));
-        let spawn = Arc::new(TaskSpawn::default());
-        let faults = Faults::draw(Dice::new(dice.below(u64::MAX)), Arc::clone(&clock));
-        faults.set_calm(purpose != Purpose::Crash);
+        let for_faults = Dice::new(dice.below(u64::MAX));
+        let faults = match purpose {
+            Purpose::Crash => Faults::draw(for_faults, Arc::clone(&clock), &site.limits),
+            Purpose::Order | Purpose::CheckOnly => Faults::none(Arc::clone(&clock)),
+        };
         // Files that complete at once let callers serve themselves; those that yield leave it to the log's thread.
-        let disk = if dice.percent(50) { world.disk.clone().at_once() } else { world.disk.clone() };
-        let trace = Arc::clone(&world.trace);
-        let shared = Shared { clock: Arc::clone(&clock), faults, trace, finding: Mutex::default() };
-        Self {
-            world,
-            purpose,
-            promise,
-            dice,
-            disk,
-            ports: Ports { clock, entropy, spawn },
-            shared: Arc::new(shared),
-            engine: Mutex::default(),
-            checked: Mutex::new(false),
+        let disk = if dice.percent(50) { disk.at_once() } else { disk };
+        let place = format!("gateway {}", &gateway.to_string()[..4]);
+        let ports = Ports { clock: Arc::clone(&clock) as _, entropy, spawn: Arc::new(TaskSpawn::default()) };
+        let shared =
+            Arc::new(Shared { site: Arc::clone(&site), place, clock, faults, finding: Mutex::default() });
+        Self { site, gateway, purpose, dice, disk, dial, ports, shared, engine: Mutex::default() }
+    }
+
+    pub(crate) fn clock(&self) -> &VirtualClock {
+        &self.shared.clock
+    }
+
+    pub(crate) fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    pub(crate) fn sync_failed(&self) -> bool {
+        self.shared.faults.sync_failed()
+    }
+
+    pub(crate) fn finding(&self) -> Option<String> {
+        self.shared.finding.lock().take()
+    }
+
+    pub(crate) fn take_engine(&self) -> Option<Arc<Engine>> {
+        self.engine.lock().take()
+    }
+
+    fn note(&self, event: &dyn Display) {
+        self.shared.note(event);
+    }
+
+    fn is_troubled(&self) -> bool {
+        self.purpose == Purpose::Crash
+    }
+
+    /// Until the process ends. An error is a finding.
+    pub(crate) async fn run(self: Arc<Self>) -> Result<(), String> {
+        tokio::select! {
+            biased;
+            () = self.disk.stopped() => Ok(()),
+            () = self.shared.faults.end.notified() => Ok(()),
+            ended = self.live() => ended,
+            () = self.ports.clock.sleep(LIFE_MAX) => Err("something waits for ever".to_owned()),
         }
     }
 
-    fn note(&self, event: &str) {
-        self.shared.trace.note(&*self.ports.clock, &event);
-    }
-
-    /// An error is a finding.
-    async fn run(&self) -> Result<(), String> {
-        let faults = &self.shared.faults;
-        self.note(&format!("a life of {:?} after {:?}", self.purpose, self.promise));
-        if self.purpose == Purpose::Crash && self.dice.percent(20) {
+    async fn live(&self) -> Result<(), String> {
+        self.note(&format_args!("a life of {:?}", self.purpose));
+        if self.is_troubled() && self.dice.percent(20) {
             self.disk.stop_after(self.dice.below(80));
         }
         let engine = match self.start().await {
@@ -132,86 +130,93 @@ impl<'w> Life<'w> {
             Err(error) => return self.excuse(error, "the start").await,
         };
         *self.engine.lock() = Some(Arc::clone(&engine));
-        if let [not_served, ..] = engine.not_served() {
-            // The catalog was away for it. Whoever runs the gateway starts it again.
-            self.note(&not_served.reason);
-            let is_excused = self.purpose == Purpose::Crash && not_served.reason.contains("does not answer");
-            return if is_excused { Ok(()) } else { Err(not_served.reason.clone()) };
+        if self.is_troubled() {
+            return self.live_in_trouble(&engine).await;
         }
-        faults.set_calm(true);
-        self.check_all(&engine, self.promise).await?;
-        *self.checked.lock() = true;
-        faults.set_calm(self.purpose != Purpose::Crash);
-        match self.purpose {
-            Purpose::Crash => {
-                self.arm();
-                let lifetime = millis(&self.dice, GUESTS_MS_MAX);
-                tokio::select! {
-                    biased;
-                    () = self.crash_time() => {}
-                    () = self.serve(&engine, lifetime) => {}
-                }
-                self.note("crash");
-                return Ok(());
-            }
-            Purpose::Order => {
-                self.serve(&engine, millis(&self.dice, GUESTS_MS_MAX)).await;
-                self.check_all(&engine, Promise::Acknowledged).await?;
-                engine.destage().await.map_err(|error| format!("destage: {error}"))?;
-                self.check_all(&engine, Promise::Acknowledged).await?;
-            }
-            Purpose::CheckOnly => {}
+        self.serve(&engine, self.purpose == Purpose::Order, millis(&self.dice, GUESTS_MS_MAX)).await;
+        if self.purpose == Purpose::Order {
+            engine.destage().await.map_err(|error| format!("destage: {error}"))?;
+            self.serve(&engine, false, Duration::ZERO).await;
         }
-        engine.shutdown().await.map_err(|error| format!("shutdown: {error}"))
+        engine.shutdown().await.map_err(|error| format!("shutdown: {error}"))?;
+        self.gave_back();
+        Ok(())
+    }
+
+    async fn live_in_trouble(&self, engine: &Arc<Engine>) -> Result<(), String> {
+        self.arm();
+        // Long enough, with two hosts, for the lease of the other to end.
+        let terms = if self.site.is_contended { pick(&self.dice, &[3, 6]) } else { 0 };
+        let lifetime = || millis(&self.dice, GUESTS_MS_MAX) + self.site.terms(&self.dice, 1 + terms);
+        let (crash_time, guests_time) = (lifetime(), lifetime());
+        tokio::select! {
+            biased;
+            () = self.crash_after(crash_time) => {}
+            () = self.serve(engine, true, guests_time) => {}
+        }
+        if self.dice.percent(80) {
+            self.note(&"crash");
+            return Ok(());
+        }
+        self.note(&"shutdown");
+        match engine.shutdown().await {
+            Ok(()) => {
+                self.gave_back();
+                Ok(())
+            }
+            Err(error) => self.excuse(error, "shutdown").await,
+        }
+    }
+
+    fn gave_back(&self) {
+        for volume in &self.site.volumes {
+            volume.was_given_back(self.gateway);
+        }
     }
 
     async fn start(&self) -> Result<Arc<Engine>, EngineError> {
+        let config = engine_config(&self.dice, self.site.lease_ttl);
+        match self.try_start(config.clone()).await {
+            Err(EngineError::LostWal(_)) => {
+                self.note(&"the log is lost");
+                self.site.excuse(self.gateway, Promise::Destaged);
+                self.try_start(EngineConfig { accept_lost_wal: true, ..config }).await
+            }
+            started => started,
+        }
+    }
+
+    async fn try_start(&self, config: EngineConfig) -> Result<Arc<Engine>, EngineError> {
         let faults = Arc::clone(&self.shared.faults);
         let dice = Dice::new(self.dice.below(u64::MAX));
-        let slow = SlowStore::new(Arc::clone(&self.world.store) as _, Arc::clone(&self.ports.clock), dice);
+        let slow = SlowStore::new(Arc::clone(&self.site.store) as _, Arc::clone(&self.ports.clock), dice);
         let plan = Arc::clone(&faults);
         let store = Arc::new(FaultStore::new(Arc::new(slow), move |request| plan.of_store(request)));
-        let (site, node) = (self.world.site, self.world.node);
+        let (site, node) = (self.site.id, self.site.node);
         let node = DataNode::open_store(store, "memory", site, node, request_policy(), self.ports.clone());
         let parts = EngineParts {
             site,
-            gateway: self.world.gateway,
-            catalog: Arc::new(self.world.catalog.with_plan(faults.of_catalog())),
+            gateway: self.gateway,
+            catalog: Arc::new(self.site.catalog.with_plan(faults.of_catalog())),
             pool: Arc::new(Pool::single(node.await?)),
             domain_key: SecretKey::from_bytes([1; 32]),
             wal_key: SecretKey::from_bytes([2; 32]),
             wal_disk: Arc::new(self.disk.clone()),
             ports: self.ports.clone(),
         };
-        Engine::start(engine_config(&self.dice), parts).await
+        Engine::start(config, parts).await
     }
 
     /// What may fail ends the life; anything else is a finding.
     async fn excuse(&self, error: EngineError, doing: &str) -> Result<(), String> {
-        self.note(&format!("{doing} failed: {error}"));
+        self.note(&format_args!("{doing} failed: {error}"));
         if error.to_string().contains("interrupted") {
             // The disk has stopped; so will the process.
             return pending().await;
         }
-        if self.purpose == Purpose::Crash && error.kind() == ErrorKind::Unavailable {
-            return Ok(());
-        }
-        Err(format!("{doing} failed: {error}"))
-    }
-
-    async fn check_all(&self, engine: &Engine, promise: Promise) -> Result<(), String> {
-        for volume in &self.world.volumes {
-            let device = engine.volume(&volume.name()).ok_or_else(|| format!("{} is gone", volume.name()))?;
-            match volume.check(&device, promise).await {
-                Ok(seen) => self.note(&format!("{} = {seen:x}", volume.name())),
-                Err(CheckError::Finding(finding)) => return Err(finding),
-                Err(CheckError::Engine(error)) => {
-                    self.excuse(error, "a check").await?;
-                    return Err("a check failed without any fault".to_owned());
-                }
-            }
-        }
-        Ok(())
+        let is_excused =
+            self.is_troubled() && (error.kind() == ErrorKind::Unavailable || self.shared.log_is_gone(&error));
+        if is_excused { Ok(()) } else { Err(format!("{doing} failed: {error}")) }
     }
 
     /// Decides where the process ends, if not by time.
@@ -221,38 +226,53 @@ impl<'w> Life<'w> {
             2 => self.shared.faults.end_in_a_call(),
             _ => {}
         }
-        if self.dice.percent(15) {
+        if self.dice.percent(15) && self.site.limits.allow(Part::FailedSyncs) {
             self.shared.faults.fail_a_sync(&self.disk);
         }
     }
 
     /// A moment, and then some steps of whatever runs.
-    async fn crash_time(&self) {
-        self.ports.clock.sleep(millis(&self.dice, GUESTS_MS_MAX)).await;
+    async fn crash_after(&self, time: Duration) {
+        self.ports.clock.sleep(time).await;
         for _ in 0..self.dice.below(40) {
             tokio::task::yield_now().await;
         }
     }
 
-    async fn serve(&self, engine: &Engine, lifetime: Duration) {
+    /// Attaches every volume and checks it; then guests work on it for a while.
+    async fn serve(&self, engine: &Arc<Engine>, guests: bool, lifetime: Duration) {
         let until = self.ports.clock.now().plus(lifetime);
-        let mut guests = JoinSet::new();
-        for volume in &self.world.volumes {
-            let device = engine.volume(&volume.name()).expect("it was checked");
-            for number in 0..=self.dice.below(3) {
-                let dice = Dice::new(self.dice.below(u64::MAX));
-                let habits = Habits::draw(&dice);
-                let guest = Guest {
-                    number: usize::try_from(number).expect("few guests"),
-                    shared: Arc::clone(&self.shared),
-                    volume: Arc::clone(volume),
-                    device: Arc::clone(&device),
-                    dice,
-                    habits,
-                };
-                guests.spawn(guest.live(until));
-            }
+        let mut attachments = JoinSet::new();
+        for volume in &self.site.volumes {
+            let attachment = Attachment {
+                shared: Arc::clone(&self.shared),
+                gateway: self.gateway,
+                engine: Arc::clone(engine),
+                volume: Arc::clone(volume),
+                dice: Dice::new(self.dice.below(u64::MAX)),
+                until: guests.then_some(until),
+                must_come: !self.is_troubled(),
+            };
+            attachments.spawn(attachment.live());
         }
-        while guests.join_next().await.is_some() {}
+        if self.is_troubled() && self.dice.percent(30) && self.site.limits.allow(Part::WallClocks) {
+            attachments.spawn(self.wall_jump(until));
+        }
+        while attachments.join_next().await.is_some() {}
+    }
+
+    /// The host's wall clock jumps, some time before `until`.
+    fn wall_jump(&self, until: Monotonic) -> impl Future<Output = ()> + 'static {
+        let (clock, dial, shared) =
+            (Arc::clone(&self.ports.clock), Arc::clone(&self.dial), Arc::clone(&self.shared));
+        let by = i64::try_from(self.dice.below(WALL_JUMP_MS_MAX)).expect("a few hours");
+        let by = if self.dice.percent(50) { by } else { -by };
+        let share = u32::try_from(self.dice.below(100)).expect("a percentage");
+        async move {
+            let wait = until.since(clock.now()) * share / 100;
+            clock.sleep(wait).await;
+            shared.note(&format_args!("the wall clock jumps by {by} ms"));
+            dial.jump(by);
+        }
     }
 }

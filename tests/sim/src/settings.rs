@@ -1,5 +1,6 @@
 //! The sizes and habits of a seed.
 
+use crate::limits::{Limits, Part};
 use cairn_engine::EngineConfig;
 use cairn_segment_writer::RequestPolicy;
 use cairn_wal::WalConfig;
@@ -16,7 +17,7 @@ pub(crate) fn millis(dice: &Dice, limit: u64) -> Duration {
 }
 
 /// A small engine, so that every limit is met within a life: batches of a few writes, a ring of four files.
-pub(crate) fn engine_config(dice: &Dice) -> EngineConfig {
+pub(crate) fn engine_config(dice: &Dice, lease_ttl: Duration) -> EngineConfig {
     let wal = WalConfig {
         capacity_bytes: 16 << 20,
         file_bytes: 4 << 20,
@@ -26,8 +27,7 @@ pub(crate) fn engine_config(dice: &Dice) -> EngineConfig {
     };
     let mut config = EngineConfig::new(wal);
     config.write_buffer_bytes = pick(dice, &[64 << 10, 1 << 20, 16 << 20]);
-    // Nothing fits, or everything does: what a cache in between evicts hangs on the seed of its hasher, which is not ours.
-    config.block_cache_bytes = pick(dice, &[1, 64 << 20]);
+    config.block_cache_bytes = pick(dice, &[1, 256 << 10, 64 << 20]);
     config.map_cache_bytes = 8 << 20;
     config.batch_bytes = pick(dice, &[32 << 10, 256 << 10, 2 << 20]);
     config.batch_age = Duration::from_millis(pick(dice, &[10, 100, 1000]));
@@ -36,7 +36,7 @@ pub(crate) fn engine_config(dice: &Dice) -> EngineConfig {
     config.fetch_region_bytes = pick(dice, &[16 << 10, 128 << 10]);
     config.read_ahead_bytes = pick(dice, &[0, 256 << 10]);
     config.read_deadline = Duration::from_secs(20);
-    config.lease_ttl = Duration::from_secs(6);
+    config.lease_ttl = lease_ttl;
     config.compute_threads = pick(dice, &[1, 2]);
     config
 }
@@ -66,6 +66,7 @@ pub(crate) struct Habits {
     pub(crate) pause_ms_max: u64,
     /// Of a hundred requests; the rest are writes.
     pub(crate) flushes: u64,
+    pub(crate) destages: u64,
     pub(crate) reads: u64,
     pub(crate) zeroes: u64,
     pub(crate) discards: u64,
@@ -76,18 +77,22 @@ pub(crate) struct Habits {
 }
 
 impl Habits {
-    pub(crate) fn draw(dice: &Dice) -> Self {
-        Self {
+    pub(crate) fn draw(dice: &Dice, limits: &Limits) -> Self {
+        let habits = Self {
             depth: pick(dice, &[1, 2, 8]),
             sectors_max: pick(dice, &[8, 64, 256]),
             aligned: pick(dice, &[0, 60, 95, 100]),
             pause_ms_max: pick(dice, &[2, 20, 100]),
             flushes: pick(dice, &[1, 5, 20]),
+            destages: pick(dice, &[0, 0, 2]),
             reads: pick(dice, &[5, 30]),
             zeroes: pick(dice, &[0, 5]),
             discards: pick(dice, &[0, 10]),
             forced: pick(dice, &[0, 10, 50]),
             hot: pick(dice, &[0, 50]),
-        }
+        };
+        let discards = if limits.allow(Part::Discards) { habits.discards } else { 0 };
+        let reads = if limits.allow(Part::Reads) { habits.reads } else { 0 };
+        Self { reads, discards, ..habits }
     }
 }

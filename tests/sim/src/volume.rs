@@ -3,12 +3,14 @@
 use crate::stamp::{self, SECTOR};
 use bytes::{Bytes, BytesMut};
 use cairn_engine::{EngineError, Volume};
-use cairn_model::{BlockDevice, ReadBuffer};
+use cairn_metadata::memory::{MemoryCatalog, MemoryHolder};
+use cairn_model::{BlockDevice, GatewayId, Generation, ReadBuffer, VolumeId};
 use parking_lot::Mutex;
+use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
 use system_tests::oracle::journal::{Effect, Flush, Journal, Moment, Read, Write};
 use system_tests::oracle::stamp::Seen;
-use system_tests::oracle::verdict::{Promise, judge};
+use system_tests::oracle::verdict::{Promise, Violation, judge};
 
 /// Sectors in a block: what the engine writes as one.
 pub(crate) const BLOCK_SECTORS: u64 = 8;
@@ -39,7 +41,26 @@ pub(crate) fn steps(first: u64, sectors: u64) -> Vec<Step> {
 /// What a check found wrong, or that it could not be made.
 pub(crate) enum CheckError {
     Engine(EngineError),
+    /// Another gateway has the volume by now.
+    Lost,
     Finding(String),
+}
+
+/// A gateway's term, in which its answers count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tenure {
+    gateway: GatewayId,
+    generation: Generation,
+}
+
+/// The state of a volume's history.
+#[derive(Debug)]
+struct Past {
+    /// Who served it last, and since which term without a break: only then does its log count.
+    last: Option<(GatewayId, Generation)>,
+    /// What the events since the last check leave no excuse for losing.
+    promise: Promise,
+    moves: u64,
 }
 
 /// Totals over all lives.
@@ -52,24 +73,49 @@ pub struct Requests {
     pub unanswered: u64,
 }
 
+impl Sum for Requests {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            writes: sum.writes + one.writes,
+            flushes: sum.flushes + one.flushes,
+            reads: sum.reads + one.reads,
+            unanswered: sum.unanswered + one.unanswered,
+        })
+    }
+}
+
 /// See the module. The oracle's granule is a sector here.
 #[derive(Debug)]
 pub(crate) struct SimVolume {
+    pub(crate) id: VolumeId,
     pub(crate) number: u64,
+    /// At its largest.
     pub(crate) sectors: u64,
+    /// Every write is durable when it is answered.
+    pub(crate) always: bool,
+    catalog: MemoryCatalog,
+    past: Mutex<Past>,
+    /// Since the last check.
     journal: Mutex<Journal>,
+    /// Those before, oldest first, back to one in which a destage ended: a volume that has lost its log may go back to any of them.
+    older: Mutex<Vec<Journal>>,
     moment: AtomicU64,
     next_write: AtomicU64,
     requests: Mutex<Requests>,
 }
 
 impl SimVolume {
-    pub(crate) fn new(number: u64, sectors: u64) -> Self {
+    pub(crate) fn new(id: VolumeId, number: u64, sectors: u64, always: bool, catalog: MemoryCatalog) -> Self {
         let base = vec![Seen::Zero; usize::try_from(sectors).expect("a small volume")];
         Self {
+            id,
             number,
             sectors,
+            always,
+            catalog,
+            past: Mutex::new(Past { last: None, promise: Promise::Acknowledged, moves: 0 }),
             journal: Mutex::new(Journal::new(base, true)),
+            older: Mutex::default(),
             moment: AtomicU64::new(1),
             next_write: AtomicU64::new(1),
             requests: Mutex::default(),
@@ -82,6 +128,68 @@ impl SimVolume {
 
     pub(crate) fn requests(&self) -> Requests {
         *self.requests.lock()
+    }
+
+    pub(crate) fn moves(&self) -> u64 {
+        self.past.lock().moves
+    }
+
+    /// Something happened to the host of this gateway that only `promise` survives.
+    pub(crate) fn excuse(&self, gateway: GatewayId, promise: Promise) {
+        let mut past = self.past.lock();
+        if past.last.is_some_and(|(last, _)| last == gateway) {
+            past.promise = past.promise.max(promise);
+        }
+    }
+
+    /// The gateway serves the volume now. `None` if another one has it already.
+    pub(crate) fn came_to(&self, gateway: GatewayId, generation: Generation) -> Option<Tenure> {
+        let tenure = Tenure { gateway, generation };
+        let holder = self.holder_if(tenure)?;
+        let mut past = self.past.lock();
+        let now = (gateway, holder.held_since);
+        if past.last.is_some_and(|last| last != now) {
+            // The log of whoever had it before says nothing any more.
+            past.promise = Promise::Destaged;
+            past.moves += 1;
+        }
+        past.last = Some(now);
+        Some(tenure)
+    }
+
+    /// The gateway has ended in order: if it had the volume, it has given it back with everything in it.
+    pub(crate) fn was_given_back(&self, gateway: GatewayId) {
+        let holder =
+            self.catalog.holder(self.id).filter(|holder| holder.released && holder.gateway == gateway);
+        let mut past = self.past.lock();
+        if holder.is_some_and(|holder| past.last == Some((gateway, holder.held_since))) {
+            past.last = None;
+        }
+    }
+
+    fn holder_if(&self, tenure: Tenure) -> Option<MemoryHolder> {
+        let Tenure { gateway, generation } = tenure;
+        self.catalog
+            .holder(self.id)
+            .filter(|holder| !holder.released)
+            .filter(|holder| (holder.gateway, holder.generation) == (gateway, generation))
+    }
+
+    /// Whether the term goes on.
+    pub(crate) fn is_held(&self, tenure: Tenure) -> bool {
+        self.holder_if(tenure).is_some()
+    }
+
+    /// An answer counts, and is a broken promise if the volume belongs to somebody else.
+    pub(crate) fn may_answer(&self, tenure: Tenure, what: &str) -> Result<(), String> {
+        if self.is_held(tenure) {
+            return Ok(());
+        }
+        Err(format!(
+            "{} answers {what} in a term that is over: {:?} has it",
+            self.name(),
+            self.catalog.holder(self.id)
+        ))
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -110,7 +218,7 @@ impl SimVolume {
                 first_block: step.first,
                 blocks: step.sectors,
                 effect,
-                fua,
+                fua: fua || self.always,
                 sent: self.now(),
                 answered: None,
             });
@@ -129,6 +237,10 @@ impl SimVolume {
         self.journal.lock().flushes.push(Flush { connection: guest, sent });
     }
 
+    pub(crate) fn destaged(&self, sent: Moment) {
+        self.journal.lock().destages.push(sent);
+    }
+
     /// Journals what a read saw; returns something of it for the trace.
     pub(crate) fn was_read(&self, first: u64, sent: Moment, data: &ReadBuffer) -> Result<u64, String> {
         let seen = self.decode(first, data)?;
@@ -144,13 +256,13 @@ impl SimVolume {
         sectors.map(|(sector, bytes)| stamp::read(bytes, self.number, sector)).collect()
     }
 
-    /// Reads everything and judges it by what was promised; from here on it is what the volume held at the start. Returns
-    /// something of it for the trace.
-    pub(crate) async fn check(&self, device: &Volume, promise: Promise) -> Result<u64, CheckError> {
+    /// Reads everything and judges it by what is promised after what has happened since the last time; from here on it is what the volume
+    /// held at the start. What lies beyond the end counts as zeroes. Returns something of it for the trace.
+    pub(crate) async fn check(&self, device: &Volume, tenure: Tenure) -> Result<u64, CheckError> {
         let mut seen = Vec::new();
-        let mut first = 0;
-        while first < self.sectors {
-            let sectors = CHECK_SECTORS.min(self.sectors - first);
+        let (mut first, end) = (0, device.size_bytes() / SECTOR as u64);
+        while first < end {
+            let sectors = CHECK_SECTORS.min(end - first);
             let length = u32::try_from(sectors * SECTOR as u64).expect("a short read");
             let data = device.read(first * SECTOR as u64, length).await.map_err(CheckError::Engine)?;
             let name = self.name();
@@ -160,21 +272,57 @@ impl SimVolume {
             );
             first += sectors;
         }
-        let mut journal = self.journal.lock();
-        let violations = judge(&journal, &seen, promise);
+        if !self.is_held(tenure) {
+            return Err(CheckError::Lost);
+        }
+        seen.resize(usize::try_from(self.sectors).expect("a small volume"), Seen::Zero);
+        let mut past = self.past.lock();
+        let promise = past.promise;
+        let violations = self.judge(&seen, promise);
         if !violations.is_empty() {
             let shown: Vec<_> = violations.iter().take(SHOWN).map(|one| format!("\n  {one}")).collect();
             let (name, count, shown) = (self.name(), violations.len(), shown.concat());
             return Err(CheckError::Finding(format!("{name} breaks {promise:?} {count} times:{shown}")));
         }
+        past.promise = Promise::Acknowledged;
         let digest = digest(&seen);
-        let old = std::mem::replace(&mut *journal, Journal::new(seen, true));
+        self.begin_anew(seen, promise);
+        Ok(digest)
+    }
+
+    fn judge(&self, seen: &[Seen], promise: Promise) -> Vec<Violation> {
+        let journal = self.journal.lock();
+        let violations = judge(&journal, seen, promise);
+        if promise < Promise::Destaged || violations.is_empty() || !journal.destages.is_empty() {
+            return violations;
+        }
+        for older in self.older.lock().iter().rev() {
+            if judge(older, seen, promise).is_empty() {
+                return Vec::new();
+            }
+            if !older.destages.is_empty() {
+                break;
+            }
+        }
+        violations
+    }
+
+    /// The journal of what comes after a check that found `base`.
+    fn begin_anew(&self, base: Vec<Seen>, after: Promise) {
+        let old = std::mem::replace(&mut *self.journal.lock(), Journal::new(base, true));
         let mut requests = self.requests.lock();
         requests.writes += old.writes.len() as u64;
         requests.flushes += old.flushes.len() as u64;
         requests.reads += old.reads.len() as u64;
         requests.unanswered += old.writes.iter().filter(|write| write.answered.is_none()).count() as u64;
-        Ok(digest)
+        let mut older = self.older.lock();
+        if after == Promise::Destaged || !old.destages.is_empty() {
+            older.clear();
+        }
+        // What was there without the log is in the catalog: nothing older comes back.
+        if after < Promise::Destaged {
+            older.push(old);
+        }
     }
 
     /// The bytes of a write of these steps, stamped, and their places in the journal.

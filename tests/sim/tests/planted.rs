@@ -3,7 +3,7 @@
 use cairn_model::planted::{Bug, plant};
 
 /// Seeds that a bug may take.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 400;
 
 fn is_found(bug: Bug) {
     let planted = plant(bug);
@@ -11,7 +11,17 @@ fn is_found(bug: Bug) {
     drop(planted);
     let (seed, finding) = found.unwrap_or_else(|| panic!("{bug:?} is not found in {SEEDS} seeds"));
     let finding = finding.split("\nthe last events").next().unwrap_or_default();
-    println!("{bug:?} is found by seed {} of 60: {finding}", seed + 1);
+    println!("{bug:?} is found by seed {} of {SEEDS}: {finding}", seed + 1);
+}
+
+#[test]
+fn a_failing_schedule_is_reduced() {
+    let planted = plant(Bug::DropLastRun);
+    let finding = cairn_sim::run_and_reduce(0).expect_err("the bug is found by the first seed");
+    drop(planted);
+    let reduced = finding.split("reduced to ").nth(1).expect("it says what to");
+    assert!(reduced.contains("at most 1 guests") && reduced.contains("SecondHost"), "{reduced}");
+    println!("{reduced}");
 }
 
 macro_rules! found {
@@ -32,8 +42,19 @@ found! {
     a_write_acknowledged_before_it_is_written_is_found: AcknowledgeUnwritten,
     a_flush_without_a_sync_is_found: FlushWithoutSync,
     a_failed_sync_taken_for_success_is_found: IgnoreFailedSync,
+    a_log_freed_before_the_commit_is_found: FreeBeforeCommit,
+    an_object_named_before_it_is_stored_is_found: PublishUnstored,
     a_run_left_out_of_a_batch_is_found: DropLastRun,
-    discards_left_out_of_a_batch_are_found: DropDiscards,
+    discards_left_out_of_a_batch_is_found: DropDiscards,
+    a_buffer_retired_before_the_commit_is_found: RetireBeforeCommit,
+    a_fold_that_drops_a_change_is_found: FoldDropsAChange,
     a_patch_of_a_stale_block_is_found: PatchStaleBlock,
+    a_tail_that_comes_back_is_found: KeepCutOffTail,
     a_record_skipped_by_replay_is_found: SkipReplayedRecord,
+    a_replay_over_a_newer_term_is_found: ReplayStaleTerm,
+    a_lost_log_that_nobody_notices_is_found: ForgetDirtyLog,
+    a_lease_that_ends_by_the_wall_clock_is_found: LeaseEndsByWallClock,
+    an_answer_without_a_lease_is_found: AnswerWithoutLease,
+    a_commit_without_a_lease_is_found: CommitWithoutLease,
+    a_cache_that_returns_the_neighbour_is_found: ReturnNeighbour,
 }

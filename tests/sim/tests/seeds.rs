@@ -1,6 +1,6 @@
 //! Seeds that must pass. `CAIRN_SIM_SEEDS` runs more, `CAIRN_SIM_FIRST_SEED` others.
 
-use cairn_sim::{Report, run};
+use cairn_sim::{Counts, run, run_and_reduce};
 
 /// Each of the tests takes every so many seeds: they run side by side.
 const TESTS: u64 = 4;
@@ -15,22 +15,17 @@ fn every_fourth_seed_from(offset: u64) {
     let first = number("CAIRN_SIM_FIRST_SEED").unwrap_or(0);
     let seeds = first..first + number("CAIRN_SIM_SEEDS").unwrap_or(SEEDS);
     let mut failed = Vec::new();
-    let (mut lives, mut cuts, mut writes, mut reads) = (0, 0, 0, 0);
+    let mut counts = Vec::new();
     for seed in seeds.filter(|seed| seed % TESTS == offset) {
-        match run(seed) {
-            Ok(Report { lives: lived, power_cuts, requests, .. }) => {
-                lives += lived;
-                cuts += power_cuts;
-                writes += requests.writes;
-                reads += requests.reads;
-            }
+        match run_and_reduce(seed) {
+            Ok(report) => counts.push(report.counts),
             Err(finding) => {
                 eprintln!("{finding}");
                 failed.push(seed);
             }
         }
     }
-    println!("{lives} lives, {cuts} power cuts, {writes} writes, {reads} reads");
+    println!("{}", counts.into_iter().sum::<Counts>());
     assert!(failed.is_empty(), "seeds {failed:?}; `just sim SEED` runs one");
 }
 

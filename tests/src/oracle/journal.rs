@@ -55,6 +55,8 @@ pub struct Journal {
     pub base: Vec<Seen>,
     pub writes: Vec<Write>,
     pub flushes: Vec<Flush>,
+    /// When each destage that was answered was asked for: it covers everything that was answered before.
+    pub destages: Vec<Moment>,
     pub reads: Vec<Read>,
     /// Whether a flush covers what was answered on other connections (`NBD_FLAG_CAN_MULTI_CONN`).
     pub flush_covers_all: bool,
@@ -62,7 +64,14 @@ pub struct Journal {
 
 impl Journal {
     pub fn new(base: Vec<Seen>, flush_covers_all: bool) -> Self {
-        Self { base, writes: Vec::new(), flushes: Vec::new(), reads: Vec::new(), flush_covers_all }
+        Self {
+            base,
+            writes: Vec::new(),
+            flushes: Vec::new(),
+            destages: Vec::new(),
+            reads: Vec::new(),
+            flush_covers_all,
+        }
     }
 
     /// The moment before which an answered write of this connection is covered by a finished flush.
@@ -70,6 +79,11 @@ impl Journal {
         let covering =
             self.flushes.iter().filter(|flush| self.flush_covers_all || flush.connection == connection);
         covering.map(|flush| flush.sent).max().unwrap_or(0)
+    }
+
+    /// The moment before which an answered write is in the pool and in the catalog.
+    pub fn destaged_before(&self) -> Moment {
+        self.destages.iter().copied().max().unwrap_or(0)
     }
 
     /// For each block, the indexes of the writes that touch it.

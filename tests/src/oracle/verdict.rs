@@ -7,12 +7,16 @@ use std::collections::HashMap;
 use std::fmt;
 
 /// What the crash left no excuse for losing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// In order: each excuses everything that the one before it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Promise {
-    /// Power was cut: what was flushed must be there.
-    Flushed,
     /// Only the process died: the kernel has every acknowledged write.
     Acknowledged,
+    /// Power was cut: what was flushed must be there.
+    Flushed,
+    /// The host is gone with its log: what was destaged must be there.
+    Destaged,
 }
 
 /// One broken promise.
@@ -33,6 +37,11 @@ pub enum Violation {
         lost: u64,
     },
     LostAcknowledged {
+        block: u64,
+        seen: Seen,
+        lost: u64,
+    },
+    LostDestaged {
         block: u64,
         seen: Seen,
         lost: u64,
@@ -61,6 +70,9 @@ impl fmt::Display for Violation {
             }
             Violation::LostAcknowledged { block, seen, lost } => {
                 write!(formatter, "block {block} holds {seen:?}: the acknowledged write {lost} is lost")
+            }
+            Violation::LostDestaged { block, seen, lost } => {
+                write!(formatter, "block {block} holds {seen:?}: the destaged write {lost} is lost")
             }
             Violation::StaleRead { block, seen, missed } => {
                 write!(
@@ -101,6 +113,7 @@ struct Judge<'a> {
     touching: Vec<Vec<usize>>,
     by_number: HashMap<u64, usize>,
     flushed_before: HashMap<usize, Moment>,
+    destaged_before: Moment,
 }
 
 impl<'a> Judge<'a> {
@@ -113,7 +126,8 @@ impl<'a> Judge<'a> {
                 .entry(write.connection)
                 .or_insert_with(|| journal.flushed_before(write.connection));
         }
-        Self { journal, touching: journal.writes_by_block(), by_number, flushed_before }
+        let (touching, destaged_before) = (journal.writes_by_block(), journal.destaged_before());
+        Self { journal, touching, by_number, flushed_before, destaged_before }
     }
 
     fn is_flushed(&self, write: &Write) -> bool {
@@ -121,9 +135,14 @@ impl<'a> Judge<'a> {
         write.answered.is_some_and(|answered| write.fua || answered < before)
     }
 
+    fn is_destaged(&self, write: &Write) -> bool {
+        write.answered.is_some_and(|answered| answered < self.destaged_before)
+    }
+
     fn must_be_there(&self, write: &Write, promise: Promise) -> bool {
         match promise {
-            Promise::Flushed => self.is_flushed(write),
+            Promise::Destaged => self.is_destaged(write),
+            Promise::Flushed => self.is_destaged(write) || self.is_flushed(write),
             Promise::Acknowledged => write.answered.is_some(),
         }
     }
@@ -153,7 +172,12 @@ impl<'a> Judge<'a> {
         if sources.is_empty() {
             return Some(self.impossible(at, seen));
         }
-        if let Some(lost) = self.missed(block, &sources, |write| self.is_flushed(write)) {
+        if let Some(lost) = self.missed(block, &sources, |write| self.is_destaged(write)) {
+            return Some(Violation::LostDestaged { block: at, seen, lost });
+        }
+        if promise <= Promise::Flushed
+            && let Some(lost) = self.missed(block, &sources, |write| self.is_flushed(write))
+        {
             return Some(Violation::LostFlushed { block: at, seen, lost });
         }
         let lost = self.missed(block, &sources, |write| self.must_be_there(write, promise))?;
@@ -252,6 +276,28 @@ mod tests {
         assert!(matches!(
             judge(&journal, &volume([0; 4]), Promise::Flushed)[..],
             [Violation::LostFlushed { lost: 1, .. }]
+        ));
+    }
+
+    #[test]
+    fn without_its_log_a_volume_has_what_was_destaged_and_perhaps_more() {
+        let mut journal = journal(&[(0, 1, 1, Some(2)), (1, 1, 4, Some(5)), (2, 1, 6, Some(7))]);
+        journal.destages.push(3);
+        journal.flushes.push(Flush { connection: 0, sent: 8 });
+        for seen in [[1, 0, 0, 0], [1, 2, 0, 0], [1, 2, 3, 0]] {
+            assert_eq!(judge(&journal, &volume(seen), Promise::Destaged), [], "{seen:?}");
+        }
+        assert!(matches!(
+            judge(&journal, &volume([0; 4]), Promise::Destaged)[..],
+            [Violation::LostDestaged { lost: 1, .. }]
+        ));
+        assert!(matches!(
+            judge(&journal, &volume([1, 0, 3, 0]), Promise::Destaged)[..],
+            [Violation::NoPrefix { .. }]
+        ));
+        assert!(matches!(
+            judge(&journal, &volume([1, 2, 0, 0]), Promise::Flushed)[..],
+            [Violation::LostFlushed { lost: 3, .. }]
         ));
     }
 

@@ -1,0 +1,50 @@
+//! What a run did.
+
+use crate::volume::Requests;
+use std::fmt;
+use std::iter::Sum;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Of everything that happened and when: equal for equal schedules.
+    pub digest: String,
+    pub events: u64,
+    pub counts: Counts,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub lives: u64,
+    pub power_cuts: u64,
+    pub lost_disks: u64,
+    pub pauses: u64,
+    /// Volumes that came to another host, or lost their log.
+    pub moves: u64,
+    pub requests: Requests,
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            lives: sum.lives + one.lives,
+            power_cuts: sum.power_cuts + one.power_cuts,
+            lost_disks: sum.lost_disks + one.lost_disks,
+            pauses: sum.pauses + one.pauses,
+            moves: sum.moves + one.moves,
+            requests: [sum.requests, one.requests].into_iter().sum(),
+        })
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lives, power_cuts, lost_disks, pauses, moves, requests } = self;
+        let Requests { writes, flushes, reads, unanswered } = requests;
+        write!(
+            f,
+            "{lives} lives, {power_cuts} power cuts, {lost_disks} lost disks, {pauses} pauses, {moves} moves, "
+        )?;
+        write!(f, "{writes} writes ({unanswered} unanswered), {flushes} flushes, {reads} reads")
+    }
+}
