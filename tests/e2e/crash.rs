@@ -1,5 +1,7 @@
 //! Crashes at random moments under concurrent flushing writers.
 
+mod kinds;
+
 use anyhow::Result;
 use system_tests::crash::{self, Kind, Plan};
 use system_tests::peer::Lie;
