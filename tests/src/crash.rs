@@ -7,6 +7,7 @@
 pub mod host;
 mod kind;
 mod scene;
+pub mod store;
 mod trial;
 mod writer;
 
