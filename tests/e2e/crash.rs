@@ -1,6 +1,7 @@
 //! Crashes at random moments under concurrent flushing writers.
 
 mod kinds;
+mod power;
 
 use anyhow::Result;
 use system_tests::crash::{self, Kind, Plan};

@@ -4,6 +4,7 @@
 //! [`Trial`] is one volume in a scene, round by round: writers run, one crash happens, the server serves again, and
 //! every block is judged by the promise that this kind of crash leaves standing.
 
+pub mod guest;
 pub mod host;
 mod kind;
 mod scene;

@@ -15,6 +15,7 @@ pub mod crash;
 pub mod export;
 pub mod filesystem;
 pub mod gateway;
+pub mod guest;
 pub mod image;
 pub mod loop_disk;
 pub mod nbd;
