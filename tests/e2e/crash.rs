@@ -2,6 +2,7 @@
 
 mod kinds;
 mod power;
+mod verify_state;
 
 use anyhow::Result;
 use system_tests::crash::{self, Kind, Plan};
