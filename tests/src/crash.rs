@@ -2,11 +2,12 @@
 //!
 //! A [`Scene`] is a place where a server lives and dies; it knows which [`Kind`]s of crash can happen there, and how. A
 //! [`Trial`] is one volume in a scene, round by round: writers run, one crash happens, the server serves again, and
-//! every block is judged by the promise that this kind of crash leaves standing.
+//! every block is judged by the promise that this kind of crash leaves standing. [`mix`] deals rounds of all kinds.
 
 pub mod guest;
 pub mod host;
 mod kind;
+pub mod mix;
 mod scene;
 pub mod store;
 mod trial;
