@@ -31,6 +31,12 @@ e2e ROUNDS="5":
     cargo build --release --bin cairn
     CAIRN_E2E_ROUNDS={{ROUNDS}} cargo nextest run --release -p system-tests --no-fail-fast
 
+# ROUNDS of crashes of all kinds, mixed: SIGKILL, SIGSTOP, store away, disk and pool full, power cuts. Needs root.
+crashes ROUNDS="60":
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    CAIRN_E2E_CRASHES={{ROUNDS}} cargo nextest run --release -p system-tests --no-capture crash::kinds::no_mixture
+
 # Compare with qemu-nbd and nbdkit; writes docs/performance.md. `just bench --quick` for a smoke run.
 bench *ARGS:
     tests/install-tools.sh

@@ -11,6 +11,8 @@ packages=(
     fio nbdkit nbdkit-plugin-python libnbd-bin python3-libnbd qemu-utils
     # file systems
     e2fsprogs xfsprogs btrfs-progs fuse3 mount util-linux curl ca-certificates
+    # the guest whose power is cut
+    qemu-system-x86 busybox-static binutils
     # the object store
     ceph-mon ceph-mgr ceph-osd ceph-common radosgw
     # to build the NBD project's test client
@@ -102,6 +104,46 @@ compile_nbd_tester() {
         $(pkg-config --cflags --libs glib-2.0 gnutls) -o ../nbd-tester-client
 }
 
+# The kernel that the guests boot whose power is cut, and the few drivers they need. Unpacked, never installed.
+unpack_guest_kernel() {
+    local work package release
+    [ -f "$tools/guest/vmlinuz" ] && return
+    say "unpacking a kernel for the guests"
+    work="$(mktemp -d)"
+    # Debian's name, then Ubuntu's.
+    package="$(apt-cache depends linux-image-cloud-amd64 linux-image-virtual 2>/dev/null |
+        sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)"
+    [ -n "$package" ] || fail "this machine's archives have neither linux-image-cloud-amd64 nor linux-image-virtual for the guests"
+    (cd "$work" && apt-get -o "APT::Sandbox::User=$(id -un)" download "$package" && dpkg-deb -x ./*.deb all) >"$work/log" 2>&1 ||
+        fail "the package $package could not be fetched; see $work/log"
+    release="$(basename "$work"/all/boot/vmlinuz-*)"
+    release="${release#vmlinuz-}"
+    # Some releases keep modules below usr, some compress them, and some kernels need none.
+    mkdir -p "$work"/{all,kept}/lib/modules/"$release"
+    [ ! -d "$work/all/usr/lib/modules" ] || cp -r "$work/all/usr/lib/modules" "$work/all/lib/"
+    find "$work/all/lib/modules" -name '*.ko.xz' -exec unxz {} +
+    (cd "$work/all" && busybox depmod -b . "$release")
+    keep_drivers "$work" "lib/modules/$release" virtio_pci virtio_blk virtio_net ext4
+    busybox depmod -b "$work/kept" "$release"
+    cp "$work/all/boot/vmlinuz-$release" "$work/kept/vmlinuz"
+    rm -rf "$tools/guest"
+    mkdir -p "$tools"
+    mv "$work/kept" "$tools/guest"
+    rm -rf "$work"
+}
+
+# Copies these drivers and what they need from WORK/all to WORK/kept. What is built into the kernel is no file.
+keep_drivers() {
+    local work="$1" modules="$2" driver file
+    shift 2
+    for driver in "$@"; do
+        for file in $(sed -n "s|^\(.*/$driver\.ko[^:]*\):|\1|p" "$work/all/$modules/modules.dep"); do
+            mkdir -p "$work/kept/$modules/$(dirname "$file")"
+            cp "$work/all/$modules/$file" "$work/kept/$modules/$file"
+        done
+    done
+}
+
 install_cargo_tools() {
     local tool
     export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -116,6 +158,7 @@ install_cargo_tools() {
 command -v apt-get >/dev/null || fail "this machine has no apt-get; install by hand: ${packages[*]}"
 install_packages
 build_nbd_tester
+unpack_guest_kernel
 install_cargo_tools cargo-nextest
 [ "${1:-}" != "--all" ] || install_cargo_tools just cargo-deny
 say "ready"

@@ -5,7 +5,9 @@ use crate::process::Process;
 use crate::settings;
 use crate::tool::Tool;
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use serde_json::Value;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -19,6 +21,7 @@ const STOP_PATIENCE: Duration = Duration::from_mins(2);
 #[derive(Debug)]
 pub struct Gateway {
     home: TempDir,
+    dir: PathBuf,
     program: PathBuf,
     environment: Vec<(String, String)>,
     process: Option<Process>,
@@ -33,7 +36,13 @@ impl Gateway {
     /// An empty home whose programs see these variables besides ours.
     pub fn new_with(environment: Vec<(String, String)>) -> Result<Self> {
         let home = tempfile::Builder::new().prefix("cairn").tempdir()?;
-        Ok(Self { home, program: settings::cairn_binary()?, environment, process: None })
+        let dir = home.path().join("d");
+        Ok(Self { home, dir, program: settings::cairn_binary()?, environment, process: None })
+    }
+
+    /// A gateway whose folder is, or will be, elsewhere; it stays when the gateway goes.
+    pub fn new_in(dir: &Path) -> Result<Self> {
+        Ok(Self { dir: dir.to_owned(), ..Self::new()? })
     }
 
     /// A gateway on a fresh folder with the embedded defaults, running.
@@ -51,7 +60,7 @@ impl Gateway {
 
     /// The gateway's folder: `--dir`.
     pub fn dir(&self) -> PathBuf {
-        self.home.path().join("d")
+        self.dir.clone()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -107,6 +116,31 @@ impl Gateway {
 
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the gateway is not running")?.kill()
+    }
+
+    /// Waits until the gateway serves, or ends by itself, as it may when something it needs is missing. Whether it serves.
+    pub fn start_or_give_up(&mut self) -> Result<bool> {
+        self.start_without_waiting()?;
+        let socket = self.socket();
+        let process = self.process.as_mut().expect("just started");
+        let started = process.wait_for_socket(&socket, START_PATIENCE);
+        match process.status()? {
+            None => started.map(|()| true),
+            Some(status) if status.signal().is_some() => bail!("`cairn up` died of {status}"),
+            Some(_) => {
+                self.process = None;
+                Ok(false)
+            }
+        }
+    }
+
+    /// SIGSTOP, until `resume`.
+    pub fn pause(&self) -> Result<()> {
+        self.process()?.signal(Signal::STOP)
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.process()?.signal(Signal::CONT)
     }
 
     /// SIGTERM: the gateway destages, stops and says so with exit code 0.

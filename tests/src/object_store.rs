@@ -41,12 +41,25 @@ impl Ceph {
         Ok(())
     }
 
-    /// SIGKILL to the RGW: the store is gone from one moment to the next.
+    /// SIGKILL to the RGW: the store is gone from one moment to the next. `up` brings it back.
     pub fn kill_gateway(&self) -> Result<()> {
+        self.signal_gateway("-KILL")
+    }
+
+    /// SIGSTOP to the RGW: connections stay, and nothing is answered, until `thaw_gateway`.
+    pub fn freeze_gateway(&self) -> Result<()> {
+        self.signal_gateway("-STOP")
+    }
+
+    pub fn thaw_gateway(&self) -> Result<()> {
+        self.signal_gateway("-CONT")
+    }
+
+    fn signal_gateway(&self, signal: &str) -> Result<()> {
         let path = self.folder.path().join("run/rgw.0.pid");
         let record = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let pid = record.split_whitespace().next().context("the pid file is empty")?;
-        Tool::new("kill").args(["-KILL", pid]).run().map(drop)
+        Tool::new("kill").args([signal, pid]).run().map(drop)
     }
 
     /// The credentials that S3 clients read from their environment.

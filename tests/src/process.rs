@@ -42,7 +42,16 @@ impl Process {
     }
 
     pub fn is_running(&mut self) -> Result<bool> {
-        Ok(self.child.try_wait()?.is_none())
+        Ok(self.status()?.is_none())
+    }
+
+    /// How the process ended, if it has.
+    pub fn status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.pid(), signal).with_context(|| format!("sending {signal:?} to {}", self.name))
     }
 
     /// Waits until `ready` holds; the death of the process ends the wait.
@@ -80,7 +89,7 @@ impl Process {
 
     /// Asks the process to stop and waits for it.
     pub fn stop(&mut self, timeout: Duration) -> Result<ExitStatus> {
-        kill_process(self.pid(), Signal::TERM).with_context(|| format!("stopping {}", self.name))?;
+        self.signal(Signal::TERM)?;
         self.wait_for_end(timeout)
     }
 

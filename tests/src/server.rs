@@ -1,10 +1,13 @@
 //! The server under attack: the gateway, or a peer when a check is to be proved.
 
+use crate::crash::{End, Kind as CrashKind, Scene, Writers};
 use crate::export::Export;
 use crate::gateway::Gateway;
 use crate::peer::{Kind, Lie, Peer};
 use crate::process::Process;
+use crate::random::Random;
 use anyhow::{Result, bail};
+use std::time::Duration;
 
 #[derive(Debug)]
 pub enum Server {
@@ -66,7 +69,7 @@ impl Server {
     }
 
     /// Starts the server and kills it before, while or shortly after it becomes ready.
-    pub fn restart_and_kill_after(&mut self, delay: std::time::Duration) -> Result<()> {
+    pub fn restart_and_kill_after(&mut self, delay: Duration) -> Result<()> {
         match self {
             Server::Cairn { gateway, .. } => {
                 gateway.start_without_waiting()?;
@@ -94,5 +97,34 @@ impl Server {
             Server::Cairn { gateway, .. } => gateway.said(),
             Server::Peer(peer) => peer.process().map(Process::said).unwrap_or_default(),
         }
+    }
+}
+
+/// A server dies by SIGKILL. For a peer that keeps unflushed writes in its memory that is a power cut.
+impl Scene for Server {
+    fn export(&self) -> Export {
+        self.export()
+    }
+
+    fn strike(&mut self, kind: CrashKind, writers: &Writers, random: &mut Random) -> Result<End> {
+        match (kind, &self) {
+            (CrashKind::Sigkill, _) | (CrashKind::PowerCut, Server::Peer(_)) => {}
+            _ => bail!("no {kind} happens to a bare server"),
+        }
+        writers.work(random);
+        writers.server_dies();
+        self.kill()?;
+        Ok(End::Dead)
+    }
+
+    fn recover(&mut self, random: &mut Random) -> Result<()> {
+        if random.chance(4) {
+            self.restart_and_kill_after(Duration::from_millis(random.below(400)))?;
+        }
+        self.restart()
+    }
+
+    fn said(&self) -> String {
+        self.said()
     }
 }

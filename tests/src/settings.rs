@@ -56,6 +56,11 @@ pub fn crash_rounds() -> Result<u32> {
     number("CAIRN_E2E_ROUNDS", 5)
 }
 
+/// How many rounds of mixed crashes: `CAIRN_E2E_CRASHES`. Six are one of each kind.
+pub fn mixed_crash_rounds() -> Result<u32> {
+    number("CAIRN_E2E_CRASHES", 6)
+}
+
 /// By how much the sizes and durations of the long checks grow: `CAIRN_E2E_SCALE`.
 pub fn scale() -> Result<u64> {
     number("CAIRN_E2E_SCALE", 1)

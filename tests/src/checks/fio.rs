@@ -2,7 +2,8 @@
 
 use crate::export::Export;
 use crate::tool::Tool;
-use anyhow::Result;
+use anyhow::{Result, bail};
+use std::path::Path;
 use std::time::Duration;
 
 fn fio(export: &Export, size: u64) -> Tool {
@@ -51,6 +52,37 @@ pub fn writes_only(export: &Export, size: u64) -> Result<()> {
         .args(["--rw=randwrite", "--bs=8k", "--iodepth=32", "--do_verify=0", "--end_fsync=1", "--randseed=7"])
         .run()
         .map(drop)
+}
+
+/// Writes until fio itself, after `seconds`, notes which writes were answered and then runs `crash`.
+pub fn writes_until_crash(export: &Export, size: u64, seconds: u32, crash: &str, notes: &Path) -> Result<()> {
+    let finished = fio_with_notes(export, size, notes)
+        .args(["--do_verify=0", "--verify_state_save=1", "--fsync=512"])
+        .arg(format!("--trigger-timeout={seconds}"))
+        .arg(format!("--trigger={crash}"))
+        .finish()?;
+    // However fio takes the loss of its disk: what it noted counts.
+    if !notes.join("local-verify-0-verify.state").is_file() {
+        bail!("fio noted nothing: {}", finished.describe());
+    }
+    Ok(())
+}
+
+/// Reads and verifies what fio's notes say was answered.
+pub fn verifies_notes(export: &Export, size: u64, notes: &Path) -> Result<()> {
+    fio_with_notes(export, size, notes)
+        .args(["--verify_only=1", "--verify_state_load=1", "--verify_state_save=0"])
+        .run()
+        .map(drop)
+}
+
+fn fio_with_notes(export: &Export, size: u64, notes: &Path) -> Tool {
+    Tool::new("fio")
+        .args(["--name=verify", "--ioengine=nbd", "--thread", "--rw=randwrite", "--bs=4k", "--iodepth=16"])
+        .args(["--verify=crc32c", "--verify_fatal=1", "--verify_dump=0", "--randseed=11"])
+        .arg(format!("--aux-path={}", notes.display()))
+        .arg(format!("--uri={}", export.uri()))
+        .arg(format!("--size={size}"))
 }
 
 /// The second half: reads everything that `writes_only` wrote and verifies it.

@@ -32,7 +32,7 @@ pub fn describes_itself(export: &Export, size: u64) -> Result<()> {
 
 /// The listing holds the export by name.
 pub fn is_listed(export: &Export) -> Result<()> {
-    let uri = format!("nbd+unix:///?socket={}", export.socket.display());
+    let uri = format!("nbd+unix:///?socket={}", export.socket()?.display());
     let said = Tool::new("nbdinfo").args(["--list", "--json"]).arg(uri).run()?.stdout;
     let listing: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
     let exports = listing["exports"].as_array().context("no exports")?;
@@ -64,7 +64,7 @@ pub fn runs_script(export: &Export, size: u64, script: &str) -> Result<()> {
         "import nbd, errno, random\nuri = {:?}\nname = {:?}\nsocket = {:?}\nsize = {size}\n",
         export.uri(),
         export.name,
-        export.socket.display().to_string()
+        export.socket()?.display().to_string()
     );
     Tool::new("nbdsh")
         // nbdsh takes the first python3; libnbd's module belongs to Debian's own.

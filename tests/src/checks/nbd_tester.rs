@@ -15,7 +15,7 @@ pub fn replays(export: &Export, log: &str) -> Result<()> {
         .args(["-N", &export.name, "-i", "-t"])
         .arg(built_tool(log)?)
         .arg("-u")
-        .arg(&export.socket)
+        .arg(export.socket()?)
         .timeout(Duration::from_mins(4))
         .run()
         .map(drop)

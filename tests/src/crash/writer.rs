@@ -1,6 +1,8 @@
-//! One connection that writes, reads and flushes with several requests in flight, until the server dies.
+//! One connection that writes, reads and flushes with several requests in flight, until the server dies or the round
+//! ends.
 
-use super::Shared;
+use super::Writers;
+use super::trial::{Shared, Summary};
 use crate::nbd::{Client, Command, Reply, wire};
 use crate::oracle::journal::{Effect, Flush, Moment, Read, Write};
 use crate::oracle::stamp::{self, BLOCK, Seen};
@@ -8,10 +10,13 @@ use crate::random::Random;
 use anyhow::{Result, bail};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 const READ_BLOCKS_MAX: u64 = 4;
 /// Blocks that take a third of the writes, so that overlaps are common.
 const HOT_BLOCKS: u64 = 128;
+/// A refused writer does not ask again at once: thousands of refusals would test nothing more.
+const PAUSE_WHEN_FULL: Duration = Duration::from_millis(2);
 
 /// What one connection remembers.
 #[derive(Debug, Default)]
@@ -19,6 +24,22 @@ pub(super) struct Diary {
     pub(super) writes: Vec<Write>,
     pub(super) flushes: Vec<Flush>,
     pub(super) reads: Vec<Read>,
+    /// Writes that were refused for lack of space: they may be there or not, as those without an answer.
+    refused: u64,
+}
+
+impl Diary {
+    pub(super) fn summary(&self) -> Summary {
+        let without_success = self.writes.iter().filter(|write| write.answered.is_none()).count() as u64;
+        Summary {
+            rounds: 0,
+            writes: self.writes.len() as u64,
+            flushes: self.flushes.len() as u64,
+            reads: self.reads.len() as u64,
+            unanswered: without_success - self.refused,
+            refused: self.refused,
+        }
+    }
 }
 
 /// A request in flight.
@@ -28,8 +49,19 @@ enum Pending {
     Read { sent: Moment, first_block: u64 },
 }
 
+impl std::fmt::Display for Pending {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Pending::Write { .. } => "write",
+            Pending::Flush { .. } => "flush",
+            Pending::Read { .. } => "read",
+        })
+    }
+}
+
 struct Writer<'a> {
     shared: &'a Shared,
+    told: &'a Writers,
     client: Client,
     connection: usize,
     random: Random,
@@ -38,23 +70,34 @@ struct Writer<'a> {
     buffer: Vec<u8>,
 }
 
-/// Runs until the server is killed; an error before that is the server's fault.
-pub(super) fn write(shared: &Shared, client: Client, connection: usize, random: Random) -> Result<Diary> {
-    let buffer = vec![0; usize::try_from(shared.write_blocks_max)? * BLOCK];
+/// Runs until the server dies or the round ends; an error before that is the server's fault.
+pub(super) fn write(
+    shared: &Shared,
+    told: &Writers,
+    depth: usize,
+    client: Client,
+    connection: usize,
+    random: Random,
+) -> Result<Diary> {
+    let buffer = vec![0; usize::try_from(shared.plan.write_blocks_max)? * BLOCK];
     let (pending, diary) = (HashMap::new(), Diary::default());
-    let mut writer = Writer { shared, client, connection, random, pending, diary, buffer };
+    let mut writer = Writer { shared, told, client, connection, random, pending, diary, buffer };
     loop {
-        let step = if writer.pending.len() < shared.depth { writer.send_one() } else { writer.receive_one() };
+        let step = match (told.has_to_finish(), writer.pending.len()) {
+            (true, 0) => return Ok(writer.diary),
+            (false, pending) if pending < depth => writer.send_one(),
+            _ => writer.receive_one(),
+        };
         match step {
             Ok(()) => {}
             Err(error) if error.is::<Refused>() => return Err(error),
-            Err(_) if shared.killed.load(Ordering::SeqCst) => return Ok(writer.diary),
-            Err(error) => return Err(error.context("the connection failed before the kill")),
+            Err(_) if told.excuses_a_broken_connection() => return Ok(writer.diary),
+            Err(error) => return Err(error.context("the connection failed before the crash")),
         }
     }
 }
 
-/// The server answered with an error, or with bytes that are wrong: no kill excuses that.
+/// The server answered with an error, or with bytes that are wrong: no crash excuses that.
 #[derive(Debug)]
 struct Refused(String);
 
@@ -97,7 +140,7 @@ impl Writer<'_> {
     }
 
     fn send_write(&mut self, effect: Effect) -> Result<()> {
-        let (first_block, blocks) = self.choose(self.shared.write_blocks_max);
+        let (first_block, blocks) = self.choose(self.shared.plan.write_blocks_max);
         let number = self.shared.next_write.fetch_add(1, Ordering::SeqCst);
         let fua = self.random.chance(20);
         let length = usize::try_from(blocks)? * BLOCK;
@@ -128,7 +171,7 @@ impl Writer<'_> {
 
     fn choose(&mut self, blocks_max: u64) -> (u64, u64) {
         let blocks = if self.random.chance(2) { 1 } else { 1 + self.random.below(blocks_max) };
-        let within = if self.random.chance(3) { HOT_BLOCKS } else { self.shared.blocks };
+        let within = if self.random.chance(3) { HOT_BLOCKS } else { self.shared.plan.blocks };
         (self.random.below(within - blocks + 1), blocks)
     }
 
@@ -138,8 +181,14 @@ impl Writer<'_> {
         let Some(pending) = self.pending.remove(&cookie) else {
             bail!(Refused(format!("an answer for cookie {cookie}, which is not in flight")));
         };
-        if error != 0 {
-            bail!(Refused(format!("a request was answered with errno {error}")));
+        match (error, &pending) {
+            (0, _) => self.told.was_answered(),
+            (wire::ENOSPC, Pending::Write { .. }) if self.told.excuses_lack_of_space() => {
+                self.diary.refused += 1;
+                std::thread::sleep(PAUSE_WHEN_FULL);
+                return Ok(());
+            }
+            _ => bail!(Refused(format!("a {pending} was answered with errno {error}"))),
         }
         match pending {
             Pending::Write { index } => self.diary.writes[index].answered = Some(now),
@@ -156,7 +205,7 @@ impl Writer<'_> {
         let blocks = (first_block..).zip(data.chunks_exact(BLOCK));
         let decoded = blocks.map(|(block, bytes)| {
             stamp::read(bytes, self.shared.volume, block).map_err(|damage| {
-                Refused(format!("a read of block {block} before the kill: {damage}")).into()
+                Refused(format!("a read of block {block} before the crash: {damage}")).into()
             })
         });
         decoded.collect()

@@ -1,11 +1,12 @@
 //! One connection. Requests are sent without waiting; replies come in the server's order.
 
 use super::wire;
-use crate::export::Export;
+use crate::export::{Address, Export};
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -64,8 +65,8 @@ impl Client {
 
     /// Connects and exchanges greetings; what follows is options.
     pub fn greet(export: &Export) -> Result<UnixStream> {
-        let mut stream = UnixStream::connect(&export.socket)
-            .with_context(|| format!("connecting to {}", export.socket.display()))?;
+        let mut stream =
+            connect(&export.address).with_context(|| format!("connecting to {}", export.uri()))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let greeting: [u8; 18] = read_array(&mut stream)?;
@@ -203,6 +204,18 @@ impl Client {
     /// Goes away without a word.
     pub fn abandon(self) -> Result<()> {
         Ok(self.stream.shutdown(Shutdown::Both)?)
+    }
+}
+
+/// A stream socket is one to the kernel, whatever its family, so one type serves both.
+fn connect(address: &Address) -> std::io::Result<UnixStream> {
+    match address {
+        Address::Unix(socket) => UnixStream::connect(socket),
+        Address::Tcp(address) => {
+            let stream = TcpStream::connect(address)?;
+            stream.set_nodelay(true)?;
+            Ok(UnixStream::from(OwnedFd::from(stream)))
+        }
     }
 }
 
