@@ -1,7 +1,7 @@
 //! One connection that writes, reads and flushes with several requests in flight, until the server dies.
 
 use super::Shared;
-use crate::nbd::{Client, Command, Reply, wire};
+use crate::nbd::{Client, Command, Refused, Reply, wire};
 use crate::oracle::journal::{Effect, Flush, Moment, Read, Write};
 use crate::oracle::stamp::{self, BLOCK, Seen};
 use crate::random::Random;
@@ -53,18 +53,6 @@ pub(super) fn write(shared: &Shared, client: Client, connection: usize, random: 
         }
     }
 }
-
-/// The server answered with an error, or with bytes that are wrong: no kill excuses that.
-#[derive(Debug)]
-struct Refused(String);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
 
 impl Writer<'_> {
     fn now(&self) -> Moment {
