@@ -16,6 +16,7 @@ pub mod export;
 pub mod filesystem;
 pub mod gateway;
 pub mod image;
+pub mod linearizable;
 pub mod nbd;
 pub mod object_store;
 pub mod oracle;
