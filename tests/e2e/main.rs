@@ -8,3 +8,4 @@ mod clients;
 mod crash;
 mod filesystems;
 mod gateway;
+mod linearizable;

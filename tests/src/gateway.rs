@@ -82,8 +82,13 @@ impl Gateway {
     /// `cairn up` on the folder, and waits until it serves.
     pub fn start(&mut self) -> Result<()> {
         self.start_without_waiting()?;
+        self.wait_until_serving()
+    }
+
+    pub fn wait_until_serving(&mut self) -> Result<()> {
         let socket = self.socket();
-        self.process.as_mut().expect("just started").wait_for_socket(&socket, START_PATIENCE)
+        let process = self.process.as_mut().context("the gateway is not running")?;
+        process.wait_for_socket(&socket, START_PATIENCE)
     }
 
     pub fn start_without_waiting(&mut self) -> Result<()> {

@@ -17,6 +17,7 @@ pub mod filesystem;
 pub mod gateway;
 pub mod guest;
 pub mod image;
+pub mod linearizable;
 pub mod loop_disk;
 pub mod nbd;
 pub mod object_store;

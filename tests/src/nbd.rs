@@ -4,6 +4,8 @@
 //! replies are the business of libnbd and QEMU, which [`crate::checks`] runs.
 
 mod client;
+mod refused;
 pub mod wire;
 
 pub use client::{Client, Command, Reply};
+pub use refused::Refused;

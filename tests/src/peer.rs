@@ -4,7 +4,7 @@
 use crate::export::Export;
 use crate::process::Process;
 use crate::settings;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -32,6 +32,12 @@ pub enum Lie {
     Reorders,
     /// Only half of the length of a trim or zeroing is done.
     HalfTrims,
+    /// A write is answered, now and then, while other connections still read what was there before.
+    AnswersEarly,
+    /// A write can be read, now and then, while it is not in the file yet, nor answered.
+    ShowsEarly,
+    /// A write that was not answered when the process died takes effect, now and then, a while after the next start.
+    RevivesWrites,
 }
 
 impl Lie {
@@ -46,6 +52,9 @@ impl Lie {
             Lie::TearsWrites => "tears-writes",
             Lie::Reorders => "reorders",
             Lie::HalfTrims => "half-trims",
+            Lie::AnswersEarly => "answers-early",
+            Lie::ShowsEarly => "shows-early",
+            Lie::RevivesWrites => "revives-writes",
         }
     }
 }
@@ -63,6 +72,8 @@ pub enum Kind {
     /// `lying_server.py`: the lie, and in one of how many requests it is told where that is a matter of chance.
     Lying(Lie, u32),
 }
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running peer with one export called `disk0`.
 #[derive(Debug)]
@@ -124,11 +135,30 @@ impl Peer {
 
     /// Starts the server again on the same file.
     pub fn restart(&mut self) -> Result<()> {
+        self.start_without_waiting()?;
+        self.wait_until_serving()
+    }
+
+    pub fn start_without_waiting(&mut self) -> Result<()> {
         // A killed server leaves its socket behind, and the next one would refuse to bind.
         let _ = std::fs::remove_file(self.socket());
-        let mut process = Process::start(self.command(), &self.folder.path().join("log"))?;
-        process.wait_for_socket(&self.socket(), Duration::from_secs(20))?;
-        self.process = Some(process);
+        self.process = Some(Process::start(self.command(), &self.folder.path().join("log"))?);
+        Ok(())
+    }
+
+    pub fn wait_until_serving(&mut self) -> Result<()> {
+        let socket = self.socket();
+        let process = self.process.as_mut().context("the peer is not running")?;
+        process.wait_for_socket(&socket, PATIENCE)
+    }
+
+    /// SIGTERM, and wait until it has ended in good order.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the peer is not running")?;
+        let status = process.stop(PATIENCE)?;
+        if !status.success() {
+            bail!("SIGTERM ended the peer with {status}\n{}", process.said());
+        }
         Ok(())
     }
 

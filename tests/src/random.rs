@@ -33,6 +33,11 @@ impl Random {
         self.word() % limit
     }
 
+    /// An index below `limit`, which is not zero.
+    pub fn index(&mut self, limit: usize) -> usize {
+        usize::try_from(self.below(limit as u64)).expect("it is below a usize")
+    }
+
     pub fn chance(&mut self, one_in: u64) -> bool {
         self.below(one_in) == 0
     }

@@ -9,6 +9,18 @@ use crate::random::Random;
 use anyhow::{Result, bail};
 use std::time::Duration;
 
+const LITTLE_ROOM: &str = r#"
+[wal]
+capacity = "64MiB"
+[memory]
+write_buffer = "16MiB"
+block_cache = "16MiB"
+map_cache = "16MiB"
+[destage]
+batch_bytes = "1MiB"
+batch_age = "100ms"
+"#;
+
 #[derive(Debug)]
 pub enum Server {
     Cairn { gateway: Gateway, volume: String },
@@ -30,8 +42,25 @@ impl Server {
         }
     }
 
+    /// As [`Server::under_test`], with a gateway that has as little memory and log as it accepts and destages ten times a
+    /// second: blocks move from buffer to log to pool while they are read and written.
+    pub fn under_test_in_little_room(size: u64) -> Result<Self> {
+        match std::env::var("CAIRN_E2E_SERVER").as_deref() {
+            Err(_) | Ok("cairn") => {
+                let mut gateway = Gateway::new()?;
+                gateway.init_with_config(LITTLE_ROOM)?;
+                gateway.start()?;
+                Self::with_volume(gateway, size)
+            }
+            Ok(_) => Self::under_test(size),
+        }
+    }
+
     fn cairn(size: u64) -> Result<Self> {
-        let gateway = Gateway::start_fresh()?;
+        Self::with_volume(Gateway::start_fresh()?, size)
+    }
+
+    fn with_volume(gateway: Gateway, size: u64) -> Result<Self> {
         gateway.create_volume("vol", size)?;
         Ok(Self::Cairn { gateway, volume: "vol".to_owned() })
     }
@@ -60,11 +89,31 @@ impl Server {
         }
     }
 
+    /// SIGTERM, and wait until the server has ended in good order.
+    pub fn stop(&mut self) -> Result<()> {
+        match self {
+            Server::Cairn { gateway, .. } => gateway.stop(),
+            Server::Peer(peer) => peer.stop(),
+        }
+    }
+
     /// Starts the server again on what it left behind, and waits until it serves.
     pub fn restart(&mut self) -> Result<()> {
+        self.start_without_waiting()?;
+        self.wait_until_serving()
+    }
+
+    pub fn start_without_waiting(&mut self) -> Result<()> {
         match self {
-            Server::Cairn { gateway, .. } => gateway.start(),
-            Server::Peer(peer) => peer.restart(),
+            Server::Cairn { gateway, .. } => gateway.start_without_waiting(),
+            Server::Peer(peer) => peer.start_without_waiting(),
+        }
+    }
+
+    pub fn wait_until_serving(&mut self) -> Result<()> {
+        match self {
+            Server::Cairn { gateway, .. } => gateway.wait_until_serving(),
+            Server::Peer(peer) => peer.wait_until_serving(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::Writers;
 use super::trial::{Shared, Summary};
-use crate::nbd::{Client, Command, Reply, wire};
+use crate::nbd::{Client, Command, Refused, Reply, wire};
 use crate::oracle::journal::{Effect, Flush, Moment, Read, Write};
 use crate::oracle::stamp::{self, BLOCK, Seen};
 use crate::random::Random;
@@ -96,18 +96,6 @@ pub(super) fn write(
         }
     }
 }
-
-/// The server answered with an error, or with bytes that are wrong: no crash excuses that.
-#[derive(Debug)]
-struct Refused(String);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
 
 impl Writer<'_> {
     fn now(&self) -> Moment {

@@ -22,6 +22,7 @@ pub const INFO_EXPORT: u16 = 0;
 pub const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 
 pub const COMMAND_FLAG_FUA: u16 = 1;
+pub const COMMAND_FLAG_NO_HOLE: u16 = 1 << 1;
 
 pub const EINVAL: u32 = 22;
 pub const ENOSPC: u32 = 28;

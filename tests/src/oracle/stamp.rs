@@ -14,7 +14,7 @@ const MAGIC: u64 = 0x4341_4952_4e5f_5354;
 const HEADER: usize = 40;
 
 /// What a block holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Seen {
     Zero,
     Write(u64),
