@@ -129,13 +129,13 @@ fn parse(text: &str, path: &Path) -> Result<SecretKey, KeyError> {
 
 #[doc(hidden)]
 pub mod fuzzing {
+    use cairn_model::crypto::SecretKey;
     use std::path::Path;
 
     /// Parses arbitrary bytes as a key file.
-    pub fn key_file(data: &[u8]) {
-        if let Ok(text) = std::str::from_utf8(data) {
-            let _ = super::parse(text, Path::new("key"));
-        }
+    pub fn key_file(data: &[u8]) -> Result<SecretKey, String> {
+        let text = std::str::from_utf8(data).map_err(|error| error.to_string())?;
+        super::parse(text, Path::new("key")).map_err(|error| error.to_string())
     }
 }
 
