@@ -61,8 +61,6 @@ pub fn build_file(plan: &FilePlan) -> BuiltFile {
         end += bytes;
     }
     let mut bytes = vec![0; end + plan.pages_free * PAGE];
-    let mut salt = [3; 32];
-    salt[..8].copy_from_slice(&plan.epoch.to_le_bytes());
     let header = FileHeader {
         epoch: plan.epoch,
         previous_epoch: plan.previous_epoch,
@@ -70,7 +68,7 @@ pub fn build_file(plan: &FilePlan) -> BuiltFile {
         synced_through: Lsn::new(plan.synced_through),
         freed_through: Lsn::new(plan.freed_through),
         file_bytes: bytes.len() as u64,
-        salt,
+        salt: salt(plan.epoch),
     };
     let cipher = header.encode(&identity(), &key(), &mut bytes);
     let mut first_lsn = plan.first_lsn;
@@ -104,8 +102,14 @@ fn header() -> FileHeader {
         synced_through: Lsn::ZERO,
         freed_through: Lsn::ZERO,
         file_bytes: 64 << 20,
-        salt: [3; 32],
+        salt: salt(1),
     }
+}
+
+fn salt(epoch: u64) -> [u8; 32] {
+    let mut salt = [3; 32];
+    salt[..8].copy_from_slice(&epoch.to_le_bytes());
+    salt
 }
 
 /// Reads `bytes` as the first page of a file. A header that is accepted is encoded to the same bytes again.
