@@ -37,6 +37,19 @@ crashes ROUNDS="60":
     cargo build --release --bin cairn
     CAIRN_E2E_CRASHES={{ROUNDS}} cargo nextest run --release -p system-tests --no-capture crash::kinds::no_mixture
 
+# Fuzz one target, or `all`, for SECONDS; see docs/testing.md.
+fuzz TARGET="all" SECONDS="60":
+    CAIRN_FUZZ_SECONDS={{SECONDS}} tests/fuzz/run $([ {{TARGET}} = all ] || echo {{TARGET}})
+
+# The same under the address sanitizer, with leak detection; builds everything once more.
+fuzz-asan TARGET="all" SECONDS="60":
+    CAIRN_FUZZ_SECONDS={{SECONDS}} tests/fuzz/run --asan --leaks $([ {{TARGET}} = all ] || echo {{TARGET}})
+
+# Write the seeds of the fuzz targets again, after their inputs changed meaning.
+fuzz-seeds:
+    CAIRN_FUZZ_TARGET=seeds:tests/fuzz/corpus cargo run --release -p cairn-fuzz --bin fuzz
+    tests/fuzz/qemu-seeds
+
 # Compare with qemu-nbd and nbdkit; writes docs/performance.md. `just bench --quick` for a smoke run.
 bench *ARGS:
     tests/install-tools.sh

@@ -108,9 +108,8 @@ fn parse(text: &str, path: &Path) -> Result<SecretKey, KeyError> {
     let mut lines = text.lines();
     let header = lines.next().unwrap_or_default();
     if header != HEADER {
-        if let Some(version) = header.strip_prefix(HEADER_STEM) {
-            let version = version.chars().filter(char::is_ascii_graphic).take(16).collect();
-            return Err(KeyError::NewerVersion { path: path.to_owned(), version });
+        if let Some(version) = header.strip_prefix(HEADER_STEM).filter(|version| is_a_version(version)) {
+            return Err(KeyError::NewerVersion { path: path.to_owned(), version: version.to_owned() });
         }
         return Err(malformed("its first line is not `cairn-key-1`"));
     }
@@ -127,15 +126,20 @@ fn parse(text: &str, path: &Path) -> Result<SecretKey, KeyError> {
     Ok(key)
 }
 
+/// A few digits. Anything longer may be the key itself, in a file that lost its line ends, and must not be repeated.
+fn is_a_version(text: &str) -> bool {
+    (1..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 #[doc(hidden)]
 pub mod fuzzing {
+    use cairn_model::crypto::SecretKey;
     use std::path::Path;
 
     /// Parses arbitrary bytes as a key file.
-    pub fn key_file(data: &[u8]) {
-        if let Ok(text) = std::str::from_utf8(data) {
-            let _ = super::parse(text, Path::new("key"));
-        }
+    pub fn key_file(data: &[u8]) -> Result<SecretKey, String> {
+        let text = std::str::from_utf8(data).map_err(|error| error.to_string())?;
+        super::parse(text, Path::new("key")).map_err(|error| error.to_string())
     }
 }
 
@@ -210,6 +214,18 @@ mod tests {
         let (_directory, path, _) = written();
         rewrite(&path, |text| text.replace("cairn-key-1", "cairn-key-2"));
         assert!(matches!(load(&path), Err(KeyError::NewerVersion { version, .. }) if version == "2"));
+    }
+
+    #[test]
+    fn a_key_file_that_lost_its_line_ends_is_refused_without_telling_the_key() {
+        let (_directory, path, key) = written();
+        let digits = hex::encode(key.expose());
+        for end in ["", "0", " "] {
+            std::fs::write(&path, format!("{HEADER}{end}{digits}{end}{}", key.id())).unwrap();
+            let error = load(&path).unwrap_err();
+            assert!(matches!(error, KeyError::Malformed { .. }), "{error}");
+            assert!(!error.to_string().contains(&digits[..4]), "{error}");
+        }
     }
 
     #[test]

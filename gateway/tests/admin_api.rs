@@ -93,6 +93,8 @@ fn every_refusal_says_its_kind_and_why() {
     for (head, body, status, kind) in [
         ("GET /v1/volumes/b", json!(null), 404, "not_found"),
         ("GET /v1/nodes/b", json!(null), 404, "not_found"),
+        ("GET /v1/volumes/%ff", json!(null), 400, "unsupported"),
+        ("POST /v1/volumes/%ff/flush", json!(null), 400, "unsupported"),
         ("GET /v2/status", json!(null), 404, "not_found"),
         ("PUT /v1/status", json!(null), 400, "unsupported"),
         ("POST /v1/volumes", json!({"name": "a", "size_bytes": 512}), 409, "conflict"),

@@ -1,8 +1,12 @@
 //! Entry points for fuzzers: everything here that parses bytes from outside. They panic on a bug, never on input.
 
+use crate::compress::Codec;
 use crate::container::ContainerDirectory;
+use crate::seal::ContainerCipher;
 use crate::segment::{Footer, HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
-use cairn_model::{SegmentId, SiteId};
+use bytes::Bytes;
+use cairn_model::crypto::{Cipher, SecretKey};
+use cairn_model::{ChunkIndex, ContainerId, SegmentId, SiteId};
 
 /// A container directory, as from the catalog or a footer.
 pub fn directory(bytes: &[u8]) {
@@ -39,4 +43,48 @@ pub fn frame(bytes: &[u8]) {
     {
         assert!(parsed.footer.offset + u64::from(parsed.footer.length) + TRAILER_BYTES as u64 == size);
     }
+}
+
+/// A chunk whose sealed plaintext is `bytes`: what the decompressor makes of bytes that authenticate. The first byte is
+/// the shape, as in a directory.
+pub fn chunk(bytes: &[u8]) -> Option<Bytes> {
+    let (&shape, plaintext) = bytes.split_first()?;
+    let codec = Codec::from_byte((shape >> 4) & 1).expect("there are two codecs");
+    let cipher = ContainerCipher::new(&SecretKey::from_bytes([7; 32]), ContainerId::from_bytes([5; 16]));
+    let mut directory = ContainerDirectory::new();
+    let stored_bytes = u32::try_from(plaintext.len() + 16).ok()?;
+    directory.push(stored_bytes, (shape & 0xf) + 1, codec).ok()?;
+    let entry = directory.get(ChunkIndex::new(0)).expect("just pushed");
+    let mut stored = plaintext.to_vec();
+    let tag = cipher.seal(ChunkIndex::new(0), entry.raw_bytes(), codec, &mut stored);
+    stored.extend_from_slice(&tag);
+    let opened = cipher.open_chunk(ChunkIndex::new(0), entry, &mut stored).ok()?;
+    assert_eq!(opened.len(), entry.raw_bytes() as usize, "a chunk has the length that its directory says");
+    Some(opened)
+}
+
+/// A segment object with these bytes as its containers and as the plaintext of its footer: authentic, whatever they are.
+pub fn sealed_object(domain_key: &SecretKey, containers: &[u8], footer: &[u8]) -> Vec<u8> {
+    let (site, segment) = (SiteId::from_bytes([1; 16]), SegmentId::from_bytes([2; 16]));
+    let header = Header { key: domain_key.id(), site, segment }.encode();
+    let mut sealed = footer.to_vec();
+    let key = domain_key.derive("cairn 2026-11 segment footer", segment.as_bytes());
+    let tag = Cipher::new(&key).seal_in_place(0, &header, &mut sealed);
+    sealed.extend_from_slice(&tag);
+    let trailer = Trailer::encode(&header, &sealed, (HEADER_BYTES + containers.len()) as u64);
+    [&header[..], containers, &sealed, &trailer].concat()
+}
+
+/// Makes the trailer's checksum right again after damage, so that the seals are what is left to notice it.
+pub fn mend_checksum(object: &mut [u8]) {
+    let size = object.len() as u64;
+    let Some((rest, trailer)) = object.split_last_chunk::<TRAILER_BYTES>() else { return };
+    let (Ok(read), Some(header)) = (Trailer::decode(trailer, size), rest.first_chunk::<HEADER_BYTES>())
+    else {
+        return;
+    };
+    let start = usize::try_from(read.footer.offset).expect("inside the object");
+    let mended = Trailer::encode(header, &rest[start..], read.footer.offset);
+    let at = object.len() - TRAILER_BYTES;
+    object[at..].copy_from_slice(&mended);
 }

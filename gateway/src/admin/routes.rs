@@ -7,7 +7,7 @@ use super::types::{
 };
 use crate::error::GatewayError;
 use axum::body::Body;
-use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -61,7 +61,7 @@ async fn volumes(State(service): Shared) -> Answer<Json<Vec<Volume>>> {
     Ok(Json(service.volumes().await?))
 }
 
-async fn volume(State(service): Shared, Path(name): Path<String>) -> Answer<Json<Volume>> {
+async fn volume(State(service): Shared, Name(name): Name) -> Answer<Json<Volume>> {
     Ok(Json(service.volume(&name).await?))
 }
 
@@ -74,7 +74,7 @@ async fn create_volume(
 
 async fn update_volume(
     State(service): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     JsonBody(change): JsonBody<UpdateVolume>,
 ) -> Answer<Json<Volume>> {
     Ok(Json(service.update_volume(&name, &change).await?))
@@ -82,7 +82,7 @@ async fn update_volume(
 
 async fn delete_volume(
     State(service): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     Parameters(query): Parameters<DeleteQuery>,
 ) -> Answer<Json<()>> {
     Ok(Json(service.delete_volume(&name, query.force).await?))
@@ -90,7 +90,7 @@ async fn delete_volume(
 
 async fn read(
     State(service): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     Parameters(range): Parameters<RangeQuery>,
 ) -> Answer<Response> {
     let pieces = service.read(&name, range).await?.into_pieces();
@@ -104,7 +104,7 @@ async fn read(
 
 async fn write(
     State(service): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     Parameters(at): Parameters<OffsetQuery>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<()>> {
@@ -114,7 +114,7 @@ async fn write(
 
 async fn write_zeroes(
     State(service): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     JsonBody(range): JsonBody<RangeQuery>,
 ) -> Answer<Json<()>> {
     Ok(Json(service.write_zeroes(&name, range).await?))
@@ -122,13 +122,13 @@ async fn write_zeroes(
 
 async fn allocation(
     State(service): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     Parameters(range): Parameters<RangeQuery>,
 ) -> Answer<Json<Vec<Extent>>> {
     Ok(Json(service.allocation(&name, range).await?))
 }
 
-async fn flush(State(service): Shared, Path(name): Path<String>) -> Answer<Json<()>> {
+async fn flush(State(service): Shared, Name(name): Name) -> Answer<Json<()>> {
     Ok(Json(service.flush(&name).await?))
 }
 
@@ -140,7 +140,7 @@ async fn nodes(State(service): Shared) -> Answer<Json<Vec<Node>>> {
     Ok(Json(service.nodes().await?))
 }
 
-async fn node(State(service): Shared, Path(name): Path<String>) -> Answer<Json<Node>> {
+async fn node(State(service): Shared, Name(name): Name) -> Answer<Json<Node>> {
     Ok(Json(service.node(&name).await?))
 }
 
@@ -159,6 +159,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         Ok(Self(Json::from_request(request, state).await?.0))
+    }
+}
+
+/// The name in a path, whose rejection (bytes that are no UTF-8) is an answer like any other.
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        Ok(Self(Path::from_request_parts(parts, state).await?.0))
     }
 }
 
@@ -195,6 +206,12 @@ impl From<GatewayError> for Refusal {
 
 impl From<JsonRejection> for Refusal {
     fn from(rejection: JsonRejection) -> Self {
+        Self::of(ErrorKind::Unsupported, rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Refusal {
+    fn from(rejection: PathRejection) -> Self {
         Self::of(ErrorKind::Unsupported, rejection.body_text())
     }
 }

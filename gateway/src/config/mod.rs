@@ -157,12 +157,12 @@ impl Config {
 
 #[doc(hidden)]
 pub mod fuzzing {
+    use super::Config;
     use std::path::Path;
 
-    /// Parses and validates arbitrary bytes as `cairn.toml`.
-    pub fn config(data: &[u8]) {
-        if let Ok(text) = std::str::from_utf8(data) {
-            let _ = super::Config::parse(text, Path::new("cairn.toml"), Path::new("/cairn"));
-        }
+    /// Parses and validates arbitrary bytes as `cairn.toml`; an error as the user is told of it.
+    pub fn config(data: &[u8]) -> Result<Config, String> {
+        let text = std::str::from_utf8(data).map_err(|error| error.to_string())?;
+        Config::parse(text, Path::new("cairn.toml"), Path::new("/cairn")).map_err(|error| error.to_string())
     }
 }

@@ -74,16 +74,8 @@ impl ImageError {
 
 #[doc(hidden)]
 pub mod fuzzing {
-    /// Checks arbitrary bytes as a qcow2 header.
-    pub fn qcow2_header(data: &[u8]) {
-        let _ = super::qcow2::check_header(data);
-    }
-
-    /// Opens the file at `path` as an image and reads all its pieces. A parser below may panic on a hostile image;
-    /// the program runs it where that is caught.
-    pub fn read_image(path: &std::path::Path) {
-        if let Ok(reader) = super::ImageReader::open(path, None) {
-            let _ = reader.read_pieces(|_| std::ops::ControlFlow::Continue(()));
-        }
+    /// Whether arbitrary bytes are a qcow2 header that this version reads.
+    pub fn qcow2_header(data: &[u8]) -> bool {
+        super::qcow2::check_header(data).is_ok()
     }
 }

@@ -22,7 +22,7 @@
 //! Neither can the loss of the newest file as a whole.
 
 use crate::buffer::AlignedBuffer;
-use crate::format::{FileHeader, FirstPage, PAGE, PAGE_BYTES};
+use crate::format::{FileHeader, FirstPage, FrameHeader, PAGE, PAGE_BYTES};
 use crate::grower::make_slot;
 use crate::record::Record;
 use crate::replay::{Progress, Replay, on_own_thread};
@@ -235,6 +235,8 @@ async fn find_file(context: &Context, name: &str, number: u32, found: &mut Files
         slot.file.read_device(0, &mut page).await.map_err(|error| WalError::io("read", name, error))?;
     }
     match FileHeader::decode(&page, &context.identity, &context.key, name)? {
+        // Zeros where a header was are damage like any other. A file that was never used has no frames behind them.
+        FirstPage::Blank if begins_with_a_frame(&slot, name).await? => found.damaged.push(slot),
         FirstPage::Blank => found.free.push(slot),
         FirstPage::Damaged => found.damaged.push(slot),
         FirstPage::Header(header, cipher) => {
@@ -246,4 +248,14 @@ async fn find_file(context: &Context, name: &str, number: u32, found: &mut Files
         }
     }
     Ok(())
+}
+
+async fn begins_with_a_frame(slot: &Slot, name: &str) -> Result<bool, WalError> {
+    if slot.bytes < 2 * PAGE_BYTES {
+        return Ok(false);
+    }
+    let mut page = AlignedBuffer::zeroed(PAGE);
+    let read = slot.file.read_device(PAGE_BYTES, &mut page).await;
+    read.map_err(|error| WalError::io("read", name, error))?;
+    Ok(FrameHeader::peek(&page).is_some())
 }

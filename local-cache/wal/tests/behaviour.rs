@@ -409,6 +409,21 @@ async fn a_damaged_header_over_frames_is_corruption() {
 }
 
 #[tokio::test]
+async fn a_header_that_reads_as_zeros_over_frames_is_corruption() {
+    let disk = synced_one_by_one(2).await;
+    open_again(&disk).await.unwrap().kill().await;
+    let life = open_again(&disk).await.unwrap();
+    append_synced(&life.wal, 3, 3).await;
+    let disk = life.kill().await;
+    let newest = disk.names().into_iter().max_by_key(|name| disk.contents(name)[56]).unwrap();
+    disk.tamper(&newest, |bytes| bytes[..PAGE].fill(0));
+    match open_again(&disk).await.err().expect("a durable record would be lost in silence") {
+        WalError::Corrupt { file, offset: 0, .. } => assert_eq!(file, newest),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
 async fn a_file_missing_from_the_middle_is_noticed() {
     let disk = synced_one_by_one(2).await;
     for seq in 3..5 {

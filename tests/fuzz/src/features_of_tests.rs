@@ -1,0 +1,3 @@
+//! Does nothing. That it is selected makes cargo choose the features of dependencies as it does for tests (`build`).
+
+fn main() {}
