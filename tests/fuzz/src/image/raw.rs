@@ -13,7 +13,7 @@ const SIZE_MAX: u64 = 9 << 20;
 
 pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let size = u64::from(input.number::<u32>()) % SIZE_MAX >> (4 * (input.byte() & 3));
+    let size = (u64::from(input.number::<u32>()) % SIZE_MAX) >> (4 * (input.byte() & 3));
     let format = [None, Some(ImageFormat::Raw)][usize::from(input.below(2))];
     let (file, path) = memory_file();
     file.set_len(size).unwrap();
@@ -24,10 +24,10 @@ pub(crate) fn run(bytes: &[u8]) {
         }
         let at = usize::from(input.number::<u16>()) * 256;
         let length = usize::from(input.byte()) * 1024 + usize::from(input.byte());
-        let fill = input.byte();
+        let pattern = input.byte();
         let Some(part) = content.get_mut(at..) else { continue };
         let length = length.min(part.len());
-        part[..length].fill(fill);
+        part[..length].fill(pattern);
         file.write_all_at(&part[..length], at as u64).unwrap();
     }
     let (found, pieces, whole) = match read(&path, format) {
@@ -53,7 +53,7 @@ pub(crate) fn run(bytes: &[u8]) {
 }
 
 pub(crate) fn seeds() -> Seeds {
-    let size = (5_u32 << 20 | 777).to_le_bytes();
+    let size = ((5_u32 << 20) + 777).to_le_bytes();
     let runs = [[0, 0, 64, 9, 7], [0, 16, 200, 0, 0], [0, 40, 100, 1, 255], [0, 64, 0, 50, 1]].concat();
     vec![
         ("sparse".to_owned(), [&size[..], &[0, 0], &runs].concat()),

@@ -77,9 +77,10 @@ impl Device {
             state.failed = true;
             return Err(Trouble(*kind));
         }
-        if offset.checked_add(length).is_none_or(|end| end > SIZE) {
-            panic!("the server asked the device for {length} bytes at {offset} of {SIZE}");
-        }
+        assert!(
+            offset.checked_add(length).is_some_and(|end| end <= SIZE),
+            "the server asked the device for {length} bytes at {offset} of {SIZE}"
+        );
         let done = work(&mut state.bytes);
         state.done.push(done.clone());
         Ok(done)

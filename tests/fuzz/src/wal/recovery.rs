@@ -118,7 +118,7 @@ fn write(input: &mut Input<'_>, setup: u8) -> Log {
             }
             let mut frame =
                 FramePlan { records: Vec::new(), synced_through: synced, freed_through: freed, last: false };
-            for position in 0..1 + (shape & 3) {
+            for position in 0..=(shape & 3) {
                 let blocks = usize::from(shape & 0x0c == 0x0c && position == 0);
                 let made = record(lsn, blocks);
                 records.insert(lsn, made.clone());
