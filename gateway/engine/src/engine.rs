@@ -5,6 +5,7 @@ use crate::config::EngineConfig;
 use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
 use crate::error::EngineError;
 use crate::lease::{LeaseWatch, gone, renew_leases};
+use crate::patience::patiently;
 use crate::pressure::Pressure;
 use crate::read::{ChunkReader, ReaderLimits};
 use crate::recovery::{open_volume, recover};
@@ -14,9 +15,9 @@ use crate::tasks::Tasks;
 use crate::volume::map::LeafCache;
 use crate::volume::{Condition, Volume};
 use crate::wal_state::WalStateFlag;
-use cairn_metadata::{Catalog, HeldLease, LeaseStamp, NewVolume, VolumeName};
+use cairn_metadata::{Catalog, CatalogError, HeldLease, LeaseStamp, NewVolume, VolumeName};
 use cairn_model::crypto::SecretKey;
-use cairn_model::{Exports, GatewayId, Ports, SiteId, VolumeId};
+use cairn_model::{ErrorKind, Exports, GatewayId, Kinded, Ports, SiteId, VolumeId};
 use cairn_segment_writer::Pool;
 use cairn_wal::{Disk, Wal};
 use std::future::Future;
@@ -150,9 +151,8 @@ impl Engine {
         let (name, to) = (name.to_owned(), to.clone());
         self.administer(move |shared| async move {
             let volume = shared.registry.named(&name)?;
-            shared.catalog.rename_volume(volume.id(), &to).await?;
-            shared.registry.rename(&volume, to.to_string());
-            Ok(())
+            until_known(&shared, || shared.catalog.rename_volume(volume.id(), &to)).await?;
+            shared.registry.rename(&volume, to.to_string())
         })
         .await
     }
@@ -162,7 +162,11 @@ impl Engine {
         let name = name.to_owned();
         self.administer(move |shared| async move {
             let volume = shared.registry.named(&name)?;
-            shared.catalog.delete_volume(volume.id()).await?;
+            match until_known(&shared, || shared.catalog.delete_volume(volume.id())).await {
+                // Deleted before, by an attempt whose answer was lost perhaps.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                done => done?,
+            }
             gone(&shared, &volume);
             shared.registry.remove(&volume);
             shared.purge_wake.notify_one();
@@ -262,6 +266,7 @@ impl Exports for Engine {
 }
 
 async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
+    shared.registry.check_free(new.name.as_str())?;
     shared.catalog.create_volume(new).await?;
     let opened =
         open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id, None)
@@ -277,7 +282,7 @@ async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, En
         }
     };
     let volume = Arc::new(Volume::new(opened, Arc::clone(shared)));
-    shared.registry.insert(volume.name(), Arc::clone(&volume));
+    shared.registry.insert(volume.name(), Arc::clone(&volume))?;
     Ok(volume)
 }
 
@@ -299,7 +304,7 @@ async fn take(
     if let Some(ended) = served {
         shared.registry.remove(&ended);
     }
-    shared.registry.insert(volume.name(), Arc::clone(&volume));
+    shared.registry.insert(volume.name(), Arc::clone(&volume))?;
     Ok(volume)
 }
 
@@ -312,22 +317,35 @@ async fn resize(shared: &Shared, name: &str, size_bytes: u64) -> Result<(), Engi
         volume.state().lock().size_bytes = size_bytes;
         let zeroed = async {
             volume.zero_beyond_end(old).await?;
-            let limit = shared.config.read_deadline;
-            let destaged = cairn_model::timeout(&*shared.ports.clock, limit, shared.destage.all()).await;
-            destaged.unwrap_or(Err(EngineError::PoolSilent(limit.as_secs())))
+            shared.destage.all().await
         };
-        if let Err(error) = zeroed.await {
+        let limit = shared.config.read_deadline;
+        let zeroed = cairn_model::timeout(&*shared.ports.clock, limit, zeroed).await;
+        if let Err(error) = zeroed.unwrap_or(Err(EngineError::PoolSilent(limit.as_secs()))) {
             volume.state().lock().size_bytes = old;
             return Err(error);
         }
     }
     let held = HeldLease { volume: volume.id(), generation: volume.generation() };
-    if let Err(error) = shared.catalog.resize_volume(shared.gateway, held, size_bytes).await {
-        volume.state().lock().size_bytes = old;
-        return Err(error.into());
-    }
-    volume.state().lock().size_bytes = size_bytes;
-    Ok(())
+    let resized =
+        until_known(shared, || shared.catalog.resize_volume(shared.gateway, held, size_bytes)).await;
+    volume.state().lock().size_bytes = match &resized {
+        Ok(()) => size_bytes,
+        // The catalog may have either: nothing is accepted that only the larger one has room for.
+        Err(error) if error.kind() == ErrorKind::Unavailable => old.min(size_bytes),
+        Err(_) => old,
+    };
+    resized
+}
+
+/// Makes a change of the catalog that may be repeated until its answer comes: an answer that was lost says nothing about the change.
+async fn until_known<T, F>(shared: &Shared, change: impl FnMut() -> F) -> Result<T, EngineError>
+where
+    F: Future<Output = Result<T, CatalogError>>,
+{
+    let (clock, limit) = (&*shared.ports.clock, shared.config.read_deadline);
+    patiently(clock, limit, "a change of a volume waits for the catalog", EngineError::CatalogSilent, change)
+        .await
 }
 
 /// Takes the rows of deleted volumes out of the catalog, a few at a time so that commits get their turn; at the start, what an earlier

@@ -15,6 +15,10 @@ pub enum EngineError {
     ReadOnly(String),
     #[error("there is no volume named {0}; `cairn volume list` shows those there are")]
     NoSuchVolume(String),
+    #[error(
+        "this gateway still serves another volume as {0}: restart it, and it knows the volumes' names again"
+    )]
+    NameServed(String),
     #[error("volume {0} was deleted")]
     Deleted(String),
     #[error("volume {0} is owned by another gateway now; this one has stopped serving it")]
@@ -59,6 +63,7 @@ impl Kinded for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
+            Self::NameServed(_) => ErrorKind::Conflict,
             Self::ReadOnly(_) => ErrorKind::ReadOnly,
             Self::NoSuchVolume(_) | Self::Deleted(_) => ErrorKind::NotFound,
             Self::Fenced(_) => ErrorKind::Fenced,

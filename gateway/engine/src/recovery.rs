@@ -18,7 +18,7 @@ use crate::status::NotServed;
 use crate::tasks::Tasks;
 use crate::volume::Volume;
 use crate::volume::buffer::{Buffered, Layer, WriteBuffer};
-use crate::volume::map::ExtentMap;
+use crate::volume::map::{ExtentMap, MapTerm};
 use crate::wal_state::WalStateFlag;
 use cairn_metadata::{Catalog, LeaseStamp, VolumeRow, WalState};
 use cairn_model::planted::{Bug, is_planted};
@@ -60,13 +60,14 @@ pub(crate) async fn open_volume(
     let lease = catalog.acquire_lease(id, gateway, ports.clock.wall(), ttl, unrenewed).await?;
     // Read only now: another owner may have committed until the lease was ours.
     let row = catalog.volume(id).await?;
-    let mut map = ExtentMap::new(row.lineage, row.folded_through);
+    let term = MapTerm { lineage: row.lineage, generation: lease.generation };
+    let mut map = ExtentMap::new(term, row.folded_through);
     for (commit, delta) in catalog.unfolded_deltas(row.lineage).await? {
         map.apply(commit, &delta);
     }
     let buffer = WriteBuffer::after(row.destaged_through);
-    let term = LeaseTerm::new(lease.generation, asked, ttl);
-    Ok(OpenVolume { row, lease: term, held_since: lease.held_since, map, buffer })
+    let lease_term = LeaseTerm::new(lease.generation, asked, ttl);
+    Ok(OpenVolume { row, lease: lease_term, held_since: lease.held_since, map, buffer })
 }
 
 pub(crate) async fn recover(
@@ -241,7 +242,7 @@ impl Replay {
         for (id, open) in self.volumes {
             let name = open.row.name.to_string();
             let volume = Arc::new(Volume::new(open, Arc::clone(shared)));
-            shared.registry.insert(name, Arc::clone(&volume));
+            shared.registry.insert(name, Arc::clone(&volume)).expect("the catalog's names differ");
             volumes.insert(id, volume);
         }
         shared.pressure.adopted(self.resident);

@@ -1,7 +1,7 @@
 //! The volumes that this gateway serves, by name.
 
 use crate::error::EngineError;
-use crate::volume::Volume;
+use crate::volume::{Condition, Volume};
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,26 +35,49 @@ impl Registry {
         std::mem::take(&mut *self.volumes.write()).into_values().collect()
     }
 
-    /// Adds a volume. Names are unique in the catalog, so a served volume is never replaced.
-    pub(crate) fn insert(&self, name: String, volume: Arc<Volume>) {
-        let replaced = self.volumes.write().insert(name, volume);
-        assert!(replaced.is_none(), "a volume in service keeps its place");
+    /// Fails when a volume in service has the name.
+    pub(crate) fn check_free(&self, name: &str) -> Result<(), EngineError> {
+        check_place(&self.volumes.read(), name)
+    }
+
+    /// Adds a volume, in place of one that is not served any more. One that is keeps its place: without it a cut would leave out its
+    /// writes, and the log would forget them.
+    pub(crate) fn insert(&self, name: String, volume: Arc<Volume>) -> Result<(), EngineError> {
+        let mut volumes = self.volumes.write();
+        check_place(&volumes, &name)?;
+        volumes.insert(name, volume);
+        Ok(())
     }
 
     pub(crate) fn remove(&self, volume: &Arc<Volume>) {
         self.volumes.write().retain(|_, held| !Arc::ptr_eq(held, volume));
     }
 
-    pub(crate) fn rename(&self, volume: &Arc<Volume>, to: String) {
+    /// Gives a volume another name, unless one that is served has it.
+    pub(crate) fn rename(&self, volume: &Arc<Volume>, to: String) -> Result<(), EngineError> {
         let mut volumes = self.volumes.write();
+        if volumes.get(&to).is_some_and(|held| Arc::ptr_eq(held, volume)) {
+            return Ok(());
+        }
+        check_place(&volumes, &to)?;
         volumes.retain(|_, held| !Arc::ptr_eq(held, volume));
         volume.state().lock().name.clone_from(&to);
-        let replaced = volumes.insert(to, Arc::clone(volume));
-        assert!(replaced.is_none(), "a volume in service keeps its place");
+        volumes.insert(to, Arc::clone(volume));
+        Ok(())
     }
 
     /// Keeps volumes from coming and going while the guard lives.
     pub(crate) fn freeze(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Volume>>> {
         self.volumes.read()
+    }
+}
+
+/// Fails when a volume in service has the name. Names are unique in the catalog; here they lag behind when a change's answer was lost.
+fn check_place(volumes: &BTreeMap<String, Arc<Volume>>, name: &str) -> Result<(), EngineError> {
+    match volumes.get(name) {
+        Some(held) if held.state().lock().condition == Condition::Serving => {
+            Err(EngineError::NameServed(name.to_owned()))
+        }
+        _ => Ok(()),
     }
 }

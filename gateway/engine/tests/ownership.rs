@@ -11,7 +11,7 @@ use cairn_metadata::VolumeName;
 use cairn_model::{BlockDevice, WriteFlags, timeout};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{MIB, Site};
+use support::{MIB, Site, seize};
 
 const FUA: WriteFlags = WriteFlags { fua: true };
 const TERM: Duration = Duration::from_millis(900);
@@ -88,6 +88,53 @@ async fn there_is_no_taking_of_a_volume_that_is_not_there() {
     let (_site, first, second) = two_gateways().await;
     let refused = second.take_volume(&"nothing".parse().unwrap()).await.err();
     assert!(matches!(refused, Some(EngineError::Catalog(_))), "{refused:?}");
+    first.shutdown().await.unwrap();
+    second.shutdown().await.unwrap();
+}
+
+/// The block's first byte after each of so many destaged writes of it.
+async fn overwrite(engine: &Engine, volume: &Volume, bytes: std::ops::Range<u8>) {
+    for byte in bytes {
+        volume.write(0, Bytes::from(vec![byte; 4096]), WriteFlags::default()).await.unwrap();
+        engine.destage().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_comes_back_shows_what_the_other_gateway_folded() {
+    let (site, first, second) = two_gateways().await;
+    let volume = first.volume("disk").unwrap();
+    // Folded, so that the first gateway has the leaf in memory.
+    overwrite(&first, &volume, 0..70).await;
+    assert_eq!(first_byte(&volume).await, 69);
+    // As if the first gateway had slept.
+    let (other, lease) = seize(&site, volume.id(), "third").await;
+    let catalog = site.catalog().await;
+    catalog.release_lease(volume.id(), other, lease.generation).await.unwrap();
+    catalog.close().await;
+    let taken = second.take_volume(&disk()).await.unwrap();
+    overwrite(&second, &taken, 100..170).await;
+    second.shutdown().await.unwrap();
+    let mut back = first.take_volume(&disk()).await.unwrap();
+    while Arc::ptr_eq(&back, &volume) {
+        // It does not know yet that it has lost the volume.
+        site.ports.clock.sleep(TERM / 10).await;
+        back = first.take_volume(&disk()).await.unwrap();
+    }
+    assert_eq!(first_byte(&back).await, 169);
+    overwrite(&first, &back, 200..201).await;
+    assert_eq!(first_byte(&back).await, 200);
+    first.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn block_status_is_not_answered_for_a_volume_that_is_anothers() {
+    let (site, first, second) = two_gateways().await;
+    let volume = first.volume("disk").unwrap();
+    assert!(volume.allocation(0, MIB, 8).await.is_ok());
+    seize(&site, volume.id(), "third").await;
+    site.ports.clock.sleep(TERM * 2).await;
+    assert!(volume.allocation(0, MIB, 8).await.is_err());
     first.shutdown().await.unwrap();
     second.shutdown().await.unwrap();
 }

@@ -7,8 +7,7 @@ mod support;
 
 use bytes::Bytes;
 use cairn_engine::EngineError;
-use cairn_metadata::{CatalogError, Lease};
-use cairn_model::{BlockDevice, GatewayId, VolumeId, WriteFlags};
+use cairn_model::{BlockDevice, WriteFlags};
 use std::time::Duration;
 use support::{MIB, Site};
 
@@ -76,7 +75,7 @@ async fn records_of_a_term_that_another_gateway_followed_are_not_replayed() {
     engine.abandon().await;
     drop((volume, engine));
     // Another gateway takes the volume and gives it back.
-    let (other, lease) = seize(&site, id).await;
+    let (other, lease) = support::seize(&site, id, "other").await;
     let catalog = site.catalog().await;
     catalog.release_lease(id, other, lease.generation).await.unwrap();
     catalog.close().await;
@@ -93,7 +92,7 @@ async fn a_volume_that_another_gateway_took_stops_being_served_and_the_others_go
     let engine = site.start().await;
     let volume = engine.volume("disk").unwrap();
     volume.write(0, Bytes::from(vec![1; 4096]), FUA).await.unwrap();
-    seize(&site, volume.id()).await;
+    support::seize(&site, volume.id(), "other").await;
     let mut refused = None;
     for _ in 0..40 {
         refused = volume.write(0, Bytes::from(vec![2; 4096]), FUA).await.err();
@@ -108,18 +107,6 @@ async fn a_volume_that_another_gateway_took_stops_being_served_and_the_others_go
     engine.destage().await.unwrap();
     assert_eq!(mine.read(0, 4096).await.unwrap().to_vec(), vec![3; 4096]);
     engine.shutdown().await.unwrap();
-}
-
-/// Takes the volume as a gateway whose clock runs wild: it swears to have watched the lease for its whole term.
-async fn seize(site: &Site, volume: VolumeId) -> (GatewayId, Lease) {
-    let other = site.another_gateway("other").await;
-    let catalog = site.catalog().await;
-    let now = site.ports.clock.wall();
-    let acquire = |unrenewed| catalog.acquire_lease(volume, other, now, Duration::from_mins(1), unrenewed);
-    let Err(CatalogError::LeaseHeld { stamp, .. }) = acquire(None).await else { panic!("it is held") };
-    let lease = acquire(Some(stamp)).await.unwrap();
-    catalog.close().await;
-    (other, lease)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test waits for real time")]

@@ -86,11 +86,11 @@ async fn current_leaf(
     volume: &Volume,
     index: LeafIndex,
 ) -> Result<Arc<MapLeaf>, EngineError> {
-    let lineage = volume.lineage();
-    // Only this task changes leaves, so what the cache has is what the catalog has.
-    match shared.leaves.get(lineage, index) {
+    let term = volume.state().lock().map.term();
+    // Only this task changes leaves in this term, so what the cache has of it is what the catalog has.
+    match shared.leaves.get(term, index) {
         Some(leaf) => Ok(leaf),
-        None => Ok(Arc::new(shared.catalog.leaf(lineage, index).await?.unwrap_or_default())),
+        None => Ok(Arc::new(shared.catalog.leaf(term.lineage, index).await?.unwrap_or_default())),
     }
 }
 

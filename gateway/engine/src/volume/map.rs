@@ -8,7 +8,9 @@
 
 use crate::cache::{Cache, cache};
 use cairn_metadata::{LEAF_BLOCKS, LeafIndex, MapLeaf};
-use cairn_model::{CommitSeq, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, RangeMap, RangeValue};
+use cairn_model::{
+    CommitSeq, Generation, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, RangeMap, RangeValue,
+};
 use quick_cache::Weighter;
 use std::sync::Arc;
 
@@ -49,10 +51,18 @@ impl PinnedLeaves {
     }
 }
 
+/// A lineage in one term of this gateway's ownership. Between two terms another gateway may have folded, so what is known of
+/// the leaves ends with the term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MapTerm {
+    pub(crate) lineage: LineageId,
+    pub(crate) generation: Generation,
+}
+
 /// Unfolded changes of one lineage and the rules for what lies below them.
 #[derive(Debug)]
 pub(crate) struct ExtentMap {
-    lineage: LineageId,
+    term: MapTerm,
     overlay: RangeMap<Unfolded>,
     last_commit: CommitSeq,
     /// Every delta up to this one is folded and gone.
@@ -62,8 +72,8 @@ pub(crate) struct ExtentMap {
 
 impl ExtentMap {
     /// A map whose leaves hold everything through `folded_through`.
-    pub(crate) fn new(lineage: LineageId, folded_through: CommitSeq) -> Self {
-        Self { lineage, overlay: RangeMap::new(), last_commit: folded_through, folded_through, epoch: 0 }
+    pub(crate) fn new(term: MapTerm, folded_through: CommitSeq) -> Self {
+        Self { term, overlay: RangeMap::new(), last_commit: folded_through, folded_through, epoch: 0 }
     }
 
     /// Deltas that a start would have to read.
@@ -143,7 +153,7 @@ impl ExtentMap {
             }
             let held =
                 pinned.leaves.iter().find(|(held, _)| *held == index).map(|(_, leaf)| Arc::clone(leaf));
-            let leaf = held.or_else(|| cache.get(self.lineage, index)).ok_or(MissingLeaf(index))?;
+            let leaf = held.or_else(|| cache.get(self.term, index)).ok_or(MissingLeaf(index))?;
             leaf.lookup(part, &mut *piece);
             at = part.end();
         }
@@ -207,15 +217,19 @@ impl ExtentMap {
             }
         }
         for range in &step.emptied {
-            cache.forget(self.lineage, *range);
+            cache.forget(self.term, *range);
         }
         for (index, leaf) in leaves {
-            cache.insert(self.lineage, *index, Arc::clone(leaf));
+            cache.insert(self.term, *index, Arc::clone(leaf));
         }
     }
 
     pub(crate) fn lineage(&self) -> LineageId {
-        self.lineage
+        self.term.lineage
+    }
+
+    pub(crate) fn term(&self) -> MapTerm {
+        self.term
     }
 }
 
@@ -247,14 +261,14 @@ const HOT_LEAVES: f64 = 0.97;
 /// Decoded leaves of all volumes, within a memory bound.
 #[derive(Debug)]
 pub(crate) struct LeafCache {
-    leaves: Cache<(LineageId, LeafIndex), Arc<MapLeaf>, LeafWeight>,
+    leaves: Cache<(MapTerm, LeafIndex), Arc<MapLeaf>, LeafWeight>,
 }
 
 #[derive(Clone, Debug)]
 struct LeafWeight;
 
-impl Weighter<(LineageId, LeafIndex), Arc<MapLeaf>> for LeafWeight {
-    fn weight(&self, _key: &(LineageId, LeafIndex), leaf: &Arc<MapLeaf>) -> u64 {
+impl Weighter<(MapTerm, LeafIndex), Arc<MapLeaf>> for LeafWeight {
+    fn weight(&self, _key: &(MapTerm, LeafIndex), leaf: &Arc<MapLeaf>) -> u64 {
         leaf.memory_bytes() as u64 + 64
     }
 }
@@ -264,16 +278,16 @@ impl LeafCache {
         Self { leaves: cache(capacity_bytes, LEAF_BYTES_EXPECTED, HOT_LEAVES, LeafWeight) }
     }
 
-    pub(crate) fn get(&self, lineage: LineageId, index: LeafIndex) -> Option<Arc<MapLeaf>> {
-        self.leaves.get(&(lineage, index))
+    pub(crate) fn get(&self, term: MapTerm, index: LeafIndex) -> Option<Arc<MapLeaf>> {
+        self.leaves.get(&(term, index))
     }
 
-    pub(crate) fn insert(&self, lineage: LineageId, index: LeafIndex, leaf: Arc<MapLeaf>) {
-        self.leaves.insert((lineage, index), leaf);
+    pub(crate) fn insert(&self, term: MapTerm, index: LeafIndex, leaf: Arc<MapLeaf>) {
+        self.leaves.insert((term, index), leaf);
     }
 
-    fn forget(&self, lineage: LineageId, range: LbaRange) {
-        self.leaves.retain(|(held, index), _| *held != lineage || !range.overlaps(index.range()));
+    fn forget(&self, term: MapTerm, range: LbaRange) {
+        self.leaves.retain(|(held, index), _| *held != term || !range.overlaps(index.range()));
     }
 
     pub(crate) fn used_bytes(&self) -> u64 {
@@ -298,9 +312,9 @@ mod tests {
 
     #[test]
     fn a_commit_between_two_steps_of_a_fold_is_kept_wherever_it_lands() {
-        let lineage = LineageId::from_bytes([2; 16]);
+        let term = MapTerm { lineage: LineageId::from_bytes([2; 16]), generation: Generation::new(1) };
         let cache = LeafCache::new(1 << 20);
-        let mut map = ExtentMap::new(lineage, CommitSeq::ZERO);
+        let mut map = ExtentMap::new(term, CommitSeq::ZERO);
         commit(&mut map, 1, vec![write(10, 1), write(LEAF_BLOCKS + 100, 2)]);
         let first = map.next_to_fold(Lba::ZERO, 1, 1);
         // Before the first piece of the leaf where the next step begins, and in the leaf that is done.

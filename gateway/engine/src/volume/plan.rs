@@ -124,7 +124,7 @@ impl Volume {
         let leaf = Arc::new(leaf.unwrap_or_default());
         let state = self.state.lock();
         if state.map.epoch() == epoch {
-            self.shared.leaves.insert(lineage, index, Arc::clone(&leaf));
+            self.shared.leaves.insert(state.map.term(), index, Arc::clone(&leaf));
         }
         Ok(leaf)
     }

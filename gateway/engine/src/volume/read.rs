@@ -174,7 +174,7 @@ impl Volume {
         let mut extents = Extents { merged: Vec::new(), extents_max: extents_max.max(1) };
         let range = covering(offset, length);
         let mut pinned = PinnedLeaves::default();
-        let mut at = range.start();
+        let (mut at, mut newest) = (range.start(), Lsn::ZERO);
         while at < range.end() && !extents.is_full() {
             let (missing, epoch) = {
                 let state = self.state.lock();
@@ -185,6 +185,7 @@ impl Volume {
                 let part = pinned.step(at, range.end());
                 match self.plan_locked(&state, part, &pinned) {
                     Ok(plan) => {
+                        newest = newest.max(plan.newest_record());
                         for (piece, source) in plan.pieces {
                             extents.push(piece.bytes(), !matches!(source, Source::Hole { .. }));
                         }
@@ -196,6 +197,9 @@ impl Volume {
             };
             self.pin_from(missing, range.end(), epoch, &mut pinned).await?;
         }
+        // As with a read: a copy that skips a hole has read zeroes.
+        self.visible(newest).await?;
+        self.owned().await?;
         Ok(extents.clipped(offset, length))
     }
 

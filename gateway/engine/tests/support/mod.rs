@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use cairn_engine::{Engine, EngineConfig, EngineError, EngineParts, Volume};
-use cairn_metadata::{Catalog, NewVolume, NodeRow, NodeState, SiteRow, SqliteCatalog, VolumeName};
+use cairn_metadata::{
+    Catalog, CatalogError, Lease, NewVolume, NodeRow, NodeState, SiteRow, SqliteCatalog, VolumeName,
+};
 use cairn_model::crypto::SecretKey;
 use cairn_model::{
     BlockDevice, Durability, Entropy, GatewayId, LineageId, Ports, SeededEntropy, SiteId, VolumeId,
@@ -225,4 +227,16 @@ impl Dice {
         }
         bytes
     }
+}
+
+/// Takes the volume as a gateway whose clock runs wild: it swears to have watched the lease for its whole term.
+pub(crate) async fn seize(site: &Site, volume: VolumeId, name: &str) -> (GatewayId, Lease) {
+    let other = site.another_gateway(name).await;
+    let catalog = site.catalog().await;
+    let now = site.ports.clock.wall();
+    let acquire = |unrenewed| catalog.acquire_lease(volume, other, now, Duration::from_mins(1), unrenewed);
+    let Err(CatalogError::LeaseHeld { stamp, .. }) = acquire(None).await else { panic!("it is held") };
+    let lease = acquire(Some(stamp)).await.unwrap();
+    catalog.close().await;
+    (other, lease)
 }
