@@ -266,12 +266,14 @@ impl Exports for Engine {
 }
 
 async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
-    shared.registry.check_free(new.name.as_str())?;
     shared.catalog.create_volume(new).await?;
-    let opened =
-        open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, new.id, None)
-            .await;
-    let opened = match opened {
+    let opened = async {
+        // A name that is free in the catalog may still be in use here, after a change whose answer was lost.
+        shared.registry.check_free(new.name.as_str())?;
+        let ttl = shared.config.lease_ttl;
+        open_volume(&*shared.catalog, &shared.ports, shared.gateway, ttl, new.id, None).await
+    };
+    let opened = match opened.await {
         Ok(opened) => opened,
         Err(error) => {
             // Nobody has seen it: a volume that is there and not served would only be in the way.
