@@ -14,7 +14,7 @@ mod gateway;
 mod image;
 mod input;
 pub mod lie;
-pub mod memory;
+mod memory;
 mod nbd;
 mod object;
 mod self_check;
@@ -51,7 +51,7 @@ pub const TARGETS: [Target; 14] = [
     },
     Target { name: "wal_bytes", run: wal::bytes::run, seeds: wal::bytes::seeds, bytes_max: 12 << 10 },
     Target { name: "wal_recovery", run: wal::recovery::run, seeds: wal::recovery::seeds, bytes_max: 512 },
-    Target { name: "segment_bytes", run: object::bytes::run, seeds: object::bytes::seeds, bytes_max: 4096 },
+    Target { name: "segment_bytes", run: object::bytes::run, seeds: object::bytes::seeds, bytes_max: 8192 },
     Target { name: "segment_object", run: object::whole::run, seeds: object::whole::seeds, bytes_max: 2048 },
     Target { name: "node_marker", run: object::marker::run, seeds: object::marker::seeds, bytes_max: 512 },
     Target { name: "map_delta", run: catalog::delta::run, seeds: catalog::delta::seeds, bytes_max: 4096 },

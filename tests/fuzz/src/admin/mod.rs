@@ -73,6 +73,30 @@ fn step(api: &Api, model: &mut Model, input: &mut Input<'_>) {
             let answer = api.ask(&Asked::json(Method::PATCH, &format!("/v1/volumes/{name}"), &body));
             model.updated(name, &body, answer.status);
         }
+        3..=9 => data(api, model, input, kind, name),
+        10 => {
+            let answer =
+                api.ask(&Asked::new(Method::DELETE, &format!("/v1/volumes/{name}?force=true"), Vec::new()));
+            model.deleted(name, answer.status);
+        }
+        11 => {
+            let range = format!("offset={}&length={}", input.number::<u32>(), input.number::<u64>());
+            api.ask(&Asked::new(Method::GET, &format!("/v1/volumes/{name}/allocation?{range}"), Vec::new()));
+        }
+        12 => {
+            let paths =
+                [format!("/v1/volumes/{name}/flush"), "/v1/destage".to_owned(), "/v1/nodes".to_owned()];
+            let path = &paths[usize::from(input.below(3))];
+            let body = json!({"name": name, "url": format!("file:///{name}"), "create": false});
+            api.ask(&Asked::json(Method::POST, path, &body));
+        }
+        _ => anything(api, model, input),
+    }
+}
+
+/// Reads and writes of a volume's bytes.
+fn data(api: &Api, model: &mut Model, input: &mut Input<'_>, kind: u8, name: &str) {
+    match kind & 15 {
         3..=5 => {
             let offset = u64::from(input.number::<u16>());
             let (length, seed) = (usize::from(input.number::<u16>() & 0x3fff), input.byte());
@@ -87,29 +111,12 @@ fn step(api: &Api, model: &mut Model, input: &mut Input<'_>) {
             let answer = api.ask(&Asked::new(Method::GET, &path, Vec::new()));
             model.read(name, offset, length, &answer);
         }
-        9 => {
+        _ => {
             let (offset, length) = (u64::from(input.number::<u16>()), input.number::<u32>() >> (kind & 0x10));
             let body = json!({"offset": offset, "length": length});
             let answer = api.ask(&Asked::json(Method::POST, &format!("/v1/volumes/{name}/zeroes"), &body));
             model.zeroed(name, offset, u64::from(length), answer.status);
         }
-        10 => {
-            let answer =
-                api.ask(&Asked::new(Method::DELETE, &format!("/v1/volumes/{name}?force=true"), Vec::new()));
-            model.deleted(name, answer.status);
-        }
-        11 => {
-            let range = format!("offset={}&length={}", input.number::<u32>(), input.number::<u64>());
-            api.ask(&Asked::new(Method::GET, &format!("/v1/volumes/{name}/allocation?{range}"), Vec::new()));
-        }
-        12 => {
-            let paths =
-                [format!("/v1/volumes/{name}/flush"), "/v1/destage".to_owned(), "/v1/nodes".to_owned()];
-            let path = &paths[usize::from(input.below(3))];
-            let body = json!({"name": name, "url": format!("file:///{}", name), "create": false});
-            api.ask(&Asked::json(Method::POST, path, &body));
-        }
-        _ => anything(api, model, input),
     }
 }
 

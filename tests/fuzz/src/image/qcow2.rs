@@ -63,15 +63,43 @@ fn check(reference: &Reference<'_>, piece: &Piece) {
     }
 }
 
-/// An image that the gateway writes; images of QEMU's are in the corpus.
+/// The header that the gateway writes, and the smallest image; images of QEMU's are in the corpus.
 pub(crate) fn seeds() -> Seeds {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("own.qcow2");
-    let mut writer = ImageWriter::create(&path, ImageFormat::Qcow2, 200_000, false).unwrap();
-    writer.write(65_536, &[0x61; 512]).unwrap();
-    writer.finish().unwrap();
-    let mut own = std::fs::read(&path).unwrap();
-    own.truncate(own.iter().rposition(|&byte| byte != 0).unwrap() + 1);
-    let header = own[..112].to_vec();
-    vec![("own-cut".to_owned(), own), ("header".to_owned(), header)]
+    ImageWriter::create(&path, ImageFormat::Qcow2, 200_000, false).unwrap().finish().unwrap();
+    let header = std::fs::read(&path).unwrap()[..112].to_vec();
+    let tiny = |version| (format!("tiny-{version}"), tiny(version));
+    vec![("own-header".to_owned(), header), tiny(2), tiny(3)]
+}
+
+/// The smallest clusters: header, L1 table, L2 table, one cluster of data, one compressed, nothing that reading does not need.
+fn tiny(version: u32) -> Vec<u8> {
+    /// 512 bytes "cairncairn...", deflated.
+    const COMPRESSED: [u8; 12] = [0x4b, 0x4e, 0xcc, 0x2c, 0xca, 0x4b, 0x1e, 0x25, 0x46, 0x2a, 0x1, 0x0];
+    const CLUSTER: usize = 512;
+    let mut image = vec![0; 5 * CLUSTER];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb");
+    put(4, &version.to_be_bytes());
+    put(20, &9_u32.to_be_bytes());
+    put(24, &(40 * CLUSTER as u64 + 100).to_be_bytes());
+    put(36, &1_u32.to_be_bytes());
+    put(40, &(CLUSTER as u64).to_be_bytes());
+    put(48, &(2 * CLUSTER as u64).to_be_bytes());
+    put(56, &1_u32.to_be_bytes());
+    put(96, &4_u32.to_be_bytes());
+    put(100, &104_u32.to_be_bytes());
+    put(CLUSTER, &((1_u64 << 63) | (2 * CLUSTER as u64)).to_be_bytes());
+    for (number, entry) in [
+        (0, (1 << 63) | (3 * CLUSTER as u64)),
+        (2, u64::from(version - 2)),
+        (3, (1 << 62) | (4 * CLUSTER as u64)),
+        (40, (1 << 63) | (3 * CLUSTER as u64)),
+    ] {
+        put(2 * CLUSTER + number * 8, &entry.to_be_bytes());
+    }
+    put(3 * CLUSTER, &[0x61; CLUSTER]);
+    put(4 * CLUSTER, &COMPRESSED);
+    image
 }

@@ -77,10 +77,8 @@ impl Device {
             state.failed = true;
             return Err(Trouble(*kind));
         }
-        assert!(
-            offset.checked_add(length).is_some_and(|end| end <= SIZE),
-            "the server asked the device for {length} bytes at {offset} of {SIZE}"
-        );
+        let inside = offset.checked_add(length).is_some_and(|end| end <= SIZE);
+        assert!(inside, "the server asked the device for {length} bytes at {offset} of {SIZE}");
         let done = work(&mut state.bytes);
         state.done.push(done.clone());
         Ok(done)

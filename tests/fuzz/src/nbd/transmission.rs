@@ -75,25 +75,18 @@ fn requests(input: &mut Input<'_>, form: Form) -> (Vec<u8>, Vec<Sent>) {
     let (mut wire, mut sent) = (Vec::new(), Vec::new());
     while !input.is_empty() && sent.len() < REQUESTS_MAX {
         let kind = input.byte();
-        let command = [READ, WRITE, WRITE, FLUSH, TRIM, CACHE, ZEROES, STATUS]
-            .get(usize::from(kind & 15))
-            .copied()
-            .unwrap_or(match kind & 15 {
-                8 => READ,
-                9 => STATUS,
-                10 => ZEROES,
-                11 => FLUSH,
-                12 => input.number(),
-                13 => DISCONNECT,
-                14 => {
-                    // No magic begins like this: the two ends lose each other here.
-                    wire.push(0x80 | input.byte());
-                    wire.extend_from_slice(input.string());
-                    wire.extend_from_slice(&[0; 32]);
-                    break;
-                }
-                _ => WRITE,
-            });
+        let command =
+            [READ, WRITE, WRITE, FLUSH, TRIM, CACHE, ZEROES, STATUS, READ, STATUS, ZEROES, FLUSH, WRITE]
+                .get(usize::from(kind & 15))
+                .copied()
+                .unwrap_or_else(|| if kind & 15 == 13 { DISCONNECT } else { input.number() });
+        if kind & 15 == 14 {
+            // No magic begins like this: the two ends lose each other here.
+            wire.push(0x80 | input.byte());
+            wire.extend_from_slice(input.string());
+            wire.extend_from_slice(&[0; 32]);
+            break;
+        }
         let flags = if kind & 0x10 == 0 { 0 } else { u16::from(input.byte()) };
         let wild = kind & 0x80 != 0;
         let (offset, length) = match command {
