@@ -57,6 +57,12 @@ bench *ARGS:
     cargo build --release -p cairn-segment-writer --example cpu_limits
     cargo run --release -p system-tests --bin perf -- {{ARGS}}
 
+# Everything at once for HOURS on a real Ceph RGW, memory and files watched; results in target/soak. `just soak 0.05` for a smoke run.
+soak HOURS="1" *ARGS:
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    cargo run --release -p system-tests --bin soak -- {{HOURS}} {{ARGS}}
+
 # A real Ceph RGW for development, N endpoints.
 dev-up N="1":
     minio-dev/up {{N}}

@@ -141,11 +141,11 @@ fn fio_verifies_that_trims_zero_what_they_name_and_nothing_else() -> Result<()> 
 fn fio_verifies_after_reconnecting_and_after_a_kill() -> Result<()> {
     let size = 256 * MIB * scale()?;
     let mut server = Server::under_test(size)?;
-    fio::writes_only(&server.export(), size)?;
-    fio::verifies_only(&server.export(), size)?;
+    fio::writes_only(&server.export(), size, 7)?;
+    fio::verifies_only(&server.export(), size, 7)?;
     server.kill()?;
     server.restart()?;
-    fio::verifies_only(&server.export(), size)
+    fio::verifies_only(&server.export(), size, 7)
 }
 
 mod self_check {
@@ -212,10 +212,10 @@ mod self_check {
     #[test]
     fn fio_catches_writes_that_a_kill_destroys_after_a_flush() -> Result<()> {
         let mut server = Server::lying(Lie::IgnoresFlush, SIZE)?;
-        fio::writes_only(&server.export(), SIZE)?;
+        fio::writes_only(&server.export(), SIZE, 7)?;
         server.kill()?;
         server.restart()?;
-        assert!(fio::verifies_only(&server.export(), SIZE).is_err(), "a lost flush was not noticed");
+        assert!(fio::verifies_only(&server.export(), SIZE, 7).is_err(), "a lost flush was not noticed");
         Ok(())
     }
 

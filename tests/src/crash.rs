@@ -9,13 +9,16 @@ pub mod host;
 mod kind;
 pub mod mix;
 mod scene;
+mod stamped;
 pub mod store;
 mod trial;
 mod writer;
 
 pub use kind::Kind;
 pub use scene::{End, Scene, Writers};
-pub use trial::{Plan, Summary, Trial};
+pub use stamped::{Stamped, Summary, Work, verdict};
+pub use trial::{Plan, Trial};
+pub use writer::Pace;
 
 use crate::random::Random;
 use anyhow::{Context, Result};

@@ -67,7 +67,8 @@ impl Gateway {
         self.home.path().join("nbd.sock")
     }
 
-    fn log(&self) -> PathBuf {
+    /// Where everything that the program says goes, over all its starts.
+    pub fn log(&self) -> PathBuf {
         self.home.path().join("log")
     }
 

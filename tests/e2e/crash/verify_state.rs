@@ -26,8 +26,12 @@ mod self_check {
 
     #[test]
     fn fio_misses_what_a_server_held_in_its_memory() -> Result<()> {
-        let found = survives_sigkill(Server::lying(Lie::LosesUnflushed, SIZE)?);
-        assert!(found.is_err(), "fio noticed nothing");
-        Ok(())
+        // A kill right after a flush loses nothing.
+        for _ in 0..3 {
+            if survives_sigkill(Server::lying(Lie::LosesUnflushed, SIZE)?).is_err() {
+                return Ok(());
+            }
+        }
+        panic!("fio noticed nothing");
     }
 }

@@ -47,9 +47,10 @@ pub fn verifies_trims(export: &Export, size: u64) -> Result<()> {
 }
 
 /// The first half of a check that something happens in between: writes without reading.
-pub fn writes_only(export: &Export, size: u64) -> Result<()> {
+pub fn writes_only(export: &Export, size: u64, seed: u32) -> Result<()> {
     fio(export, size)
-        .args(["--rw=randwrite", "--bs=8k", "--iodepth=32", "--do_verify=0", "--end_fsync=1", "--randseed=7"])
+        .args(["--rw=randwrite", "--bs=8k", "--iodepth=32", "--do_verify=0", "--end_fsync=1"])
+        .arg(format!("--randseed={seed}"))
         .run()
         .map(drop)
 }
@@ -85,10 +86,11 @@ fn fio_with_notes(export: &Export, size: u64, notes: &Path) -> Tool {
         .arg(format!("--size={size}"))
 }
 
-/// The second half: reads everything that `writes_only` wrote and verifies it.
-pub fn verifies_only(export: &Export, size: u64) -> Result<()> {
+/// The second half: reads everything that `writes_only` wrote with this seed and verifies it.
+pub fn verifies_only(export: &Export, size: u64, seed: u32) -> Result<()> {
     fio(export, size)
-        .args(["--rw=randwrite", "--bs=8k", "--iodepth=32", "--verify_only=1", "--randseed=7"])
+        .args(["--rw=randwrite", "--bs=8k", "--iodepth=32", "--verify_only=1"])
+        .arg(format!("--randseed={seed}"))
         .run()
         .map(drop)
 }

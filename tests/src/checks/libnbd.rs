@@ -5,6 +5,7 @@ use crate::export::Export;
 use crate::tool::Tool;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
 
 /// `nbdinfo` sees the size and the abilities that a full server has.
@@ -45,17 +46,22 @@ pub fn is_listed(export: &Export) -> Result<()> {
 /// What `nbdcopy` puts in comes out again, with `request_size` bytes to a request.
 pub fn copies_both_ways(export: &Export, size: u64, request_size: u32) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let (source, back) = (folder.path().join("source"), folder.path().join("back"));
+    let source = folder.path().join("source");
     make_source(&source, size, 1)?;
+    copies(export, &source, &folder.path().join("back"), request_size)
+}
+
+/// The same with a given image; `back` is where it is copied to.
+pub fn copies(export: &Export, source: &Path, back: &Path, request_size: u32) -> Result<()> {
     let copy = || {
         Tool::new("nbdcopy")
             .args(["--connections=4", "--requests=64"])
             .arg(format!("--request-size={request_size}"))
             .timeout(Duration::from_mins(5))
     };
-    copy().arg("--flush").arg(&source).arg(export.uri()).run()?;
-    copy().arg(export.uri()).arg(&back).run()?;
-    compare_files(&source, &back)
+    copy().arg("--flush").arg(source).arg(export.uri()).run()?;
+    copy().arg(export.uri()).arg(back).run()?;
+    compare_files(source, back)
 }
 
 /// Runs a script under `nbdsh` with the export's address and size at hand.

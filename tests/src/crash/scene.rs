@@ -4,6 +4,7 @@ use super::Kind;
 use crate::export::Export;
 use crate::random::Random;
 use anyhow::{Result, bail};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,9 @@ pub struct Writers {
     run_ms_max: u64,
     answered: AtomicU64,
     may_lack_space: AtomicBool,
-    server_dies: AtomicBool,
+    /// How often the server was killed, counted up just before it happens; and how often when the writers began.
+    deaths: Arc<AtomicU64>,
+    deaths_before: u64,
     hang_up: AtomicBool,
 }
 
@@ -45,11 +48,17 @@ const PROGRESS_PATIENCE: Duration = Duration::from_secs(45);
 
 impl Writers {
     pub(super) fn new(run_ms_max: u64) -> Self {
+        Self { run_ms_max, ..Self::of_a_server_that_dies(Arc::default(), 0) }
+    }
+
+    /// Of a server that others kill; its connections are made since so many `deaths`.
+    pub fn of_a_server_that_dies(deaths: Arc<AtomicU64>, deaths_before: u64) -> Self {
         Self {
-            run_ms_max,
+            run_ms_max: 0,
             answered: AtomicU64::new(0),
             may_lack_space: AtomicBool::new(false),
-            server_dies: AtomicBool::new(false),
+            deaths,
+            deaths_before,
             hang_up: AtomicBool::new(false),
         }
     }
@@ -80,7 +89,7 @@ impl Writers {
 
     /// From now on a connection may break.
     pub fn server_dies(&self) {
-        self.server_dies.store(true, Ordering::SeqCst);
+        self.deaths.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(super) fn finish(&self) {
@@ -100,6 +109,6 @@ impl Writers {
     }
 
     pub(super) fn excuses_a_broken_connection(&self) -> bool {
-        self.server_dies.load(Ordering::SeqCst)
+        self.deaths.load(Ordering::SeqCst) != self.deaths_before
     }
 }

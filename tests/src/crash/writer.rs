@@ -2,7 +2,7 @@
 //! ends.
 
 use super::Writers;
-use super::trial::{Shared, Summary};
+use super::stamped::{Stamped, Summary, Work};
 use crate::nbd::{Client, Command, Refused, Reply, wire};
 use crate::oracle::journal::{Effect, Flush, Moment, Read, Write};
 use crate::oracle::stamp::{self, BLOCK, Seen};
@@ -10,13 +10,21 @@ use crate::random::Random;
 use anyhow::{Result, bail};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const READ_BLOCKS_MAX: u64 = 4;
 /// Blocks that take a third of the writes, so that overlaps are common.
 const HOT_BLOCKS: u64 = 128;
 /// A refused writer does not ask again at once: thousands of refusals would test nothing more.
 const PAUSE_WHEN_FULL: Duration = Duration::from_millis(2);
+
+/// How hard one connection works: so many requests at full speed, then it awaits all answers and rests until its
+/// writes are no more than this rate.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    pub burst: u32,
+    pub bytes_per_second: u64,
+}
 
 /// What one connection remembers.
 #[derive(Debug, Default)]
@@ -60,7 +68,8 @@ impl std::fmt::Display for Pending {
 }
 
 struct Writer<'a> {
-    shared: &'a Shared,
+    volume: &'a Stamped,
+    work: Work,
     told: &'a Writers,
     client: Client,
     connection: usize,
@@ -68,38 +77,71 @@ struct Writer<'a> {
     pending: HashMap<u64, Pending>,
     diary: Diary,
     buffer: Vec<u8>,
+    /// Payload since the last rest.
+    sent_bytes: u64,
 }
 
 /// Runs until the server dies or the round ends; an error before that is the server's fault.
 pub(super) fn write(
-    shared: &Shared,
+    volume: &Stamped,
+    work: Work,
     told: &Writers,
-    depth: usize,
     client: Client,
     connection: usize,
     random: Random,
 ) -> Result<Diary> {
-    let buffer = vec![0; usize::try_from(shared.plan.write_blocks_max)? * BLOCK];
+    let buffer = vec![0; usize::try_from(volume.write_blocks_max)? * BLOCK];
     let (pending, diary) = (HashMap::new(), Diary::default());
-    let mut writer = Writer { shared, told, client, connection, random, pending, diary, buffer };
-    loop {
-        let step = match (told.has_to_finish(), writer.pending.len()) {
-            (true, 0) => return Ok(writer.diary),
-            (false, pending) if pending < depth => writer.send_one(),
-            _ => writer.receive_one(),
-        };
-        match step {
-            Ok(()) => {}
-            Err(error) if error.is::<Refused>() => return Err(error),
-            Err(_) if told.excuses_a_broken_connection() => return Ok(writer.diary),
-            Err(error) => return Err(error.context("the connection failed before the crash")),
-        }
+    let mut writer =
+        Writer { volume, work, told, client, connection, random, pending, diary, buffer, sent_bytes: 0 };
+    match writer.run() {
+        Ok(()) => {}
+        Err(error) if error.is::<Refused>() => return Err(error),
+        Err(_) if told.excuses_a_broken_connection() => {}
+        Err(error) => return Err(error.context("the connection failed before the crash")),
     }
+    Ok(writer.diary)
 }
 
 impl Writer<'_> {
+    fn run(&mut self) -> Result<()> {
+        let mut burst = 0;
+        while !self.told.has_to_finish() {
+            if self.pending.len() < self.work.depth {
+                self.send_one()?;
+                burst += 1;
+            } else {
+                self.receive_one()?;
+            }
+            if let Some(pace) = self.work.pace
+                && burst >= pace.burst
+            {
+                burst = 0;
+                self.receive_all()?;
+                self.rest(pace);
+            }
+        }
+        self.receive_all()
+    }
+
+    fn receive_all(&mut self) -> Result<()> {
+        while !self.pending.is_empty() {
+            self.receive_one()?;
+        }
+        Ok(())
+    }
+
+    /// Rests for the time that the bytes sent since the last rest may take.
+    fn rest(&mut self, pace: Pace) {
+        let time = Duration::from_millis(std::mem::take(&mut self.sent_bytes) * 1000 / pace.bytes_per_second);
+        let started = Instant::now();
+        while started.elapsed() < time && !self.told.has_to_finish() {
+            std::thread::sleep(Duration::from_millis(20).min(time));
+        }
+    }
+
     fn now(&self) -> Moment {
-        self.shared.moment.fetch_add(1, Ordering::SeqCst)
+        self.volume.moment.fetch_add(1, Ordering::SeqCst)
     }
 
     fn send_one(&mut self) -> Result<()> {
@@ -128,14 +170,14 @@ impl Writer<'_> {
     }
 
     fn send_write(&mut self, effect: Effect) -> Result<()> {
-        let (first_block, blocks) = self.choose(self.shared.plan.write_blocks_max);
-        let number = self.shared.next_write.fetch_add(1, Ordering::SeqCst);
+        let (first_block, blocks) = self.choose(self.volume.write_blocks_max);
+        let number = self.volume.next_write.fetch_add(1, Ordering::SeqCst);
         let fua = self.random.chance(20);
         let length = usize::try_from(blocks)? * BLOCK;
         let (command, payload) = match effect {
             Effect::Zeroes => (Command::WriteZeroes, &[][..]),
             Effect::Stamps => {
-                stamp::stamp(&mut self.buffer[..length], self.shared.volume, first_block, number);
+                stamp::stamp(&mut self.buffer[..length], self.volume.id, first_block, number);
                 (Command::Write, &self.buffer[..length])
             }
         };
@@ -151,6 +193,7 @@ impl Writer<'_> {
             sent,
             answered,
         });
+        self.sent_bytes += payload.len() as u64;
         let flags = if fua { wire::COMMAND_FLAG_FUA } else { 0 };
         let cookie = self.client.send(command, flags, first_block * BLOCK as u64, length, payload)?;
         self.pending.insert(cookie, Pending::Write { index: self.diary.writes.len() - 1 });
@@ -159,7 +202,7 @@ impl Writer<'_> {
 
     fn choose(&mut self, blocks_max: u64) -> (u64, u64) {
         let blocks = if self.random.chance(2) { 1 } else { 1 + self.random.below(blocks_max) };
-        let within = if self.random.chance(3) { HOT_BLOCKS } else { self.shared.plan.blocks };
+        let within = if self.random.chance(3) { HOT_BLOCKS } else { self.volume.blocks };
         (self.random.below(within - blocks + 1), blocks)
     }
 
@@ -192,7 +235,7 @@ impl Writer<'_> {
     fn decode(&self, first_block: u64, data: &[u8]) -> Result<Vec<Seen>> {
         let blocks = (first_block..).zip(data.chunks_exact(BLOCK));
         let decoded = blocks.map(|(block, bytes)| {
-            stamp::read(bytes, self.shared.volume, block).map_err(|damage| {
+            stamp::read(bytes, self.volume.id, block).map_err(|damage| {
                 Refused(format!("a read of block {block} before the crash: {damage}")).into()
             })
         });
