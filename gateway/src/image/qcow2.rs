@@ -20,6 +20,7 @@ use imago::qcow2::Qcow2;
 use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping, StorageOpenOptions,
 };
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -41,6 +42,10 @@ const L1_ENTRIES_MAX: u64 = (32 << 20) / 8;
 
 /// Where an L1 entry says its L2 table is.
 const L1_OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// Flags of an L2 entry; the second from version 3 on.
+const L2_COMPRESSED: u64 = 1 << 62;
+const L2_ZEROS: u64 = 1;
 
 const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
@@ -189,7 +194,34 @@ fn check_tables(file: &File, header: &[u8], file_bytes: u64, path: &Path) -> Res
         let table = u64::from_be_bytes(*entry) & L1_OFFSET_MASK;
         table != 0 && !within(table, cluster_bytes, file_bytes)
     };
-    if entries.iter().any(lost) { Err(cut_short(path)) } else { Ok(()) }
+    if entries.iter().any(lost) {
+        return Err(cut_short(path));
+    }
+    if number(4) == 2 { check_no_zero_clusters(file, header, entries, path) } else { Ok(()) }
+}
+
+/// Refuses an image of version 2 whose L2 tables say "zeros" of a cluster. That version has no such flag, so somebody who does not know
+/// it would read the cluster that the entry names: the image is damaged, as QEMU says too.
+fn check_no_zero_clusters(file: &File, header: &[u8], l1: &[[u8; 8]], path: &Path) -> Result<(), ImageError> {
+    let cluster_bytes = 1u64 << field::<4>(header, 20).map_or(0, u32::from_be_bytes);
+    let clusters = field::<8>(header, 24).map_or(0, u64::from_be_bytes).div_ceil(cluster_bytes);
+    let mut table = vec![0; usize::try_from(cluster_bytes).expect("a cluster has at most 2 MiB")];
+    let mut seen = BTreeSet::new();
+    for (first, entry) in (0..clusters).step_by(table.len() / 8).zip(l1) {
+        let offset = u64::from_be_bytes(*entry) & L1_OFFSET_MASK;
+        if offset == 0 || !seen.insert(offset) {
+            continue;
+        }
+        file.read_exact_at(&mut table, offset)
+            .map_err(|source| ImageError::Io { path: path.to_owned(), source })?;
+        let (entries, _) = table.as_chunks::<8>();
+        let mut entries = (first..clusters).zip(entries).map(|(_, entry)| u64::from_be_bytes(*entry));
+        if entries.any(|entry| entry & L2_COMPRESSED == 0 && entry & L2_ZEROS != 0) {
+            let problem = "it has a cluster of zeros, which its version does not know".to_owned();
+            return Err(ImageError::Damaged { path: path.to_owned(), problem });
+        }
+    }
+    Ok(())
 }
 
 fn within(offset: u64, length: u64, file_bytes: u64) -> bool {

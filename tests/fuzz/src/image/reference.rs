@@ -51,9 +51,13 @@ impl<'f> Reference<'f> {
         let l2_entry = self.entry(table + (number & ((1 << l2_bits) - 1)) * 8)?;
         let version = u32::from_be_bytes(self.file.get(4..8)?.try_into().unwrap());
         let at = l2_entry & 0x00ff_ffff_ffff_fe00;
+        assert!(
+            version >= 3 || l2_entry & (1 << 62 | 1) != 1,
+            "an image of version 2 with a cluster of zeros is read"
+        );
         Some(if l2_entry & 1 << 62 != 0 {
             Cluster::Compressed
-        } else if (version >= 3 && l2_entry & 1 != 0) || at == 0 {
+        } else if l2_entry & 1 != 0 || at == 0 {
             Cluster::Zero
         } else {
             Cluster::At(at)
