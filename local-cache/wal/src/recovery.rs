@@ -2,6 +2,7 @@
 //!
 //! Invariants
 //! 1. What is replayed is a prefix of what was appended, and holds everything that was durable.
+//!    Freed records may be missing from it: a gap among them, by damage or by a power cut, ends nothing.
 //! 2. What is replayed is durable before anything is built on it: the newest file is synced before a new one is started.
 //! 3. A file is never appended to after a restart; the next file takes a new epoch and a new salt.
 //! 4. A discarded tail never comes back. The new file's header says from which lsn on it continues, is durable
@@ -22,7 +23,7 @@
 //! Neither can the loss of the newest file as a whole.
 
 use crate::buffer::AlignedBuffer;
-use crate::format::{FileHeader, FirstPage, FrameHeader, PAGE, PAGE_BYTES};
+use crate::format::{FileHeader, FirstPage, PAGE, PAGE_BYTES};
 use crate::grower::make_slot;
 use crate::record::Record;
 use crate::replay::{Progress, Replay, on_own_thread};
@@ -215,18 +216,24 @@ fn check_length(file: &FoundFile) -> Result<(), WalError> {
 async fn find_files(context: &Context) -> Result<Files, WalError> {
     let disk = &*context.disk;
     let names = disk.list().await.map_err(|error| WalError::io("list", &disk.location(), error))?;
-    let mut found = Files::default();
+    let (mut found, mut scanner) = (Files::default(), None);
     for name in names {
         if Slot::is_temporary(&name) {
             disk.remove(&name).await.map_err(|error| WalError::io("remove", &name, error))?;
         } else if let Some(number) = Slot::number_of(&name) {
-            find_file(context, &name, number, &mut found).await?;
+            find_file(context, &name, number, &mut found, &mut scanner).await?;
         }
     }
     Ok(found)
 }
 
-async fn find_file(context: &Context, name: &str, number: u32, found: &mut Files) -> Result<(), WalError> {
+async fn find_file(
+    context: &Context,
+    name: &str,
+    number: u32,
+    found: &mut Files,
+    scanner: &mut Option<Scanner>,
+) -> Result<(), WalError> {
     let file = context.disk.open(name).await.map_err(|error| WalError::io("open", name, error))?;
     let bytes = file.length().await.map_err(|error| WalError::io("measure", name, error))?;
     let slot = Slot { number, file, bytes: bytes - bytes % PAGE_BYTES };
@@ -235,8 +242,9 @@ async fn find_file(context: &Context, name: &str, number: u32, found: &mut Files
         slot.file.read_device(0, &mut page).await.map_err(|error| WalError::io("read", name, error))?;
     }
     match FileHeader::decode(&page, &context.identity, &context.key, name)? {
-        // Zeros where a header was are damage like any other. A file that was never used has no frames behind them.
-        FirstPage::Blank if begins_with_a_frame(&slot, name).await? => found.damaged.push(slot),
+        // Zeros where a header was are damage like any other. A file that was never used has no frames behind them; there are
+        // only ever a few such files.
+        FirstPage::Blank if is_used(&slot, scanner).await? => found.damaged.push(slot),
         FirstPage::Blank => found.free.push(slot),
         FirstPage::Damaged => found.damaged.push(slot),
         FirstPage::Header(header, cipher) => {
@@ -250,12 +258,7 @@ async fn find_file(context: &Context, name: &str, number: u32, found: &mut Files
     Ok(())
 }
 
-async fn begins_with_a_frame(slot: &Slot, name: &str) -> Result<bool, WalError> {
-    if slot.bytes < 2 * PAGE_BYTES {
-        return Ok(false);
-    }
-    let mut page = AlignedBuffer::zeroed(PAGE);
-    let read = slot.file.read_device(PAGE_BYTES, &mut page).await;
-    read.map_err(|error| WalError::io("read", name, error))?;
-    Ok(FrameHeader::peek(&page).is_some())
+/// Whether there is a frame of any use.
+async fn is_used(slot: &Slot, scanner: &mut Option<Scanner>) -> Result<bool, WalError> {
+    has_frames_after(slot, 0, scanner.get_or_insert_with(|| Scanner::new(slot.clone()))).await
 }

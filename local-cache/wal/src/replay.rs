@@ -5,7 +5,7 @@ use crate::WalError;
 use crate::format::{FrameError, PAGE_BYTES, decode_records};
 use crate::record::Record;
 use crate::ring::LogFile;
-use crate::scan::{FoundFile, Scanner};
+use crate::scan::{FoundFile, Scanner, begins_behind_freed};
 use bytes::Bytes;
 use cairn_model::{Lsn, Spawn};
 use std::collections::VecDeque;
@@ -115,8 +115,17 @@ async fn read_file(
     let (mut offset, mut next_lsn) = (PAGE_BYTES, header.first_lsn);
     while next_lsn < until {
         let Some((frame, payload)) = scanner.frame(&file, offset).await? else {
-            let detail = format!("record {next_lsn} should be here and cannot be read");
-            return Err(WalError::corrupt(&name, offset, detail));
+            let behind = scanner.frame_from(&file, offset + PAGE_BYTES).await?;
+            let Some((at, frame)) =
+                behind.filter(|(_, frame)| begins_behind_freed(frame, next_lsn, freed_through))
+            else {
+                let detail = format!("record {next_lsn} should be here and cannot be read");
+                return Err(WalError::corrupt(&name, offset, detail));
+            };
+            tracing::warn!(file = %name, offset, to = at, "a part of the log that nobody needs any more cannot be read");
+            log_file.push_damage(next_lsn, frame.counter, at - offset);
+            (offset, next_lsn) = (at, frame.first_lsn);
+            continue;
         };
         if frame.first_lsn != next_lsn || frame.records == 0 {
             return Err(WalError::corrupt(&name, offset, "a frame is not in its place"));

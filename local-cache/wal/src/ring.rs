@@ -89,6 +89,15 @@ impl LogFile {
         self.end_page += narrow(frame_bytes as u64 / PAGE_BYTES);
     }
 
+    /// Adds the place of frames that cannot be read, and that nobody will want to: those from `first_lsn` to the one before
+    /// `counter`.
+    pub(crate) fn push_damage(&mut self, first_lsn: Lsn, counter: u64, bytes: u64) {
+        for _ in self.frames.len() as u64 + 1..counter {
+            self.push(first_lsn, 0);
+        }
+        self.end_page += u32::try_from(bytes / PAGE_BYTES).expect("a file is at most 1 GiB");
+    }
+
     fn locate(&self, lsn: Lsn) -> Option<FrameAt> {
         let relative = u32::try_from(lsn.get().checked_sub(self.first_lsn.get())?).ok()?;
         let index = self.frames.partition_point(|frame| frame.lsn <= relative).checked_sub(1)?;

@@ -103,6 +103,25 @@ impl Scanner {
     }
 }
 
+impl Scanner {
+    /// The first authentic frame of `file` at or behind `offset`, and where it is.
+    pub(crate) async fn frame_from(
+        &mut self,
+        file: &FoundFile,
+        mut offset: u64,
+    ) -> Result<Option<(u64, FrameHeader)>, WalError> {
+        while offset < file.slot.bytes {
+            if let Some((header, _)) = self.frame(file, offset).await? {
+                // It is decrypted where it is, once: whoever wants it reads it again.
+                self.filled = 0;
+                return Ok(Some((offset, header)));
+            }
+            offset += PAGE_BYTES;
+        }
+        Ok(None)
+    }
+}
+
 /// What the newest file of the log holds.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -118,9 +137,9 @@ pub(crate) struct Tail {
 
 /// Finds the end of the newest file, which alone may have a torn tail.
 ///
-/// The frames up to the first that is missing or damaged are the log. An authentic frame behind that place proves
-/// which lsns were durable when it was sealed: when the missing one is among them (and not freed since), it was
-/// lost to damage, not to a crash.
+/// The frames up to the first that is missing or damaged are the log, except that a gap among the freed ends nothing: what is
+/// behind it may be needed. An authentic frame behind the end proves which lsns were durable when it was sealed: when
+/// the missing one is among them (and not freed since), it was lost to damage, not to a crash.
 pub(crate) async fn scan_newest(file: &FoundFile, scanner: &mut Scanner) -> Result<Tail, WalError> {
     scanner.restart(file.slot.clone());
     let mut tail = Tail {
@@ -130,34 +149,39 @@ pub(crate) async fn scan_newest(file: &FoundFile, scanner: &mut Scanner) -> Resu
         synced_through: file.header.synced_through,
         untouched: true,
     };
+    let mut frames = Vec::new();
+    let mut offset = PAGE_BYTES;
+    while offset < file.slot.bytes {
+        let looks_like_one =
+            scanner.peek(offset).await?.is_some_and(|frame| frame.epoch == file.header.epoch);
+        let frame = if looks_like_one { scanner.frame(file, offset).await? } else { None };
+        tail.untouched &= !looks_like_one;
+        let Some((header, _)) = frame else {
+            offset += PAGE_BYTES;
+            continue;
+        };
+        tail.accept_claims(&header);
+        frames.push((offset, header));
+        offset += header.frame_bytes() as u64;
+        if header.last {
+            break;
+        }
+    }
     let mut counter = 1;
-    while let Some((header, _)) = scanner.frame(file, tail.end_offset).await? {
-        if header.counter != counter || header.first_lsn != tail.next_lsn {
+    for (offset, header) in frames {
+        if offset != tail.end_offset {
+            if !begins_behind_freed(&header, tail.next_lsn, tail.freed_through) {
+                break;
+            }
+        } else if header.counter != counter || header.first_lsn != tail.next_lsn {
             return Err(WalError::corrupt(&file.slot.name(), tail.end_offset, "a frame is not in its place"));
         }
-        tail.accept_claims(&header);
         tail.next_lsn = header.next_lsn();
-        tail.end_offset += header.frame_bytes() as u64;
-        counter += 1;
+        tail.end_offset = offset + header.frame_bytes() as u64;
+        counter = header.counter + 1;
         if header.last {
             return Ok(tail);
         }
-    }
-    let mut offset = tail.end_offset;
-    while offset < file.slot.bytes {
-        let header = match scanner.peek(offset).await? {
-            Some(header) if header.epoch == file.header.epoch => header,
-            _ => {
-                offset += PAGE_BYTES;
-                continue;
-            }
-        };
-        tail.untouched = false;
-        let authentic = scanner.frame(file, offset).await?.is_some();
-        if authentic {
-            tail.accept_claims(&header);
-        }
-        offset += if authentic { header.frame_bytes() as u64 } else { PAGE_BYTES };
     }
     if tail.next_lsn <= tail.synced_through && tail.freed_through < tail.synced_through {
         let detail = format!("record {} was durable and is gone, later ones are there", tail.next_lsn);
@@ -166,9 +190,13 @@ pub(crate) async fn scan_newest(file: &FoundFile, scanner: &mut Scanner) -> Resu
     Ok(tail)
 }
 
+/// Whether everything is freed between `next_lsn`, whose frame cannot be read, and a frame behind the gap.
+pub(crate) fn begins_behind_freed(frame: &FrameHeader, next_lsn: Lsn, freed_through: Lsn) -> bool {
+    next_lsn < frame.first_lsn && frame.first_lsn <= freed_through.next()
+}
+
 impl Tail {
     fn accept_claims(&mut self, header: &FrameHeader) {
-        self.untouched = false;
         self.freed_through = self.freed_through.max(header.freed_through);
         self.synced_through = self.synced_through.max(header.synced_through);
     }

@@ -347,23 +347,49 @@ async fn freed_records_lost_with_the_tail_do_not_hide_new_ones() {
     let disk = MemoryDisk::new(1);
     let life = Life::start(&disk, 1).await.unwrap();
     append_synced(&life.wal, 1, 3).await;
-    for seq in 4..=5 {
+    for seq in 4..=6 {
         let lsn = append(&life.wal, write(seq, 1)).await;
         life.wal.written(lsn).await.unwrap();
         life.wal.free_through(Lsn::new(4));
     }
     let disk = life.kill().await;
-    // The frame of records 1 to 3 may be one or more; record 4 stands two pages before the end.
+    // The frame of records 1 to 3 may be one or more; records 4 and 5 stand two frames before the end.
     let file = disk.contents("000000.wal");
     let frames: Vec<_> = (1..20).map(|page| page * PAGE).filter(|&at| &file[at..at + 4] == b"CWFR").collect();
-    let lost = frames[frames.len() - 2];
-    disk.tamper("000000.wal", |bytes| bytes[lost..lost + 2 * PAGE].fill(0));
+    let lost = frames[frames.len() - 3];
+    disk.tamper("000000.wal", |bytes| bytes[lost..lost + 4 * PAGE].fill(0));
     let life = open_again(&disk).await.unwrap();
     assert!(life.replayed.is_empty());
     let lsn = append(&life.wal, write(50, 1)).await;
     life.wal.written(lsn).await.unwrap();
     let life = open_again(&life.kill().await).await.unwrap();
     assert_eq!(life.replayed, [(lsn, write(50, 1))]);
+}
+
+#[tokio::test]
+async fn damage_to_freed_records_hides_nothing_behind_them() {
+    let disk = MemoryDisk::new(1);
+    let life = Life::start(&disk, 1).await.unwrap();
+    for seq in 1..=10 {
+        append_synced(&life.wal, seq, seq).await;
+        life.wal.free_through(Lsn::new(seq.min(5)));
+    }
+    let disk = life.kill().await;
+    for damaged in [frame_at(2), frame_at(4) + 100, frame_at(5) + 8] {
+        disk.tamper("000000.wal", |bytes| bytes[damaged] ^= 1);
+    }
+    let needed: Vec<_> = (6..=10).map(|seq| (Lsn::new(seq), write(seq, 1))).collect();
+    // In the newest file, and in one before it.
+    for _ in 0..2 {
+        let life = open_again(&disk).await.unwrap();
+        assert_eq!(life.replayed, needed);
+        for (lsn, record) in &needed {
+            assert_eq!(life.wal.read(*lsn).await.unwrap(), data(record));
+        }
+        life.kill().await;
+    }
+    disk.tamper("000000.wal", |bytes| bytes[frame_at(6) + 100] ^= 1);
+    assert!(matches!(open_again(&disk).await.err().unwrap(), WalError::Corrupt { .. }));
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ fn write(input: &mut Input<'_>, setup: u8) -> Log {
                 synced = lsn - 1;
             }
             if shape & 0x20 != 0 {
-                freed = synced.min(freed + u64::from(shape >> 6));
+                freed = (lsn - 1).min(freed + u64::from(shape >> 6));
             }
             let mut frame =
                 FramePlan { records: Vec::new(), synced_through: synced, freed_through: freed, last: false };
