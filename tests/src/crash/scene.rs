@@ -35,7 +35,7 @@ pub trait Scene {
 #[derive(Debug)]
 pub struct Writers {
     run_ms_max: u64,
-    answered: AtomicU64,
+    written: AtomicU64,
     may_lack_space: AtomicBool,
     /// How often the server was killed, counted up just before it happens; and how often when the writers began.
     deaths: Arc<AtomicU64>,
@@ -43,7 +43,7 @@ pub struct Writers {
     hang_up: AtomicBool,
 }
 
-/// How long it may take until requests are answered again once what was in the way is gone.
+/// How long it may take until writes are taken again once what was in the way is gone.
 const PROGRESS_PATIENCE: Duration = Duration::from_secs(45);
 
 impl Writers {
@@ -55,7 +55,7 @@ impl Writers {
     pub fn of_a_server_that_dies(deaths: Arc<AtomicU64>, deaths_before: u64) -> Self {
         Self {
             run_ms_max: 0,
-            answered: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             may_lack_space: AtomicBool::new(false),
             deaths,
             deaths_before,
@@ -68,14 +68,14 @@ impl Writers {
         std::thread::sleep(Duration::from_millis(random.below(self.run_ms_max)));
     }
 
-    /// Waits until the server answers requests that were sent from now on, without an error.
+    /// Waits until the server takes writes that were sent from now on.
     pub fn make_progress(&self) -> Result<()> {
         /// More than can have been in flight.
         const ENOUGH: u64 = 256;
-        let (before, started) = (self.answered.load(Ordering::SeqCst), Instant::now());
-        while self.answered.load(Ordering::SeqCst) < before + ENOUGH {
+        let (before, started) = (self.written.load(Ordering::SeqCst), Instant::now());
+        while self.written.load(Ordering::SeqCst) < before + ENOUGH {
             if started.elapsed() > PROGRESS_PATIENCE {
-                bail!("hardly a request was answered within {} s", PROGRESS_PATIENCE.as_secs());
+                bail!("hardly a write was taken within {} s", PROGRESS_PATIENCE.as_secs());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -100,8 +100,8 @@ impl Writers {
         self.hang_up.load(Ordering::SeqCst)
     }
 
-    pub(super) fn was_answered(&self) {
-        self.answered.fetch_add(1, Ordering::SeqCst);
+    pub(super) fn was_written(&self) {
+        self.written.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(super) fn excuses_lack_of_space(&self) -> bool {

@@ -213,7 +213,8 @@ impl Writer<'_> {
             bail!(Refused(format!("an answer for cookie {cookie}, which is not in flight")));
         };
         match (error, &pending) {
-            (0, _) => self.told.was_answered(),
+            (0, Pending::Write { .. }) => self.told.was_written(),
+            (0, _) => {}
             (wire::ENOSPC, Pending::Write { .. }) if self.told.excuses_lack_of_space() => {
                 self.diary.refused += 1;
                 std::thread::sleep(PAUSE_WHEN_FULL);
