@@ -33,6 +33,8 @@ pub enum Bug {
     SkipReplayedRecord,
     /// Replay takes records of a term that another gateway's followed.
     ReplayStaleTerm,
+    /// Recovery takes a damaged record for the end of the log.
+    EndAtDamage,
     /// The catalog is not told that the log holds something, so that nobody notices when it is gone.
     ForgetDirtyLog,
     /// A lease ends when the wall clock of whoever wants it says so.
@@ -46,7 +48,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::AcknowledgeUnwritten,
         Self::FlushWithoutSync,
         Self::IgnoreFailedSync,
@@ -60,6 +62,7 @@ impl Bug {
         Self::KeepCutOffTail,
         Self::SkipReplayedRecord,
         Self::ReplayStaleTerm,
+        Self::EndAtDamage,
         Self::ForgetDirtyLog,
         Self::LeaseEndsByWallClock,
         Self::AnswerWithoutLease,

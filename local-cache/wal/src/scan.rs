@@ -6,6 +6,7 @@ use crate::format::{FRAME_MAX, FileHeader, FrameError, FrameHeader, PAGE, PAGE_B
 use crate::ring::Slot;
 use cairn_model::Lsn;
 use cairn_model::crypto::Cipher;
+use cairn_model::planted::{Bug, is_planted};
 use std::sync::Arc;
 
 /// Bytes per read; at least two frames of the largest size.
@@ -183,7 +184,8 @@ pub(crate) async fn scan_newest(file: &FoundFile, scanner: &mut Scanner) -> Resu
             return Ok(tail);
         }
     }
-    if tail.next_lsn <= tail.synced_through && tail.freed_through < tail.synced_through {
+    let is_damaged = tail.next_lsn <= tail.synced_through && tail.freed_through < tail.synced_through;
+    if is_damaged && !is_planted(Bug::EndAtDamage) {
         let detail = format!("record {} was durable and is gone, later ones are there", tail.next_lsn);
         return Err(WalError::corrupt(&file.slot.name(), tail.end_offset, detail));
     }

@@ -1,18 +1,24 @@
 //! A disk in memory that loses power, and the ports to run the log on one thread under a seed.
 //!
 //! The disk keeps what is durable apart from what was only written. [`MemoryDisk::lose_power`] keeps any subset of
-//! the unsynced 512-byte sectors. A failed sync leaves pages that read as written and are not on the device, as
-//! Linux does. Operations yield now and then, so that the seed decides how tasks interleave.
+//! the unsynced 512-byte sectors, and tears some of the others. A failed sync leaves pages that read as written and are not on the
+//! device, as Linux does; a disk may also lie about its syncs, and flip bits of what it holds. Operations yield now and then, so
+//! that the seed decides how tasks interleave.
 
 use crate::disk::{Disk, DiskFile, DiskFuture};
 use cairn_model::{DedicatedWork, Entropy, Ports, SeededEntropy, Spawn, SystemClock};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::watch;
 
 const SECTOR: usize = 512;
+/// Of a hundred sectors that a power cut does not keep.
+const TORN_PERCENT: u64 = 5;
+/// Writes of a file that [`MemoryDisk::flip_a_bit`] chooses from.
+const RECENT_WRITES: usize = 64;
 
 /// Numbers that a seed decides.
 #[derive(Debug)]
@@ -55,6 +61,10 @@ struct FileState {
     durable: Vec<u8>,
     /// Per sector: written since the last sync.
     dirty: Vec<bool>,
+    /// Syncs that had something to do.
+    syncs: u64,
+    /// The last writes that no later one touched, and how many syncs were before each.
+    recent: VecDeque<(Range<usize>, u64)>,
 }
 
 struct State {
@@ -63,6 +73,10 @@ struct State {
     /// Changes until everything stops, as if the process were gone.
     changes_left: Option<u64>,
     changes: u64,
+    /// Syncs succeed and make nothing durable.
+    lies: bool,
+    /// It did, and power has not been cut since.
+    has_lied: bool,
 }
 
 /// See the module.
@@ -82,7 +96,14 @@ impl std::fmt::Debug for MemoryDisk {
 
 impl MemoryDisk {
     pub fn new(seed: u64) -> Self {
-        let state = State { files: BTreeMap::new(), fault: None, changes_left: None, changes: 0 };
+        let state = State {
+            files: BTreeMap::new(),
+            fault: None,
+            changes_left: None,
+            changes: 0,
+            lies: false,
+            has_lied: false,
+        };
         Self {
             state: Arc::new(Mutex::new(state)),
             dice: Arc::new(Dice::new(seed)),
@@ -114,17 +135,60 @@ impl MemoryDisk {
         let mut state = self.state.lock();
         state.changes_left = None;
         state.fault = None;
+        state.lies = false;
         self.stopped.send_replace(false);
+    }
+
+    /// From now on syncs succeed and make nothing durable, until [`MemoryDisk::restart`].
+    pub fn lie(&self) {
+        let mut state = self.state.lock();
+        (state.lies, state.has_lied) = (true, true);
+    }
+
+    /// Whether a power cut may lose what was synced.
+    pub fn has_lied(&self) -> bool {
+        self.state.lock().has_lied
+    }
+
+    /// Removes every file.
+    pub fn wipe(&self) {
+        let mut state = self.state.lock();
+        state.files.clear();
+        state.has_lied = false;
+    }
+
+    /// Flips a bit in one of the writes that at least `syncs` syncs of the file followed, each after another write. Says where.
+    pub fn flip_a_bit(&self, syncs: u64) -> Option<String> {
+        let mut state = self.state.lock();
+        let mut candidates = Vec::new();
+        for (name, file) in &state.files {
+            let old = file.recent.iter().filter(|(_, before)| before + syncs <= file.syncs);
+            candidates.extend(old.map(|(range, _)| (name.clone(), range.clone())));
+        }
+        let chosen = self.dice.below(candidates.len().max(1) as u64);
+        let (name, range) = candidates.into_iter().nth(position(chosen))?;
+        let at = range.start + position(self.dice.below(range.len() as u64));
+        let bit = 1 << self.dice.below(8);
+        let file = state.files.get_mut(&name)?;
+        *file.durable.get_mut(at)? ^= bit;
+        file.cached[at] ^= bit;
+        Some(format!("bit {bit:#x} of byte {at} of {name}"))
     }
 
     /// Keeps `keep_percent` of the unsynced sectors, chosen by the seed.
     pub fn lose_power(&self, keep_percent: u64) {
-        for file in self.state.lock().files.values_mut() {
+        let mut state = self.state.lock();
+        state.has_lied = false;
+        for file in state.files.values_mut() {
             for sector in file.take_dirty() {
                 if self.dice.percent(keep_percent) {
-                    file.persist(sector);
+                    file.persist(sector, SECTOR);
+                } else if self.dice.percent(TORN_PERCENT) {
+                    file.persist(sector, position(self.dice.below(SECTOR as u64)));
                 }
             }
+            let syncs = file.syncs;
+            file.recent.retain(|(_, before)| *before < syncs);
             file.cached.clone_from(&file.durable);
         }
     }
@@ -168,24 +232,25 @@ impl MemoryDisk {
                 tokio::task::yield_now().await;
             }
         }
-        let stopped = {
+        let (stopped, lies) = {
             let mut state = self.state.lock();
             if let Some(kind) = state.fault.as_mut().and_then(|fault| fault(operation)) {
                 return Err(kind.into());
             }
             state.changes += 1;
-            match &mut state.changes_left {
+            let stopped = match &mut state.changes_left {
                 None => false,
                 Some(0) => true,
                 Some(left) => {
                     *left -= 1;
                     false
                 }
-            }
+            };
+            (stopped, state.lies)
         };
         if stopped {
             // The operation that the end of the process interrupts may still take effect.
-            if let (Operation::Sync(name), true) = (operation, self.dice.percent(50)) {
+            if let (Operation::Sync(name), true) = (operation, self.dice.percent(50) && !lies) {
                 self.with_file(name, FileState::sync)?;
             }
             self.stopped.send_replace(true);
@@ -212,8 +277,9 @@ impl FileState {
         dirty.into_iter().enumerate().filter_map(|(sector, dirty)| dirty.then_some(sector)).collect()
     }
 
-    fn persist(&mut self, sector: usize) {
-        let range = sector * SECTOR..((sector + 1) * SECTOR).min(self.cached.len());
+    /// Makes so many of the sector's first bytes durable.
+    fn persist(&mut self, sector: usize, bytes: usize) {
+        let range = sector * SECTOR..(sector * SECTOR + bytes).min(self.cached.len());
         if self.durable.len() < range.end {
             self.durable.resize(range.end, 0);
         }
@@ -221,8 +287,10 @@ impl FileState {
     }
 
     fn sync(&mut self) {
-        for sector in self.take_dirty() {
-            self.persist(sector);
+        let dirty = self.take_dirty();
+        self.syncs += u64::from(!dirty.is_empty());
+        for sector in dirty {
+            self.persist(sector, SECTOR);
         }
     }
 
@@ -237,6 +305,13 @@ impl FileState {
             self.dirty.resize(sectors.end, false);
         }
         self.dirty[sectors].fill(true);
+        self.recent.retain(|(other, _)| other.end <= offset || end <= other.start);
+        if !bytes.is_empty() {
+            self.recent.push_back((offset..end, self.syncs));
+        }
+        if self.recent.len() > RECENT_WRITES {
+            self.recent.pop_front();
+        }
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
@@ -358,7 +433,9 @@ impl DiskFile for MemoryFile {
     fn sync(&self) -> DiskFuture<'_, ()> {
         Box::pin(async {
             let synced = self.disk.change(&Operation::Sync(self.name())).await;
+            let lies = self.disk.state.lock().lies;
             self.disk.with_file(&self.name(), |file| match &synced {
+                Ok(()) if lies => {}
                 Ok(()) => file.sync(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The kernel calls the pages clean now and forgets that they are not on the device.

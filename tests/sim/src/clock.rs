@@ -8,25 +8,31 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// A clock that is right.
+pub(crate) const PACE: u32 = 1000;
 /// Wall time when the world begins, milliseconds since 1970.
 const EPOCH_MILLIS: i64 = 1_800_000_000_000;
 
-/// A host's wall clock: wrong by any amount, and it may jump.
-#[derive(Debug, Default)]
-pub(crate) struct WallDial(AtomicI64);
+/// A host's clocks: the wall clock is wrong by any amount and may jump; the monotonic one runs a little fast or slow.
+#[derive(Debug)]
+pub(crate) struct HostClocks {
+    wall_wrong_by: AtomicI64,
+    /// Monotonic milliseconds in a second of the world.
+    pace: u32,
+}
 
-impl WallDial {
-    pub(crate) fn new(wrong_by_millis: i64) -> Self {
-        Self(AtomicI64::new(wrong_by_millis))
+impl HostClocks {
+    pub(crate) fn new(wall_wrong_by_millis: i64, pace: u32) -> Self {
+        Self { wall_wrong_by: AtomicI64::new(wall_wrong_by_millis), pace }
     }
 
     pub(crate) fn jump(&self, millis: i64) {
-        self.0.fetch_add(millis, Ordering::Relaxed);
+        self.wall_wrong_by.fetch_add(millis, Ordering::Relaxed);
     }
 
-    fn at(&self, world: Duration) -> WallTime {
+    fn wall(&self, world: Duration) -> WallTime {
         let world = i64::try_from(world.as_millis()).expect("the world is young");
-        let millis = EPOCH_MILLIS + world + self.0.load(Ordering::Relaxed);
+        let millis = EPOCH_MILLIS + world + self.wall_wrong_by.load(Ordering::Relaxed);
         WallTime::from_unix_millis(u64::try_from(millis).expect("after 1970"))
     }
 }
@@ -37,12 +43,12 @@ pub(crate) struct VirtualClock {
     origin: Instant,
     /// The world's time at the origin.
     started: Duration,
-    dial: Arc<WallDial>,
+    host: Arc<HostClocks>,
 }
 
 impl VirtualClock {
-    pub(crate) fn starting_at(started: Duration, dial: Arc<WallDial>) -> Self {
-        Self { origin: Instant::now(), started, dial }
+    pub(crate) fn starting_at(started: Duration, host: Arc<HostClocks>) -> Self {
+        Self { origin: Instant::now(), started, host }
     }
 
     /// The runtime's moment of a time of the world.
@@ -58,15 +64,15 @@ impl VirtualClock {
 
 impl Clock for VirtualClock {
     fn now(&self) -> Monotonic {
-        Monotonic::from_origin(self.origin.elapsed())
+        Monotonic::from_origin(self.origin.elapsed() * self.host.pace / PACE)
     }
 
     fn wall(&self) -> WallTime {
-        self.dial.at(self.world())
+        self.host.wall(self.world())
     }
 
     #[expect(clippy::disallowed_methods, reason = "this implements the port")]
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(tokio::time::sleep(duration))
+        Box::pin(tokio::time::sleep(duration.saturating_mul(PACE) / self.host.pace))
     }
 }

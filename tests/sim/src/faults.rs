@@ -7,6 +7,8 @@ use cairn_metadata::memory::{CallFault, CallPlan};
 use cairn_model::Clock;
 use cairn_segment_writer::testing::{Fault, Request, Verb};
 use cairn_wal::testing::{Dice, MemoryDisk, Operation};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::io;
 use std::ops::Range;
@@ -15,6 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 
+/// How long the engine may go on refusing after the pool has room again: it tries now and then.
+const FULL_FOR_LONGER: Duration = Duration::from_secs(30);
+/// A call may take longer than a lease.
+const SLOW_CALL_MS_MAX: u64 = 5000;
 /// `ENOSPC`.
 const NO_SPACE: i32 = 28;
 
@@ -23,6 +29,7 @@ const NO_SPACE: i32 = 28;
 pub(crate) struct Faults {
     dice: Dice,
     clock: Arc<VirtualClock>,
+    is_troubled: bool,
     /// Of a hundred requests or calls.
     store_percent: u64,
     catalog_percent: u64,
@@ -34,6 +41,9 @@ pub(crate) struct Faults {
     /// Catalog calls until the process ends in the middle of one; at most `u64::MAX`.
     calls_left: AtomicU64,
     sync_failed: Arc<AtomicBool>,
+    allows_flips: bool,
+    /// Objects that were flipped on their way; one flip each is enough.
+    flipped: Mutex<BTreeSet<String>>,
     /// Told when the process must end.
     pub(crate) end: Notify,
 }
@@ -55,20 +65,28 @@ impl Outage {
 }
 
 impl Faults {
-    pub(crate) fn draw(dice: Dice, clock: Arc<VirtualClock>, limits: &Limits) -> Arc<Self> {
+    pub(crate) fn draw(
+        dice: Dice,
+        clock: Arc<VirtualClock>,
+        limits: &Limits,
+        catalog_outages: u64,
+    ) -> Arc<Self> {
         let store = pick(&dice, &[0, 3, 25, 60]);
         let catalog = pick(&dice, &[0, 3, 20]);
         let allowed = |part, percent| if limits.allow(part) { percent } else { 0 };
         Arc::new(Self {
+            is_troubled: true,
             store_percent: allowed(Part::StoreFaults, store),
             catalog_percent: allowed(Part::CatalogFaults, catalog),
             store_away: Outage::draw(&dice, 30, 10_000, limits.allow(Part::StoreOutages)),
-            catalog_away: Outage::draw(&dice, 25, 10_000, limits.allow(Part::CatalogOutages)),
+            catalog_away: Outage::draw(&dice, catalog_outages, 10_000, limits.allow(Part::CatalogOutages)),
             pool_full: Outage::draw(&dice, 10, 5000, limits.allow(Part::FullPool)),
             dice,
             clock,
             calls_left: AtomicU64::new(u64::MAX),
             sync_failed: Arc::default(),
+            allows_flips: limits.allow(Part::BitFlips),
+            flipped: Mutex::default(),
             end: Notify::new(),
         })
     }
@@ -77,6 +95,7 @@ impl Faults {
     pub(crate) fn none(clock: Arc<VirtualClock>) -> Arc<Self> {
         let never = Outage(Duration::ZERO..Duration::ZERO);
         Arc::new(Self {
+            is_troubled: false,
             dice: Dice::new(0),
             clock,
             store_percent: 0,
@@ -86,6 +105,8 @@ impl Faults {
             pool_full: never,
             calls_left: AtomicU64::new(u64::MAX),
             sync_failed: Arc::default(),
+            allows_flips: false,
+            flipped: Mutex::default(),
             end: Notify::new(),
         })
     }
@@ -117,9 +138,15 @@ impl Faults {
         self.sync_failed.load(Ordering::Relaxed)
     }
 
-    /// Whether a guest may be told that the pool is full: it was, in this life.
-    pub(crate) fn pool_was_full(&self) -> bool {
-        !self.pool_full.0.is_empty() && self.clock.now().since_origin() >= self.pool_full.0.start
+    /// Whether a guest may be told that the pool is full: it is, or was a moment ago.
+    pub(crate) fn pool_is_full(&self) -> bool {
+        let Range { start, end } = self.pool_full.0;
+        start < end && (start..end + FULL_FOR_LONGER).contains(&self.clock.now().since_origin())
+    }
+
+    /// Whether anything may be unavailable for a time.
+    pub(crate) fn are_any(&self) -> bool {
+        self.is_troubled
     }
 
     pub(crate) fn of_store(&self, request: Request<'_>) -> Option<Fault> {
@@ -135,6 +162,7 @@ impl Faults {
         if !self.dice.percent(self.store_percent) {
             return None;
         }
+        let flipped = usize::try_from(self.dice.below(1 << 20)).expect("a place in an object");
         let faults: &[Fault] = match request.verb {
             Verb::Put => {
                 &[Fault::Status(503), Fault::Connection, Fault::Hang, Fault::ReplyLost, Fault::ReplyHangs]
@@ -145,9 +173,16 @@ impl Faults {
                 Fault::Hang,
                 Fault::BodyBreaks(100),
                 Fault::BodyEnds(100),
+                Fault::BodyFlips(flipped),
             ],
         };
-        Some(pick(&self.dice, faults))
+        let fault = pick(&self.dice, faults);
+        if !matches!(fault, Fault::BodyFlips(_)) {
+            return Some(fault);
+        }
+        // The engine asks for damaged data once more: what is damaged twice in a row is taken to be so in the store.
+        let is_first = self.allows_flips && self.flipped.lock().insert(request.key.to_owned());
+        is_first.then_some(fault)
     }
 
     pub(crate) fn of_catalog(self: &Arc<Self>) -> Arc<CallPlan> {
@@ -168,13 +203,21 @@ impl Faults {
             return if self.dice.percent(50) { pending().await } else { Some(CallFault::Silent) };
         }
         if let Some(left) = self.catalog_away.left(&*self.clock) {
-            // Refused at once, or after a silence.
-            self.clock
-                .sleep(pick(&self.dice, &[Duration::from_millis(1), left.min(Duration::from_secs(1))]))
-                .await;
-            return Some(CallFault::Refused);
+            // Refused at once or after a silence, or heard when the outage is over, however late that is.
+            let (short, long) = (Duration::from_millis(1), left.min(Duration::from_secs(1)));
+            let silences = [short, short, long, long, left];
+            let is_heard = self.dice.percent(10);
+            self.clock.sleep(if is_heard { left } else { pick(&self.dice, &silences) }).await;
+            return (!is_heard).then_some(CallFault::Refused);
         }
-        let fault = pick(&self.dice, &[CallFault::Refused, CallFault::ReplyLost]);
-        self.dice.percent(self.catalog_percent).then_some(fault)
+        let fault = pick(&self.dice, &[Some(CallFault::Refused), Some(CallFault::ReplyLost), None]);
+        let slowness = millis(&self.dice, SLOW_CALL_MS_MAX);
+        if !self.dice.percent(self.catalog_percent) {
+            return None;
+        }
+        if fault.is_none() {
+            self.clock.sleep(slowness).await;
+        }
+        fault
     }
 }

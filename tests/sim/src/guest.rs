@@ -2,7 +2,6 @@
 
 use crate::clock::VirtualClock;
 use crate::faults::Faults;
-use crate::limits::Part;
 use crate::settings::{Habits, millis};
 use crate::site::SimSite;
 use crate::stamp::SECTOR;
@@ -80,12 +79,13 @@ impl Guest {
                 in_flight.join_next().await;
                 continue;
             }
-            let (sender, request) = (Arc::clone(&guest), guest.draw());
+            let (sender, resizes) = (Arc::clone(&guest), guest.volume.resizes_ended());
+            let request = guest.draw();
             if left == 0 {
                 break;
             }
             left -= 1;
-            in_flight.spawn(async move { sender.send(request).await });
+            in_flight.spawn(async move { sender.send(request, resizes).await });
             if guest.dice.percent(60) {
                 guest.shared.clock.sleep(millis(&guest.dice, guest.habits.pause_ms_max)).await;
             }
@@ -132,7 +132,7 @@ impl Guest {
         (first, sectors)
     }
 
-    async fn send(&self, request: Request) {
+    async fn send(&self, request: Request, resizes: u64) {
         let (shared, who) = (&self.shared, (self.volume.number, self.number));
         shared.note(&format_args!("{who:?} {request:?}"));
         match self.perform(request).await {
@@ -141,19 +141,19 @@ impl Guest {
                 shared.note(&format_args!("{who:?} {request:?}: {error}"));
                 if shared.log_is_gone(&error) {
                     shared.faults.end.notify_one();
-                } else if !self.is_excused(&error) {
+                } else if !self.is_excused(&error, resizes) {
                     shared.found(format!("{} refuses {request:?}: {error}", self.volume.name()));
                 }
             }
         }
     }
 
-    fn is_excused(&self, error: &EngineError) -> bool {
+    /// `resizes`: those that had ended when the request was made up.
+    fn is_excused(&self, error: &EngineError, resizes: u64) -> bool {
         match error.kind() {
-            ErrorKind::Unavailable => true,
-            ErrorKind::OutOfSpace => self.shared.faults.pool_was_full(),
-            // The volume may have shrunk.
-            ErrorKind::OutOfRange => self.shared.site.limits.allow(Part::Resizes),
+            ErrorKind::Unavailable => self.shared.faults.are_any(),
+            ErrorKind::OutOfSpace => self.shared.faults.pool_is_full(),
+            ErrorKind::OutOfRange => self.volume.may_have_been_resized_since(resizes),
             ErrorKind::Fenced => !self.volume.is_held(self.tenure),
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! One life of a gateway's process: start, serve guests, end.
 
 use crate::attachment::Attachment;
-use crate::clock::{VirtualClock, WallDial};
+use crate::clock::{HostClocks, VirtualClock};
 use crate::faults::Faults;
 use crate::guest::Shared;
 use crate::limits::Part;
@@ -12,13 +12,13 @@ use cairn_model::crypto::SecretKey;
 use cairn_model::{Entropy, ErrorKind, GatewayId, Kinded, Monotonic, Ports, SeededEntropy};
 use cairn_segment_writer::testing::FaultStore;
 use cairn_segment_writer::{DataNode, Pool};
+use cairn_wal::WalError;
 use cairn_wal::testing::{Dice, MemoryDisk, TaskSpawn};
 use parking_lot::Mutex;
 use std::fmt::Display;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
-use system_tests::oracle::verdict::Promise;
 use tokio::task::JoinSet;
 
 use crate::store::SlowStore;
@@ -39,6 +39,17 @@ pub(crate) enum Purpose {
     CheckOnly,
 }
 
+/// What a process finds on its host.
+pub(crate) struct Machine {
+    pub(crate) gateway: GatewayId,
+    pub(crate) disk: MemoryDisk,
+    pub(crate) clocks: Arc<HostClocks>,
+    /// Of a hundred lives: in which the catalog is away for a while.
+    pub(crate) catalog_outages: u64,
+    /// Something was done to the disk that no log survives whole.
+    pub(crate) log_may_be_damaged: bool,
+}
+
 /// See the module.
 pub(crate) struct Life {
     site: Arc<SimSite>,
@@ -46,7 +57,8 @@ pub(crate) struct Life {
     purpose: Purpose,
     dice: Dice,
     disk: MemoryDisk,
-    dial: Arc<WallDial>,
+    clocks: Arc<HostClocks>,
+    log_may_be_damaged: bool,
     ports: Ports,
     shared: Arc<Shared>,
     /// Outlives the runtime, to be taken apart afterwards.
@@ -55,21 +67,14 @@ pub(crate) struct Life {
 
 impl Life {
     /// To be called inside the runtime of the process.
-    pub(crate) fn new(
-        site: Arc<SimSite>,
-        gateway: GatewayId,
-        disk: MemoryDisk,
-        dial: Arc<WallDial>,
-        now: Duration,
-        seed: u64,
-        purpose: Purpose,
-    ) -> Self {
+    pub(crate) fn new(site: Arc<SimSite>, on: Machine, now: Duration, seed: u64, purpose: Purpose) -> Self {
+        let Machine { gateway, disk, clocks, catalog_outages, log_may_be_damaged } = on;
         let dice = Dice::new(seed);
-        let clock = Arc::new(VirtualClock::starting_at(now, Arc::clone(&dial)));
+        let clock = Arc::new(VirtualClock::starting_at(now, Arc::clone(&clocks)));
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(dice.below(u64::MAX)));
         let for_faults = Dice::new(dice.below(u64::MAX));
         let faults = match purpose {
-            Purpose::Crash => Faults::draw(for_faults, Arc::clone(&clock), &site.limits),
+            Purpose::Crash => Faults::draw(for_faults, Arc::clone(&clock), &site.limits, catalog_outages),
             Purpose::Order | Purpose::CheckOnly => Faults::none(Arc::clone(&clock)),
         };
         // Files that complete at once let callers serve themselves; those that yield leave it to the log's thread.
@@ -78,7 +83,8 @@ impl Life {
         let ports = Ports { clock: Arc::clone(&clock) as _, entropy, spawn: Arc::new(TaskSpawn::default()) };
         let shared =
             Arc::new(Shared { site: Arc::clone(&site), place, clock, faults, finding: Mutex::default() });
-        Self { site, gateway, purpose, dice, disk, dial, ports, shared, engine: Mutex::default() }
+        let engine = Mutex::default();
+        Self { site, gateway, purpose, dice, disk, clocks, log_may_be_damaged, ports, shared, engine }
     }
 
     pub(crate) fn clock(&self) -> &VirtualClock {
@@ -95,6 +101,10 @@ impl Life {
 
     pub(crate) fn finding(&self) -> Option<String> {
         self.shared.finding.lock().take()
+    }
+
+    pub(crate) fn has_started(&self) -> bool {
+        self.engine.lock().is_some()
     }
 
     pub(crate) fn take_engine(&self) -> Option<Arc<Engine>> {
@@ -177,13 +187,22 @@ impl Life {
     async fn start(&self) -> Result<Arc<Engine>, EngineError> {
         let config = engine_config(&self.dice, self.site.lease_ttl);
         match self.try_start(config.clone()).await {
-            Err(EngineError::LostWal(_)) => {
+            Err(EngineError::LostWal(_)) if self.log_may_be_damaged => {
                 self.note(&"the log is lost");
-                self.site.excuse(self.gateway, Promise::Destaged);
-                self.try_start(EngineConfig { accept_lost_wal: true, ..config }).await
+                self.start_without_log(config).await
+            }
+            Err(EngineError::Wal(error)) if self.log_may_be_damaged && is_damage(&error) => {
+                self.note(&format_args!("the log is given up: {error}"));
+                self.disk.wipe();
+                self.start_without_log(config).await
             }
             started => started,
         }
+    }
+
+    async fn start_without_log(&self, config: EngineConfig) -> Result<Arc<Engine>, EngineError> {
+        self.site.log_is_lost(self.gateway);
+        self.try_start(EngineConfig { accept_lost_wal: true, ..config }).await
     }
 
     async fn try_start(&self, config: EngineConfig) -> Result<Arc<Engine>, EngineError> {
@@ -221,13 +240,18 @@ impl Life {
 
     /// Decides where the process ends, if not by time.
     fn arm(&self) {
-        match self.dice.below(4) {
+        // Two hosts need time for each other.
+        match self.dice.below(if self.site.is_contended { 8 } else { 4 }) {
             0 | 1 => self.disk.stop_after(self.dice.below(pick(&self.dice, &[20, 200, 1000]))),
             2 => self.shared.faults.end_in_a_call(),
             _ => {}
         }
         if self.dice.percent(15) && self.site.limits.allow(Part::FailedSyncs) {
             self.shared.faults.fail_a_sync(&self.disk);
+        }
+        if self.dice.percent(5) && self.site.limits.allow(Part::LyingSyncs) {
+            self.note(&"the disk lies about its syncs");
+            self.disk.lie();
         }
     }
 
@@ -263,8 +287,8 @@ impl Life {
 
     /// The host's wall clock jumps, some time before `until`.
     fn wall_jump(&self, until: Monotonic) -> impl Future<Output = ()> + 'static {
-        let (clock, dial, shared) =
-            (Arc::clone(&self.ports.clock), Arc::clone(&self.dial), Arc::clone(&self.shared));
+        let (clock, clocks, shared) =
+            (Arc::clone(&self.ports.clock), Arc::clone(&self.clocks), Arc::clone(&self.shared));
         let by = i64::try_from(self.dice.below(WALL_JUMP_MS_MAX)).expect("a few hours");
         let by = if self.dice.percent(50) { by } else { -by };
         let share = u32::try_from(self.dice.below(100)).expect("a percentage");
@@ -272,7 +296,11 @@ impl Life {
             let wait = until.since(clock.now()) * share / 100;
             clock.sleep(wait).await;
             shared.note(&format_args!("the wall clock jumps by {by} ms"));
-            dial.jump(by);
+            clocks.jump(by);
         }
     }
+}
+
+fn is_damage(error: &WalError) -> bool {
+    matches!(error, WalError::Corrupt { .. } | WalError::MissingFile { .. })
 }

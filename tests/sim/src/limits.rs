@@ -17,8 +17,11 @@ pub(crate) enum Part {
     CatalogOutages,
     PowerCuts,
     FailedSyncs,
+    LyingSyncs,
+    BitFlips,
     LostDisks,
     WallClocks,
+    SlowClocks,
     Pauses,
     SecondHost,
     Resizes,
@@ -26,11 +29,14 @@ pub(crate) enum Part {
     Reads,
 }
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 17] = [
     Part::SecondHost,
     Part::Pauses,
     Part::WallClocks,
+    Part::SlowClocks,
     Part::LostDisks,
+    Part::BitFlips,
+    Part::LyingSyncs,
     Part::FailedSyncs,
     Part::PowerCuts,
     Part::FullPool,

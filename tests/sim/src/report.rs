@@ -18,6 +18,7 @@ pub struct Counts {
     pub lives: u64,
     pub power_cuts: u64,
     pub lost_disks: u64,
+    pub flipped_bits: u64,
     pub pauses: u64,
     /// Volumes that came to another host, or lost their log.
     pub moves: u64,
@@ -30,6 +31,7 @@ impl Sum for Counts {
             lives: sum.lives + one.lives,
             power_cuts: sum.power_cuts + one.power_cuts,
             lost_disks: sum.lost_disks + one.lost_disks,
+            flipped_bits: sum.flipped_bits + one.flipped_bits,
             pauses: sum.pauses + one.pauses,
             moves: sum.moves + one.moves,
             requests: [sum.requests, one.requests].into_iter().sum(),
@@ -39,11 +41,11 @@ impl Sum for Counts {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { lives, power_cuts, lost_disks, pauses, moves, requests } = self;
+        let Self { lives, power_cuts, lost_disks, flipped_bits, pauses, moves, requests } = self;
         let Requests { writes, flushes, reads, unanswered } = requests;
         write!(
             f,
-            "{lives} lives, {power_cuts} power cuts, {lost_disks} lost disks, {pauses} pauses, {moves} moves, "
+            "{lives} lives, {power_cuts} power cuts, {lost_disks} lost disks, {flipped_bits} flipped bits, {pauses} pauses, {moves} moves, "
         )?;
         write!(f, "{writes} writes ({unanswered} unanswered), {flushes} flushes, {reads} reads")
     }

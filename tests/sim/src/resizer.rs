@@ -43,8 +43,10 @@ impl Resizer {
         self.shared.note(&format_args!("{} from {before} to {sectors} sectors", volume.name()));
         let cut = if sectors < before { steps(sectors, before - sectors) } else { Vec::new() };
         let places = volume.sent(NUMBER, &cut, Effect::Zeroes, true, |_, _| {});
+        volume.resize_begins();
         match self.engine.resize_volume(&volume.name(), sectors * sector).await {
             Ok(()) => {
+                volume.resize_ends();
                 if let Err(finding) = volume.may_answer(self.tenure, "a resize") {
                     self.shared.found(finding);
                     return false;
@@ -60,8 +62,8 @@ impl Resizer {
                     return false;
                 }
                 match error.kind() {
-                    ErrorKind::Unavailable => true,
-                    ErrorKind::OutOfSpace if self.shared.faults.pool_was_full() => true,
+                    ErrorKind::Unavailable if self.shared.faults.are_any() => true,
+                    ErrorKind::OutOfSpace if self.shared.faults.pool_is_full() => true,
                     ErrorKind::Fenced if !volume.is_held(self.tenure) => false,
                     _ => {
                         self.shared.found(format!("{} refuses a resize: {error}", volume.name()));

@@ -137,6 +137,12 @@ impl SimSite {
         millis(dice, terms_max * u64::try_from(self.lease_ttl.as_millis()).expect("some seconds"))
     }
 
+    pub(crate) fn log_is_lost(&self, gateway: GatewayId) {
+        for volume in &self.volumes {
+            volume.log_is_lost(gateway);
+        }
+    }
+
     /// Something happened to the host of a gateway that only `promise` survives.
     pub(crate) fn excuse(&self, gateway: GatewayId, promise: Promise) {
         for volume in &self.volumes {

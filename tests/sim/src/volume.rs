@@ -60,6 +60,8 @@ struct Past {
     last: Option<(GatewayId, Generation)>,
     /// What the events since the last check leave no excuse for losing.
     promise: Promise,
+    /// No log has a say: whatever is there now is in the catalog.
+    without_log: bool,
     moves: u64,
 }
 
@@ -102,6 +104,8 @@ pub(crate) struct SimVolume {
     moment: AtomicU64,
     next_write: AtomicU64,
     requests: Mutex<Requests>,
+    /// Changes of the size that were asked for, and those whose outcome is known.
+    resizes: Mutex<(u64, u64)>,
 }
 
 impl SimVolume {
@@ -113,12 +117,18 @@ impl SimVolume {
             sectors,
             always,
             catalog,
-            past: Mutex::new(Past { last: None, promise: Promise::Acknowledged, moves: 0 }),
+            past: Mutex::new(Past {
+                last: None,
+                promise: Promise::Acknowledged,
+                without_log: false,
+                moves: 0,
+            }),
             journal: Mutex::new(Journal::new(base, true)),
             older: Mutex::default(),
             moment: AtomicU64::new(1),
             next_write: AtomicU64::new(1),
             requests: Mutex::default(),
+            resizes: Mutex::default(),
         }
     }
 
@@ -142,6 +152,13 @@ impl SimVolume {
         }
     }
 
+    /// The gateway has lost its log.
+    pub(crate) fn log_is_lost(&self, gateway: GatewayId) {
+        self.excuse(gateway, Promise::Destaged);
+        let mut past = self.past.lock();
+        past.without_log |= past.last.is_some_and(|(last, _)| last == gateway);
+    }
+
     /// The gateway serves the volume now. `None` if another one has it already.
     pub(crate) fn came_to(&self, gateway: GatewayId, generation: Generation) -> Option<Tenure> {
         let tenure = Tenure { gateway, generation };
@@ -151,6 +168,7 @@ impl SimVolume {
         if past.last.is_some_and(|last| last != now) {
             // The log of whoever had it before says nothing any more.
             past.promise = Promise::Destaged;
+            past.without_log = true;
             past.moves += 1;
         }
         past.last = Some(now);
@@ -190,6 +208,25 @@ impl SimVolume {
             self.name(),
             self.catalog.holder(self.id)
         ))
+    }
+
+    pub(crate) fn resize_begins(&self) {
+        self.resizes.lock().0 += 1;
+    }
+
+    /// Its outcome is known now.
+    pub(crate) fn resize_ends(&self) {
+        self.resizes.lock().1 += 1;
+    }
+
+    /// How many changes of the size have an outcome.
+    pub(crate) fn resizes_ended(&self) -> u64 {
+        self.resizes.lock().1
+    }
+
+    /// Whether the size may have changed since so many changes had an outcome.
+    pub(crate) fn may_have_been_resized_since(&self, ended: u64) -> bool {
+        self.resizes.lock().0 > ended
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -278,37 +315,45 @@ impl SimVolume {
         seen.resize(usize::try_from(self.sectors).expect("a small volume"), Seen::Zero);
         let mut past = self.past.lock();
         let promise = past.promise;
-        let violations = self.judge(&seen, promise);
-        if !violations.is_empty() {
+        let judged = self.judge(&seen, promise);
+        if let Err(violations) = &judged {
             let shown: Vec<_> = violations.iter().take(SHOWN).map(|one| format!("\n  {one}")).collect();
             let (name, count, shown) = (self.name(), violations.len(), shown.concat());
             return Err(CheckError::Finding(format!("{name} breaks {promise:?} {count} times:{shown}")));
         }
         past.promise = Promise::Acknowledged;
         let digest = digest(&seen);
-        self.begin_anew(seen, promise);
+        let without_log = std::mem::take(&mut past.without_log);
+        self.begin_anew(seen, judged.unwrap_or_default(), without_log);
+        let mut resizes = self.resizes.lock();
+        // Those of earlier terms have no effect any more.
+        resizes.1 = resizes.0;
         Ok(digest)
     }
 
-    fn judge(&self, seen: &[Seen], promise: Promise) -> Vec<Violation> {
+    /// The journal that explains what is seen, if it is one of the older.
+    fn judge(&self, seen: &[Seen], promise: Promise) -> Result<Option<usize>, Vec<Violation>> {
         let journal = self.journal.lock();
         let violations = judge(&journal, seen, promise);
-        if promise < Promise::Destaged || violations.is_empty() || !journal.destages.is_empty() {
-            return violations;
+        if violations.is_empty() {
+            return Ok(None);
         }
-        for older in self.older.lock().iter().rev() {
+        if promise < Promise::Destaged || !journal.destages.is_empty() {
+            return Err(violations);
+        }
+        for (index, older) in self.older.lock().iter().enumerate().rev() {
             if judge(older, seen, promise).is_empty() {
-                return Vec::new();
+                return Ok(Some(index));
             }
             if !older.destages.is_empty() {
                 break;
             }
         }
-        violations
+        Err(violations)
     }
 
     /// The journal of what comes after a check that found `base`.
-    fn begin_anew(&self, base: Vec<Seen>, after: Promise) {
+    fn begin_anew(&self, base: Vec<Seen>, older_journal: Option<usize>, without_log: bool) {
         let old = std::mem::replace(&mut *self.journal.lock(), Journal::new(base, true));
         let mut requests = self.requests.lock();
         requests.writes += old.writes.len() as u64;
@@ -316,11 +361,15 @@ impl SimVolume {
         requests.reads += old.reads.len() as u64;
         requests.unanswered += old.writes.iter().filter(|write| write.answered.is_none()).count() as u64;
         let mut older = self.older.lock();
-        if after == Promise::Destaged || !old.destages.is_empty() {
+        if let Some(index) = older_journal {
+            // What came after it is lost for good.
+            older.truncate(index + 1);
+        }
+        if without_log || !old.destages.is_empty() {
             older.clear();
         }
         // What was there without the log is in the catalog: nothing older comes back.
-        if after < Promise::Destaged {
+        if !without_log && older_journal.is_none() {
             older.push(old);
         }
     }

@@ -1,7 +1,7 @@
 //! What outlives the gateways' processes, and the rows of their lives.
 
-use crate::clock::WallDial;
-use crate::life::{Life, Purpose};
+use crate::clock::{HostClocks, PACE};
+use crate::life::{Life, Machine, Purpose};
 use crate::limits::{Limits, Part};
 use crate::process::Process;
 use crate::report::{Counts, Report};
@@ -22,13 +22,22 @@ const TURNS_PER_PAUSE: [u64; 2] = [500, 120];
 const CALM_LIFE_MAX: Duration = Duration::from_hours(2);
 /// No host's wall clock is further from the truth when the world begins.
 const WRONG_WALL_MS_MAX: u64 = 7_200_000;
+/// Clocks of two hosts drift apart by a sixth: less than the fifth that a lease's margin allows for.
+const PACES: [u32; 2] = [PACE * 92 / 100, PACE * 108 / 100];
+/// Of a hundred lives on each of two hosts: one is away from the catalog, with a slow clock, while the other waits for its leases.
+const CATALOG_OUTAGES: [u64; 2] = [60, 10];
+/// Syncs after which the log has to notice that a write of before is damaged: later frames say that it was durable.
+const SYNCS_BEFORE_DAMAGE: u64 = 4;
 
 /// A place where the processes of one gateway live, one after the other.
 struct Host {
     gateway: GatewayId,
     disk: MemoryDisk,
-    dial: Arc<WallDial>,
+    clocks: Arc<HostClocks>,
     dice: Dice,
+    /// The disk is a new one, was found lying by a power cut, or has flipped bits: the log may be gone or call itself damaged.
+    log_may_be_damaged: bool,
+    catalog_outages: u64,
     state: State,
 }
 
@@ -50,7 +59,7 @@ pub(crate) fn run_within(seed: u64, limits: &Limits) -> Result<Report, String> {
     crate::panics::watch();
     let dice = Dice::new(seed);
     let mut world = World::new(&dice, limits);
-    let lives = (world.hosts.len() as u64 + dice.below(5)).min(limits.lives);
+    let lives = (2 * world.hosts.len() as u64 - 1 + dice.below(5)).min(limits.lives);
     let done = world.troubled_lives(&dice, lives).and_then(|()| world.calm_lives(&dice));
     let last = world.site.trace.last();
     done.map_err(|finding| format!("seed {seed}: {finding}\nthe last events:\n{last}"))?;
@@ -59,20 +68,28 @@ pub(crate) fn run_within(seed: u64, limits: &Limits) -> Result<Report, String> {
 
 impl World {
     fn new(dice: &Dice, limits: &Limits) -> Self {
-        let second = dice.percent(50);
+        let second = dice.percent(60);
         let hosts = if second && limits.allow(Part::SecondHost) { 2 } else { 1 };
         let (site, gateways) = SimSite::new(dice, limits, hosts);
-        let hosts = gateways.into_iter().map(|gateway| {
+        let (drift, slow) = (dice.percent(60), dice.below(2));
+        let hosts = (slow..).zip(gateways).map(|(number, gateway)| {
             let dice = Dice::new(dice.below(u64::MAX));
             let wrong = i64::try_from(dice.below(WRONG_WALL_MS_MAX)).expect("a few hours");
             let wrong = if dice.percent(50) { wrong } else { -wrong };
+            let is_fast = usize::from(number % 2 == 0);
+            let pace = if drift { PACES[is_fast] } else { PACE };
             // Some while after the others: it finds them at work.
             let until = millis(&dice, FIRST_START_MS_MAX);
             Host {
                 gateway,
                 disk: MemoryDisk::new(dice.below(u64::MAX)),
-                dial: Arc::new(WallDial::new(if limits.allow(Part::WallClocks) { wrong } else { 0 })),
+                clocks: Arc::new(HostClocks::new(
+                    if limits.allow(Part::WallClocks) { wrong } else { 0 },
+                    if limits.allow(Part::SlowClocks) { pace } else { PACE },
+                )),
                 dice,
+                log_may_be_damaged: false,
+                catalog_outages: if second { CATALOG_OUTAGES[is_fast] } else { 25 },
                 state: State::Down { until },
             }
         });
@@ -120,9 +137,17 @@ impl World {
     fn start(&mut self, host: usize, purpose: Purpose) {
         self.counts.lives += 1;
         let (site, now) = (Arc::clone(&self.site), self.now);
-        let Host { gateway, disk, dial, dice, state } = &mut self.hosts[host];
-        let (seed, dial) = (dice.below(u64::MAX), Arc::clone(dial));
-        let make = || Life::new(site, *gateway, disk.clone(), dial, now, seed, purpose);
+        let Host { gateway, disk, clocks, dice, log_may_be_damaged, catalog_outages, state } =
+            &mut self.hosts[host];
+        let (seed, clocks) = (dice.below(u64::MAX), Arc::clone(clocks));
+        let on = Machine {
+            gateway: *gateway,
+            disk: disk.clone(),
+            clocks,
+            catalog_outages: *catalog_outages,
+            log_may_be_damaged: *log_may_be_damaged,
+        };
+        let make = || Life::new(site, on, now, seed, purpose);
         *state = State::Up(Box::new(Process::start(make)));
     }
 
@@ -167,30 +192,48 @@ impl World {
     /// The process is gone: what its end did to the host.
     fn ended(&mut self, host: usize, result: Result<(), String>) -> Result<(), String> {
         let (now, lives, limits) = (self.now, self.counts.lives, self.site.limits.clone());
-        let Host { state, dice, disk, gateway, .. } = &mut self.hosts[host];
+        let Host { state, dice, disk, gateway, log_may_be_damaged, .. } = &mut self.hosts[host];
         let down = State::Down { until: now + pick(dice, &[Duration::ZERO, self.site.lease_ttl * 2]) };
         let (State::Up(process) | State::Paused { process, .. }) = std::mem::replace(state, down) else {
             unreachable!("only what runs can end")
         };
-        let (purpose, sync_failed) = (process.life().purpose(), process.life().sync_failed());
+        let life = process.life();
+        let (purpose, sync_failed) = (life.purpose(), life.sync_failed());
+        if life.has_started() {
+            *log_may_be_damaged = false;
+        }
         let found = process.end();
         if let Some(finding) = found.or(result.err()) {
             return Err(format!("life {lives}: {finding}"));
         }
+        // What was not written to the device after all.
+        let lost = if disk.has_lied() { Promise::Destaged } else { Promise::Flushed };
         if sync_failed {
-            self.site.excuse(*gateway, Promise::Flushed);
+            *log_may_be_damaged |= disk.has_lied();
+            self.site.excuse(*gateway, lost);
         }
         let (power_cut, keep) = (dice.percent(60), pick(dice, &[0, 20, 50, 90, 100]));
-        let lost_disk = dice.percent(5);
-        if purpose == Purpose::Crash && power_cut && limits.allow(Part::PowerCuts) {
+        let (lost_disk, flipped_bit) = (dice.percent(5), dice.percent(15));
+        let is_troubled = purpose == Purpose::Crash;
+        if is_troubled && power_cut && limits.allow(Part::PowerCuts) {
+            *log_may_be_damaged |= disk.has_lied();
             disk.lose_power(keep);
-            self.site.excuse(*gateway, Promise::Flushed);
+            self.site.excuse(*gateway, lost);
             self.counts.power_cuts += 1;
         }
         disk.restart();
-        if purpose == Purpose::Crash && lost_disk && limits.allow(Part::LostDisks) {
+        if is_troubled && flipped_bit && limits.allow(Part::BitFlips) {
+            // No excuse: the log says that it is damaged, or nothing is missing.
+            if let Some(bit) = disk.flip_a_bit(SYNCS_BEFORE_DAMAGE) {
+                self.site.trace.note(now, &format!("host {host}"), &bit);
+                *log_may_be_damaged = true;
+                self.counts.flipped_bits += 1;
+            }
+        }
+        if is_troubled && lost_disk && limits.allow(Part::LostDisks) {
             // The excuse comes when the gateway says that it has lost its log.
             *disk = MemoryDisk::new(dice.below(u64::MAX));
+            *log_may_be_damaged = true;
             self.counts.lost_disks += 1;
         }
         Ok(())

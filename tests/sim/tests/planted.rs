@@ -52,6 +52,7 @@ found! {
     a_tail_that_comes_back_is_found: KeepCutOffTail,
     a_record_skipped_by_replay_is_found: SkipReplayedRecord,
     a_replay_over_a_newer_term_is_found: ReplayStaleTerm,
+    a_log_that_ends_at_damage_is_found: EndAtDamage,
     a_lost_log_that_nobody_notices_is_found: ForgetDirtyLog,
     a_lease_that_ends_by_the_wall_clock_is_found: LeaseEndsByWallClock,
     an_answer_without_a_lease_is_found: AnswerWithoutLease,
