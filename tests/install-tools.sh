@@ -15,8 +15,8 @@ packages=(
     qemu-system-x86 busybox-static binutils
     # the object store
     ceph-mon ceph-mgr ceph-osd ceph-common radosgw
-    # to build the NBD project's test client
-    dpkg-dev gcc make pkg-config bison flex libglib2.0-dev libgnutls28-dev
+    # to build the allocator, the fuzzer and the NBD project's test client
+    dpkg-dev gcc g++ make pkg-config bison flex libglib2.0-dev libgnutls28-dev
 )
 
 say() {
