@@ -89,6 +89,31 @@ impl fmt::Debug for KeyId {
     }
 }
 
+/// How the stored bytes of a domain are protected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Encryption {
+    /// AES-256-GCM under keys derived from the domain's.
+    #[default]
+    Aes256Gcm,
+    /// None: stored bytes can be read by whoever has them. They carry a checksum of the same length as a tag.
+    Off,
+}
+
+impl Encryption {
+    /// Stable name, in the catalog, in `--json` and for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aes256Gcm => "aes-256-gcm",
+            Self::Off => "off",
+        }
+    }
+
+    /// The one of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Aes256Gcm, Self::Off].into_iter().find(|encryption| encryption.name() == name)
+    }
+}
+
 /// Bytes failed authentication: damaged, moved, or sealed under another key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("authentication failed: the bytes are damaged or belong to another key")]

@@ -113,3 +113,12 @@ id!(
     /// One destaged batch: the unit of commit.
     BatchId
 );
+id!(
+    /// A dedupe domain: what is sealed under one key, and where equal blocks are stored once.
+    DomainId
+);
+
+impl DomainId {
+    /// The domain that every site has, and that a volume is in unless it says otherwise.
+    pub const DEFAULT: Self = Self([0; 16]);
+}

@@ -10,12 +10,14 @@ pub mod crypto;
 mod device;
 mod entropy;
 mod error;
+mod fingerprint;
 mod id;
 pub mod map;
 #[doc(hidden)]
 pub mod planted;
 mod range_map;
 mod receipt;
+mod reduction;
 mod sequence;
 mod spawn;
 pub mod varint;
@@ -26,10 +28,14 @@ pub use container::{BLOCKS_PER_CHUNK_MAX, ChunkId, ChunkIndex, ChunkRef};
 pub use device::{AllocationExtent, BlockDevice, DeviceInfo, Durability, Exports, ReadBuffer, WriteFlags};
 pub use entropy::{Entropy, OsEntropy, SeededEntropy};
 pub use error::{ErrorKind, Kinded};
-pub use id::{BatchId, ContainerId, GatewayId, LineageId, NodeId, SegmentId, SiteId, SnapshotId, VolumeId};
+pub use fingerprint::{ContainerFingerprints, Fingerprint};
+pub use id::{
+    BatchId, ContainerId, DomainId, GatewayId, LineageId, NodeId, SegmentId, SiteId, SnapshotId, VolumeId,
+};
 pub use map::{DELTA_OPS_MAX, MapDelta, MapOp, MapTarget};
 pub use range_map::{RangeMap, RangeValue};
 pub use receipt::{FlushReceipt, UploadReceipt};
+pub use reduction::Reduction;
 pub use sequence::{CommitSeq, Generation, Lsn, WriteSeq};
 pub use spawn::{DedicatedWork, Spawn, ThreadSpawn};
 
