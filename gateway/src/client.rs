@@ -3,7 +3,8 @@
 //! Commands know only this client, so that they do the same thing the same way in both cases.
 
 use crate::admin::types::{
-    AddNode, AddedNode, CreateVolume, Extent, Failure, Node, RangeQuery, Status, UpdateVolume, Volume,
+    AddNode, AddedNode, ChangeCpu, Cpu, CreateDomain, CreateVolume, Domain, Extent, Failure, Key, Node,
+    PublishKeys, RangeQuery, ReplaceKey, Status, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use axum::Router;
@@ -21,6 +22,10 @@ use tower::ServiceExt;
 
 /// Largest answer that is taken: pieces of volumes and long listings stay far below.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Kinds of bodies.
+const JSON: &str = "application/json";
+const BYTES: &str = "application/octet-stream";
 
 /// Speaks to one gateway.
 #[derive(Debug, Clone)]
@@ -73,14 +78,14 @@ impl AdminClient {
     }
 
     pub async fn delete_volume(&self, name: &str, force: bool) -> Result<()> {
-        self.exchange(Method::DELETE, &volume_path(name, &format!("?force={force}")), Body::empty())
+        self.exchange(Method::DELETE, &volume_path(name, &format!("?force={force}")), JSON, Body::empty())
             .await
             .map(drop)
     }
 
     pub async fn read(&self, name: &str, offset: u64, length: u64) -> Result<Bytes> {
         let path = volume_path(name, &format!("/data?offset={offset}&length={length}"));
-        let bytes = self.exchange(Method::GET, &path, Body::empty()).await?;
+        let bytes = self.exchange(Method::GET, &path, BYTES, Body::empty()).await?;
         if bytes.len() as u64 == length {
             return Ok(bytes);
         }
@@ -89,7 +94,7 @@ impl AdminClient {
 
     pub async fn write(&self, name: &str, offset: u64, bytes: Bytes) -> Result<()> {
         let path = volume_path(name, &format!("/data?offset={offset}"));
-        self.exchange(Method::PUT, &path, Body::from(bytes)).await.map(drop)
+        self.exchange(Method::PUT, &path, BYTES, Body::from(bytes)).await.map(drop)
     }
 
     pub async fn write_zeroes(&self, name: &str, offset: u64, length: u64) -> Result<()> {
@@ -115,6 +120,14 @@ impl AdminClient {
         self.json(Method::POST, "/v1/destage", &()).await
     }
 
+    pub async fn cpu(&self) -> Result<Cpu> {
+        self.json(Method::GET, "/v1/cpu", &()).await
+    }
+
+    pub async fn change_cpu(&self, change: ChangeCpu) -> Result<Cpu> {
+        self.json(Method::PUT, "/v1/cpu", &change).await
+    }
+
     pub async fn nodes(&self) -> Result<Vec<Node>> {
         self.json(Method::GET, "/v1/nodes", &()).await
     }
@@ -125,6 +138,36 @@ impl AdminClient {
 
     pub async fn add_node(&self, new: &AddNode) -> Result<AddedNode> {
         self.json(Method::POST, "/v1/nodes", new).await
+    }
+
+    pub async fn domains(&self) -> Result<Vec<Domain>> {
+        self.json(Method::GET, "/v1/domains", &()).await
+    }
+
+    pub async fn domain(&self, name: &str) -> Result<Domain> {
+        self.json(Method::GET, &format!("/v1/domains/{}", encoded(name)), &()).await
+    }
+
+    pub async fn create_domain(&self, new: &CreateDomain) -> Result<Domain> {
+        self.json(Method::POST, "/v1/domains", new).await
+    }
+
+    pub async fn delete_domain(&self, name: &str) -> Result<()> {
+        self.exchange(Method::DELETE, &format!("/v1/domains/{}", encoded(name)), JSON, Body::empty())
+            .await
+            .map(drop)
+    }
+
+    pub async fn key(&self) -> Result<Key> {
+        self.json(Method::GET, "/v1/key", &()).await
+    }
+
+    pub async fn replace_key(&self, new: &ReplaceKey) -> Result<Key> {
+        self.json(Method::POST, "/v1/key/replace", new).await
+    }
+
+    pub async fn publish_keys(&self, how: &PublishKeys) -> Result<Key> {
+        self.json(Method::POST, "/v1/key/publish", how).await
     }
 
     async fn json<T: DeserializeOwned>(
@@ -138,13 +181,12 @@ impl AdminClient {
         } else {
             Body::from(serde_json::to_vec(body).expect("requests are plain data"))
         };
-        let answer = self.exchange(method, path, body).await?;
+        let answer = self.exchange(method, path, JSON, body).await?;
         serde_json::from_slice(&answer).map_err(|error| self.bad_answer(error.to_string()))
     }
 
     /// Sends one request; the body of a successful answer.
-    async fn exchange(&self, method: Method, path: &str, body: Body) -> Result<Bytes> {
-        let kind = if method == Method::PUT { "application/octet-stream" } else { "application/json" };
+    async fn exchange(&self, method: Method, path: &str, kind: &str, body: Body) -> Result<Bytes> {
         let request = Request::builder()
             .method(method)
             .uri(path)

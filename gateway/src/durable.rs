@@ -31,14 +31,24 @@ pub fn create_file(directory: &Path, name: &str, contents: &[u8]) -> io::Result<
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    file.write_all(contents)?;
-    file.sync_all()?;
     // A link, unlike a rename, never replaces what has the name.
-    let linked = std::fs::hard_link(&aside, &target);
-    std::fs::remove_file(&aside)?;
-    linked?;
+    let made = write_new(&aside, contents).and_then(|()| std::fs::hard_link(&aside, &target));
+    // What was made aside may be a secret: it stays after no error.
+    let removed = remove_file(&aside);
+    made.and(removed)?;
     sync_directory(directory)
+}
+
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+/// Gives `from` the name `to`, in the place of what has it, durably: after a crash `to` is one or the other, whole.
+pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    to.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Removes `path` and makes that durable; it may be missing.
@@ -72,6 +82,7 @@ mod tests {
         let error = create_file(directory.path(), "key", b"second").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(directory.path().join("key")).unwrap(), b"first");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

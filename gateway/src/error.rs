@@ -5,7 +5,7 @@ use crate::directory::DirectoryError;
 use crate::image::ImageError;
 use crate::key::KeyError;
 use cairn_engine::EngineError;
-use cairn_metadata::{CatalogError, InvalidVolumeName};
+use cairn_metadata::{CatalogError, InvalidName};
 use cairn_model::{ErrorKind, Kinded};
 use cairn_nbd::NbdError;
 use cairn_segment_writer::PoolError;
@@ -34,7 +34,7 @@ pub enum GatewayError {
     #[error(transparent)]
     Nbd(#[from] NbdError),
     #[error(transparent)]
-    VolumeName(#[from] InvalidVolumeName),
+    Name(#[from] InvalidName),
     /// An answer of a running gateway; its message is complete.
     #[error("{message}")]
     Api { kind: ErrorKind, message: String, hint: Option<String> },
@@ -116,7 +116,7 @@ impl GatewayError {
 impl Kinded for GatewayError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config(_) | Self::VolumeName(_) | Self::Usage { .. } => ErrorKind::Unsupported,
+            Self::Config(_) | Self::Name(_) | Self::Usage { .. } => ErrorKind::Unsupported,
             Self::Directory(error) => match error {
                 DirectoryError::Missing { .. } => ErrorKind::NotFound,
                 DirectoryError::Io { source, .. } => ErrorKind::of_io(source),
@@ -129,15 +129,7 @@ impl Kinded for GatewayError {
                 | DirectoryError::AlreadyInitialised { .. }
                 | DirectoryError::Locked { .. } => ErrorKind::Conflict,
             },
-            Self::Key(error) => match error {
-                KeyError::Missing { .. } => ErrorKind::NotFound,
-                KeyError::Io { source, .. } => ErrorKind::of_io(source),
-                KeyError::NewerVersion { .. } => ErrorKind::Unsupported,
-                KeyError::Malformed { .. } => ErrorKind::Corrupt,
-                KeyError::Exposed { .. } | KeyError::ForeignOwner { .. } | KeyError::WrongKey { .. } => {
-                    ErrorKind::Conflict
-                }
-            },
+            Self::Key(error) => error.kind(),
             Self::Image(error) => match error {
                 ImageError::Io { source, .. } => ErrorKind::of_io(source),
                 ImageError::Exists { .. } => ErrorKind::Conflict,

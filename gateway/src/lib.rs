@@ -6,6 +6,7 @@
 //! | [`config`] | `cairn.toml`, raw and validated |
 //! | [`directory`] | the directory a gateway lives in: layout, lock, format version |
 //! | [`key`] | the site's master key |
+//! | [`process`] | nothing of this process's memory leaves it |
 //! | [`site`] | initialisation, opening, data nodes, the engine |
 //! | [`serve`] | a gateway from start to stop |
 //! | [`admin`] | the admin API |
@@ -27,6 +28,7 @@ pub mod key;
 pub mod logging;
 mod notify;
 pub mod pool_url;
+pub mod process;
 pub mod serve;
 pub mod sessions;
 pub mod site;
@@ -42,5 +44,5 @@ pub mod fuzzing {
     pub use crate::admin::server::fuzzing::is_this_host;
     pub use crate::config::fuzzing::config;
     pub use crate::image::fuzzing::qcow2_header;
-    pub use crate::key::fuzzing::key_file;
+    pub use crate::key::fuzzing::{key_file, published_keys, sealed_key_file};
 }

@@ -155,14 +155,7 @@ async fn target(client: &AdminClient, job: &Import<'_>, image_bytes: u64) -> Res
         }
         Ok(volume) => Ok((volume, false)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let new = CreateVolume {
-                name: job.volume.to_owned(),
-                size_bytes: image_bytes.next_multiple_of(512),
-                durability: crate::admin::types::DurabilityChoice::default(),
-                compress: true,
-                dedupe: true,
-                read_only: false,
-            };
+            let new = CreateVolume::new(job.volume.to_owned(), image_bytes.next_multiple_of(512));
             Ok((client.create_volume(&new).await?, true))
         }
         Err(error) => Err(error),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use support::exposition::Page;
 use support::{Gateway, Home, SMALL, noise};
 
 /// Sends one request; status and body of the answer.
@@ -111,6 +112,15 @@ fn every_refusal_says_its_kind_and_why() {
         ("GET /v1/volumes/a/data", json!(null), 400, "unsupported"),
         ("POST /v1/volumes/a/zeroes", json!({"offset": 1, "length": 1 << 20}), 400, "out_of_range"),
         ("POST /v1/nodes", json!({"name": "n", "url": "file:///x"}), 409, "conflict"),
+        ("POST /v1/domains", json!({"name": "default"}), 409, "conflict"),
+        ("POST /v1/domains", json!({"name": "a/b"}), 400, "unsupported"),
+        ("POST /v1/domains", json!({"name": "a", "encryption": "rot13"}), 400, "unsupported"),
+        ("GET /v1/domains/none", json!(null), 404, "not_found"),
+        ("DELETE /v1/domains/none", json!(null), 404, "not_found"),
+        ("DELETE /v1/domains/default", json!(null), 409, "conflict"),
+        ("POST /v1/key/replace", json!({"sealed": "zz"}), 400, "unsupported"),
+        ("POST /v1/key/replace", json!({"sealed": "00"}), 409, "conflict"),
+        ("POST /v1/key/replace", json!({"sealed": "a7".repeat(80)}), 409, "conflict"),
     ] {
         let (found, answer) = api.json(head, &body);
         assert_eq!((found, &answer["error"]["kind"]), (status, &json!(kind)), "{head} {body}: {answer}");
@@ -131,14 +141,61 @@ fn a_request_that_is_too_long_or_no_json_is_refused() {
 }
 
 #[test]
+fn the_cpu_budget_is_told_and_changed() {
+    let api = Api::new();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let normal = json!({"budget": "normal", "threads": (cores / 5).max(1), "cores": cores, "raised": false});
+    assert_eq!(api.json("GET /v1/cpu", &json!(null)), (200, normal));
+    let all = json!({"budget": "unlimited", "threads": cores, "cores": cores, "raised": false});
+    assert_eq!(api.json("PUT /v1/cpu", &json!({"budget": "unlimited"})), (200, all.clone()));
+    assert_eq!(api.json("GET /v1/status", &json!(null)).1["cpu"], all);
+    for wrong in [json!({"budget": "all"}), json!({}), json!({"budget": "normal", "threads": 9})] {
+        let (status, answer) = api.json("PUT /v1/cpu", &wrong);
+        assert_eq!((status, &answer["error"]["kind"]), (400, &json!("unsupported")), "{answer}");
+    }
+    assert_eq!(api.json("GET /v1/cpu", &json!(null)).1, all);
+}
+
+#[test]
+fn metrics_are_what_a_scraper_takes() {
+    let api = Api::with_volume();
+    let bytes = noise(2, 1 << 20);
+    assert_eq!(api.raw("PUT /v1/volumes/a/data?offset=0", "application/octet-stream", &bytes).0, 200);
+    assert_eq!(api.json("POST /v1/destage", &json!(null)).0, 200);
+    let (status, text) = api.raw("GET /metrics", "", &[]);
+    assert_eq!(status, 200);
+    let page = Page::parse(std::str::from_utf8(&text).unwrap());
+    assert!(page.families.len() > 40, "{page:?}");
+    let whole = 1 << 20;
+    assert_eq!(page.whole("cairn_volume_size_bytes{volume=\"a\"}"), whole);
+    assert_eq!(page.whole("cairn_volume_serving{volume=\"a\"}"), 1);
+    assert_eq!(page.whole("cairn_destaged_bytes_total"), whole);
+    assert!(page.whole("cairn_segment_put_bytes_total{node=\"local\"}") >= whole);
+    assert_eq!(page.whole("cairn_destage_backlog_bytes"), 0);
+    assert_eq!(page.whole("cairn_attention{severity=\"error\"}"), 0);
+    assert_eq!(page.whole("cairn_cpu_budget{budget=\"normal\"}"), 1);
+    assert_eq!(page.whole("cairn_cpu_budget{budget=\"insane\"}"), 0);
+    let (_, status) = api.json("GET /v1/status", &json!(null));
+    assert_eq!(page.whole("cairn_wal_capacity_bytes"), status["wal"]["capacity_bytes"].as_u64().unwrap());
+}
+
+#[test]
 fn on_tcp_only_this_host_is_answered() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let home = Home::with_config(&SMALL.replace("[wal]", &format!("admin = \"{free}\"\n[wal]")));
     home.run(&["init"]).ok();
     let gateway = home.serve();
+    let metrics = exchange(TcpStream::connect(free).unwrap(), "localhost", "GET /metrics", "", &[]);
+    assert!(metrics.0 == 200 && metrics.1.starts_with(b"# HELP cairn_"));
     for (host, status) in [("localhost", 200), (&*free.to_string(), 200), ("evil.example", 403), ("", 403)] {
         let stream = TcpStream::connect(free).unwrap();
         assert_eq!(exchange(stream, host, "GET /v1/health", "", &[]).0, status, "{host}");
+    }
+    // Every user of this host reaches it: the keys are told of and not changed.
+    for (head, status) in [("GET /v1/key", 200), ("POST /v1/key/replace", 404), ("POST /v1/key/publish", 404)]
+    {
+        let stream = TcpStream::connect(free).unwrap();
+        assert_eq!(exchange(stream, "localhost", head, "application/json", b"{}").0, status, "{head}");
     }
     assert_eq!(gateway.stop(), Some(0));
 }

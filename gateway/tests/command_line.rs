@@ -18,9 +18,25 @@ fn commands(help: &str) -> Vec<&str> {
 #[test]
 fn help_names_every_command_that_exists_and_no_other() {
     let home = Home::fresh();
-    let expected = ["up", "init", "serve", "node", "volume", "status", "completions", "man", "help"];
+    let expected = [
+        "up",
+        "init",
+        "serve",
+        "node",
+        "volume",
+        "domain",
+        "key",
+        "status",
+        "cpu",
+        "completions",
+        "man",
+        "help",
+    ];
     assert_eq!(commands(&home.run(&["help"]).ok()), expected);
     assert_eq!(commands(&home.run(&["node", "--help"]).ok()), ["add", "list", "show", "help"]);
+    assert_eq!(commands(&home.run(&["domain", "--help"]).ok()), ["create", "list", "show", "delete", "help"]);
+    let key = ["show", "rotate", "passphrase", "export", "publish", "help"];
+    assert_eq!(commands(&home.run(&["key", "--help"]).ok()), key);
     let volume = ["create", "list", "show", "resize", "rename", "delete", "import", "export", "help"];
     assert_eq!(commands(&home.run(&["volume", "--help"]).ok()), volume);
 }
@@ -38,7 +54,7 @@ fn help_reads_like_a_manual() {
 #[test]
 fn every_command_explains_itself() {
     let home = Home::fresh();
-    for command in ["up", "init", "serve", "status", "completions", "man"] {
+    for command in ["up", "init", "serve", "status", "cpu", "completions", "man"] {
         let help = home.run(&[command, "--help"]).ok();
         assert!(help.contains("--dir <DIR>") && help.contains("--json"), "{command}: {help}");
     }
@@ -62,6 +78,9 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
         (&["serve", "--nbd", "nowhere"], "nowhere"),
         (&["up", "--nbd", "host:99999"], "host:99999"),
         (&["volume", "create", "a/b", "1GiB"], "a/b"),
+        (&["domain", "create", "a/b"], "a/b"),
+        (&["key", "export"], "FILE"),
+        (&["key", "passphrase", "--remove", "--new-file", "x"], "--new-file"),
         (&["volume", "rename", "a", "b/c"], "b/c"),
         (&["volume", "create", "a", "0"], "empty"),
         (&["volume", "resize", "a", "513"], "multiple"),
@@ -69,6 +88,7 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
         (&["node", "add", "a", "ftp://x"], "URL"),
         (&["up", "--pool", "ftp://x"], "--pool"),
         (&["init", "--catalog", "postgres://x"], "--catalog"),
+        (&["cpu", "40%"], "insane"),
         (&["volume"], "Usage"),
         (&[], "Usage"),
         (&["completions", "tcl"], "tcl"),
@@ -98,7 +118,7 @@ fn manual_pages_are_written_for_every_command() {
     let home = Home::fresh();
     let out = home.folder().join("man");
     home.run(&["man", "--out", out.to_str().unwrap()]).ok();
-    for page in ["cairn.1", "cairn-up.1", "cairn-volume.1", "cairn-volume-import.1", "cairn-node-add.1"] {
+    for page in ["cairn.1", "cairn-up.1", "cairn-volume.1", "cairn-volume-import.1", "cairn-key-rotate.1"] {
         let text = std::fs::read_to_string(out.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         assert!(text.starts_with(".ie") && text.contains(".SH NAME"), "{page}");
     }

@@ -397,6 +397,28 @@ fn status_tells_health_first_and_all_documented_numbers() {
 }
 
 #[test]
+fn the_cpu_budget_changes_until_the_gateway_ends() {
+    let home = Home::with_config(&format!("{SMALL}[cpu]\nbudget = \"insane\"\n"));
+    home.run(&["init"]).ok();
+    assert_eq!(home.run(&["cpu"]).ok(), "budget insane\n");
+    let refused = home.run(&["cpu", "unlimited"]).failed();
+    assert!(refused.contains("no gateway runs") && refused.contains("budget = \"unlimited\""), "{refused}");
+    let gateway = home.serve();
+    assert!(home.run(&["cpu"]).ok().starts_with("budget insane: "));
+    let changed = home.run(&["cpu", "unlimited"]).ok();
+    assert!(
+        changed.starts_with("budget unlimited: ") && changed.contains("until the gateway ends"),
+        "{changed}"
+    );
+    assert_eq!(home.run(&["cpu", "--json"]).json()["budget"], "unlimited");
+    assert!(home.run(&["status"]).ok().contains("\ncpu      budget unlimited: "));
+    assert_eq!(gateway.stop(), Some(0));
+    let gateway = home.serve();
+    assert_eq!(home.run(&["cpu", "--json"]).json()["budget"], "insane");
+    assert_eq!(gateway.stop(), Some(0));
+}
+
+#[test]
 fn a_bad_key_file_is_a_clear_error_each_time() {
     let home = Home::ready();
     let (key, aside) = (home.path("key"), home.folder().join("key"));

@@ -4,10 +4,12 @@
 use cairn_gateway::GatewayError;
 use cairn_gateway::config::Config;
 use cairn_gateway::directory::{Directory, DirectoryError, Role, State};
-use cairn_gateway::key::KeyError;
+use cairn_gateway::key::{Cost, KeyError, KeyFile, Passphrase, SealedKey, file};
 use cairn_gateway::site::{InitOptions, Site, Step, initialise, initialise_observed};
 use cairn_metadata::VolumeName;
+use cairn_model::crypto::SecretKey;
 use cairn_model::{ErrorKind, Ports};
+use std::sync::Arc;
 
 fn options() -> InitOptions {
     InitOptions { first_volume: Some((VolumeName::new("disk0").unwrap(), 1 << 30)), ..InitOptions::default() }
@@ -51,7 +53,8 @@ impl FirstRun {
         assert_eq!(self.directory.state().unwrap(), State::Ready);
         let site = self.open().await.unwrap();
         assert_eq!(site.catalog.gateways().await.unwrap().len(), 1);
-        assert_eq!(site.catalog.keys().await.unwrap().len(), 1);
+        let keys = site.catalog.keys().await.unwrap();
+        assert_eq!(keys.iter().map(|row| row.purpose.as_str()).collect::<Vec<_>>(), ["data", "revision"]);
         assert_eq!(site.catalog.nodes().await.unwrap().len(), 1);
         let volumes = site.catalog.volumes().await.unwrap();
         assert_eq!(volumes.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["disk0"]);
@@ -126,6 +129,38 @@ async fn a_key_exchanged_during_an_interruption_is_noticed() {
     let refused = initialise(&run.directory, &options(), &run.ports).await;
     assert!(matches!(refused, Err(GatewayError::Key(KeyError::WrongKey { .. }))), "{refused:?}");
     assert_eq!(run.directory.state().unwrap(), State::Interrupted);
+}
+
+fn with_passphrase(words: &str) -> InitOptions {
+    let passphrase = Passphrase::from_line(words.as_bytes()).unwrap();
+    InitOptions { passphrase: Some(Arc::new(passphrase)), ..options() }
+}
+
+#[tokio::test]
+async fn a_passphrase_is_refused_for_a_key_that_is_there_and_needs_none() {
+    let run = FirstRun::new();
+    run.interrupted_after(Step::Keyed).await;
+    let key = run.key();
+    let refused =
+        initialise(&run.directory, &with_passphrase("correct horse"), &run.ports).await.unwrap_err();
+    assert!(refused.hint().unwrap().contains("cairn key passphrase"), "{refused:?}");
+    assert_eq!(run.key(), key);
+    initialise(&run.directory, &options(), &run.ports).await.unwrap();
+    run.assert_complete().await;
+}
+
+#[tokio::test]
+async fn a_passphrase_opens_the_sealed_key_that_is_there() {
+    let run = FirstRun::new();
+    let (key, words) = (SecretKey::random(&*run.ports.entropy), b"correct horse");
+    let words = Passphrase::from_line(words).unwrap();
+    let sealed = SealedKey::seal(&key, &words, Cost::LEAST, &*run.ports.entropy).unwrap();
+    run.interrupted_after(Step::Identified).await;
+    file::create(&run.directory.key(), &KeyFile::Sealed(sealed)).unwrap();
+    let refused = initialise(&run.directory, &with_passphrase("another horse"), &run.ports).await;
+    assert!(matches!(refused, Err(GatewayError::Key(KeyError::WrongPassphrase { .. }))), "{refused:?}");
+    initialise(&run.directory, &with_passphrase("correct horse"), &run.ports).await.unwrap();
+    assert_eq!(run.directory.state().unwrap(), State::Ready);
 }
 
 #[tokio::test]

@@ -15,9 +15,9 @@ use cairn_metadata::{
     NodeState, SegmentRow, SqliteCatalog, VolumeCommit, VolumeName,
 };
 use cairn_model::{
-    BatchId, ChunkId, ChunkIndex, ChunkRef, CommitSeq, ContainerId, Durability, Entropy, GatewayId,
-    Generation, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, NodeId, RangeMap, SeededEntropy,
-    SegmentId, SystemClock, UploadReceipt, VolumeId, WallTime, WriteSeq,
+    BatchId, ChunkId, ChunkIndex, ChunkRef, CommitSeq, ContainerId, DomainId, Durability, Entropy, GatewayId,
+    Generation, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, NodeId, RangeMap, Reduction,
+    SeededEntropy, SegmentId, SystemClock, UploadReceipt, VolumeId, WallTime, WriteSeq,
 };
 use std::io::Write;
 use std::path::Path;
@@ -59,6 +59,7 @@ impl Bench {
             size_bytes: 10 << 40,
             durability: Durability::Flush,
             lineage,
+            domain: DomainId::DEFAULT,
             compress: true,
             dedupe: true,
             read_only: false,
@@ -109,6 +110,7 @@ impl Bench {
                 base: volume.through,
                 through: volume.through.next(),
                 delta,
+                reduction: Reduction::default(),
             }],
         };
         for id in containers {
@@ -116,7 +118,15 @@ impl Bench {
             let receipt = UploadReceipt::attest(segment, NODE, format!("segments/{segment}"), 8 << 20);
             batch.segments.push(SegmentRow { receipt });
             let directory = Bytes::from(vec![7; 8192]);
-            batch.containers.push(ContainerRow { id: *id, segment, offset: 0, length: 8 << 20, directory });
+            batch.containers.push(ContainerRow {
+                id: *id,
+                segment,
+                offset: 0,
+                length: 8 << 20,
+                raw_bytes: 12 << 20,
+                domain: DomainId::DEFAULT,
+                directory,
+            });
         }
         batch
     }

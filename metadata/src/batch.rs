@@ -1,11 +1,12 @@
 //! The two big transactions: one destaged batch, and one step of folding.
 
-use crate::{LeafIndex, MapLeaf};
+use crate::{CatalogError, LeafIndex, MapLeaf};
 use bytes::Bytes;
 use cairn_model::{
-    BatchId, CommitSeq, ContainerId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, SegmentId,
-    UploadReceipt, VolumeId, WriteSeq,
+    BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId,
+    Reduction, SegmentId, UploadReceipt, VolumeId, WriteSeq,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Everything that one destaged batch changes. It is committed whole or not at all.
@@ -32,6 +33,10 @@ pub struct ContainerRow {
     /// First byte within the segment.
     pub offset: u64,
     pub length: u32,
+    /// Plaintext of its chunks.
+    pub raw_bytes: u64,
+    /// Whose key it is sealed under. If the domain was deleted meanwhile, so were all volumes that could point at the container: it is left out.
+    pub domain: DomainId,
     /// Where its chunks are, in the form of whoever reads them.
     pub directory: Bytes,
 }
@@ -46,6 +51,8 @@ pub struct VolumeCommit {
     pub base: WriteSeq,
     pub through: WriteSeq,
     pub delta: MapDelta,
+    /// What packing made of the writes.
+    pub reduction: Reduction,
 }
 
 /// Proof that a batch is committed and durable.
@@ -87,6 +94,20 @@ pub struct FoldPlan {
     pub forget: Option<CommitSeq>,
 }
 
+impl FoldPlan {
+    /// What can be said against the plan without looking at the catalog.
+    pub(crate) fn check(&self) -> Result<(), CatalogError> {
+        if self.forget.is_some_and(|forget| forget > self.through) {
+            return Err(CatalogError::Invalid("a fold that forgets more than it folds".to_owned()));
+        }
+        let mut seen = BTreeSet::new();
+        match self.leaves.iter().find(|(index, _)| !seen.insert(*index)) {
+            Some((index, _)) => Err(CatalogError::Invalid(format!("a fold that writes {index:?} twice"))),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A container with the segment that holds it today.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ContainerLocation {
@@ -98,5 +119,8 @@ pub struct ContainerLocation {
     /// First byte within the segment.
     pub offset: u64,
     pub length: u32,
+    /// Plaintext of its chunks.
+    pub raw_bytes: u64,
+    pub domain: DomainId,
     pub directory: Bytes,
 }

@@ -1,13 +1,15 @@
 //! The port to the catalog.
 
 use crate::{
-    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, FoldPlan, GatewayRow, HeldLease, KeyRow,
-    LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals, VolumeName,
-    VolumeRow, WalState,
+    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, FoldPlan, GatewayRow,
+    HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals,
+    VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
+use cairn_model::crypto::KeyId;
 use cairn_model::{
-    CommitSeq, ContainerId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, VolumeId, WallTime,
+    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, VolumeId,
+    WallTime,
 };
 use std::fmt::Debug;
 use std::time::Duration;
@@ -35,6 +37,27 @@ pub trait Catalog: Send + Sync + Debug {
 
     /// All keys, oldest first.
     async fn keys(&self) -> Result<Vec<KeyRow>>;
+
+    /// Puts `rows`, all of them wrapped by `keep`, over those that are there, and deletes what is wrapped by any other key: in one transaction,
+    /// so that whoever has the one key or the other always opens everything or is told so. Refused when a key would have no row any
+    /// more (`KeyLost`): somebody added it since the caller read them.
+    async fn replace_keys(&self, rows: &[KeyRow], keep: KeyId) -> Result<()>;
+
+    // ---- domains
+
+    /// Adds a domain with its key, whose purpose is [`DomainRow::key_purpose`].
+    async fn create_domain(&self, domain: &DomainRow, key: &KeyRow) -> Result<()>;
+
+    /// All domains in the order of their names. [`DomainId::DEFAULT`] is one of them, as old as the site.
+    async fn domains(&self) -> Result<Vec<DomainRow>>;
+
+    async fn domain_by_name(&self, name: &DomainName) -> Result<DomainRow>;
+
+    /// Fails where [`Catalog::delete_domain`] would, and changes nothing.
+    async fn check_domain_unused(&self, id: DomainId) -> Result<()>;
+
+    /// Deletes a domain with its keys. `DomainInUse` when a volume or a container is of it, `DefaultDomain` for that one.
+    async fn delete_domain(&self, id: DomainId) -> Result<()>;
 
     // ---- gateways
 
@@ -135,11 +158,19 @@ pub trait Catalog: Send + Sync + Debug {
 
     /// Commits a destaged batch, once: the same batch id again returns the first receipt. Refused whole
     /// when a volume is not held by the gateway in the given term (`Fenced`), when a batch is not the one that follows
-    /// (`NotNext`), or when a map would point at a container that nobody has (`UnknownContainer`).
+    /// (`NotNext`), or when a map would point at a container that nobody has or that is of another domain than the volume
+    /// (`UnknownContainer`).
     async fn commit_batch(&self, batch: &BatchCommit) -> Result<CommitReceipt>;
 
     /// Where containers are; those that the catalog does not know are left out. In no particular order, each once.
     async fn containers(&self, ids: &[ContainerId]) -> Result<Vec<ContainerLocation>>;
+
+    /// The last `limit` containers before `before`, the newest first (identities grow with time): page by page they are all.
+    async fn containers_before(
+        &self,
+        before: Option<ContainerId>,
+        limit: u32,
+    ) -> Result<Vec<ContainerLocation>>;
 
     // ---- maps
 

@@ -7,22 +7,26 @@
 
 pub mod batches;
 pub mod cancellation;
+pub mod domains;
 pub mod histories;
 pub mod leases;
 pub mod maps;
 pub mod site;
+pub mod usage;
 pub mod volumes;
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerRow, Lease, NewVolume, NodeRow, NodeState,
-    SegmentRow, VolumeCommit, VolumeName, VolumeOutcome,
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerRow, DomainName, DomainRow, FoldPlan, KeyRow,
+    LeafIndex, Lease, MapLeaf, NewVolume, NodeRow, NodeState, SegmentRow, Totals, VolumeCommit, VolumeName,
+    VolumeOutcome,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use cairn_model::crypto::{Encryption, KeyId};
 use cairn_model::{
-    BatchId, ChunkId, ChunkIndex, ChunkRef, CommitSeq, ContainerId, Durability, ErrorKind, GatewayId,
-    Generation, Kinded, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, NodeId, SegmentId,
-    UploadReceipt, VolumeId, WallTime, WriteSeq,
+    BLOCK_SIZE, BatchId, ChunkId, ChunkIndex, ChunkRef, CommitSeq, ContainerId, DomainId, Durability,
+    ErrorKind, GatewayId, Generation, Kinded, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, NodeId,
+    Reduction, SegmentId, UploadReceipt, VolumeId, WallTime, WriteSeq,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +60,7 @@ pub struct World {
 pub struct Held {
     pub volume: VolumeId,
     pub lineage: LineageId,
+    pub domain: DomainId,
     pub lease: Lease,
     pub through: WriteSeq,
     pub commit: CommitSeq,
@@ -93,6 +98,7 @@ impl World {
             size_bytes: 1 << 40,
             durability: Durability::Flush,
             lineage: LineageId::from_bytes(self.identity()),
+            domain: DomainId::DEFAULT,
             compress: true,
             dedupe: true,
             read_only: false,
@@ -103,16 +109,35 @@ impl World {
 
     /// A new volume, held by the first gateway since time 1000.
     pub async fn held_volume(&self, name: &str) -> Held {
-        let volume = self.new_volume(name);
+        self.held_volume_of(DomainId::DEFAULT, name).await
+    }
+
+    pub async fn held_volume_of(&self, domain: DomainId, name: &str) -> Held {
+        let volume = NewVolume { domain, ..self.new_volume(name) };
         self.catalog.create_volume(&volume).await.unwrap();
         let lease = self.catalog.acquire_lease(volume.id, self.gateway, at(1000), TTL, None).await.unwrap();
         Held {
             volume: volume.id,
             lineage: volume.lineage,
+            domain,
             lease,
             through: WriteSeq::ZERO,
             commit: CommitSeq::ZERO,
         }
+    }
+
+    /// A domain with its key.
+    pub async fn domain(&self, name: &str) -> DomainId {
+        let (row, key) = self.new_domain(name);
+        self.catalog.create_domain(&row, &key).await.unwrap();
+        row.id
+    }
+
+    pub fn new_domain(&self, name: &str) -> (DomainRow, KeyRow) {
+        let id = DomainId::from_bytes(self.identity());
+        let name = DomainName::new(name).unwrap();
+        let row = DomainRow { id, name, encryption: Encryption::Off, created_at: at(3) };
+        (row, key_row(&DomainRow::key_purpose(id), 5))
     }
 
     /// Takes a volume for `gateway` as one that has watched the holder's lease for long enough.
@@ -124,8 +149,8 @@ impl World {
         }
     }
 
-    /// A segment with one container, as the pool would have acknowledged it.
-    pub fn sealed(&self) -> (SegmentRow, ContainerRow) {
+    /// A segment with one container of `domain`, as the pool would have acknowledged it.
+    pub fn sealed(&self, domain: DomainId) -> (SegmentRow, ContainerRow) {
         let (segment, id) =
             (SegmentId::from_bytes(self.identity()), ContainerId::from_bytes(self.identity()));
         let container = ContainerRow {
@@ -133,14 +158,17 @@ impl World {
             segment,
             offset: 64,
             length: 4000,
+            raw_bytes: 8192,
+            domain,
             directory: Bytes::from_static(b"directory"),
         };
         (segment_row(segment, self.node, 4096), container)
     }
 
-    /// The batch that writes `blocks` of each volume, ten writes each, into one fresh container.
+    /// The batch that writes `blocks` of each volume, all of one domain, ten writes each, into one fresh container.
     pub fn batch(&self, volumes: &[(&Held, LbaRange)]) -> BatchCommit {
-        let (segment, container) = self.sealed();
+        let domain = volumes.first().map_or(DomainId::DEFAULT, |(held, _)| held.domain);
+        let (segment, container) = self.sealed(domain);
         let part = |(held, blocks): &(&Held, LbaRange)| VolumeCommit {
             volume: held.volume,
             lineage: held.lineage,
@@ -148,6 +176,7 @@ impl World {
             base: held.through,
             through: WriteSeq::new(held.through.get() + 10),
             delta: written(*blocks, container.id),
+            reduction: packed(blocks.blocks()),
         };
         let volumes = volumes.iter().map(part).collect();
         BatchCommit {
@@ -169,6 +198,32 @@ impl World {
         batch
     }
 
+    /// A step that makes `leaves` what the volume has through its last commit.
+    pub fn fold_plan(&self, held: &Held, leaves: Vec<(LeafIndex, Arc<MapLeaf>)>) -> FoldPlan {
+        FoldPlan {
+            lineage: held.lineage,
+            gateway: self.gateway,
+            generation: held.lease.generation,
+            through: held.commit,
+            leaves,
+            emptied: Vec::new(),
+            forget: None,
+        }
+    }
+
+    /// The totals after so many commits of one fresh container each, when nothing is folded.
+    pub fn totals(volumes: u64, commits: u64) -> Totals {
+        Totals {
+            volumes,
+            segments: commits,
+            segment_bytes: commits * 4096,
+            containers: commits,
+            logical_bytes: 0,
+            container_bytes: commits * 4000,
+            container_raw_bytes: commits * 8192,
+        }
+    }
+
     /// The volume as far as batches move it.
     pub async fn progress(&self, held: &Held) -> (WriteSeq, CommitSeq) {
         let row = self.catalog.volume(held.volume).await.unwrap();
@@ -185,6 +240,30 @@ pub fn node_row(id: NodeId, name: &str) -> NodeRow {
         state: NodeState::Active,
         created_at: at(7),
         options: "{\"weight\":2}".to_owned(),
+    }
+}
+
+/// A key wrapped by the key named `wrapped_by` repeated.
+pub fn key_row(purpose: &str, wrapped_by: u8) -> KeyRow {
+    KeyRow {
+        purpose: purpose.to_owned(),
+        key_id: KeyId::from_bytes([1; 8]),
+        wrapped_by: KeyId::from_bytes([wrapped_by; 8]),
+        wrapped: vec![wrapped_by; 60],
+        created_at: at(20),
+    }
+}
+
+/// What packing `blocks` blocks, of which the first was known, would report.
+pub fn packed(blocks: u64) -> Reduction {
+    let block = u64::from(BLOCK_SIZE);
+    let shared = blocks.min(1);
+    Reduction {
+        written_bytes: (blocks + 2) * block,
+        zero_bytes: 2 * block,
+        shared_bytes: shared * block,
+        unique_bytes: (blocks - shared) * block,
+        stored_bytes: (blocks - shared) * 1000,
     }
 }
 
@@ -242,6 +321,9 @@ macro_rules! catalog_conformance {
             site {
                 a_site_is_created_once
                 a_key_is_kept_per_wrapping
+                replacing_keys_leaves_what_the_kept_key_wraps
+                replacing_keys_loses_none
+                replacing_keys_takes_no_stray
                 a_gateway_begins_clean_and_keeps_what_its_log_is
                 gateways_have_names_of_their_own
                 an_unknown_gateway_is_not_found
@@ -249,6 +331,29 @@ macro_rules! catalog_conformance {
                 nodes_have_names_of_their_own
                 a_node_that_holds_segments_stays
                 totals_follow_every_change
+            }
+            domains {
+                the_default_domain_is_always_there
+                a_domain_comes_with_its_key
+                domains_have_names_and_identities_of_their_own
+                a_volume_is_of_a_domain_that_exists
+                a_domain_that_is_used_stays
+                a_deleted_domain_is_gone_with_its_keys
+                a_pointer_into_another_domain_commits_nothing
+                domains_of_one_batch_do_not_mix
+                containers_of_a_deleted_domain_are_left_out
+            }
+            usage {
+                commits_add_what_packing_did
+                the_same_batch_again_counts_once
+                a_refused_batch_counts_nothing
+                the_part_of_a_deleted_volume_counts_nothing
+                containers_count_as_stored_and_as_plaintext
+                folds_count_what_the_leaves_map
+                a_fold_done_again_counts_once
+                a_leaf_behind_a_newer_one_counts_nothing
+                many_leaves_of_one_step_count
+                a_deleted_volume_takes_its_bytes_out_of_the_totals
             }
             volumes {
                 a_volume_comes_back_with_every_setting
@@ -290,6 +395,7 @@ macro_rules! catalog_conformance {
                 a_nonsensical_batch_is_refused
                 segments_and_containers_are_new_and_stand_on_something
                 containers_are_located_in_any_number
+                containers_are_listed_page_by_page
                 two_handles_commit_side_by_side
             }
             maps {
@@ -311,6 +417,7 @@ macro_rules! catalog_conformance {
             cancellation {
                 a_dropped_commit_leaves_nothing_or_everything
                 a_dropped_fold_leaves_nothing_or_everything
+                a_dropped_replacement_of_keys_leaves_nothing_or_everything
                 a_dropped_change_does_not_hinder_the_next
             }
         }

@@ -1,6 +1,7 @@
 //! What can go wrong in the catalog.
 
-use crate::{LeaseStamp, VolumeName};
+use crate::{DomainName, KeyRow, LeaseStamp, VolumeName};
+use cairn_model::crypto::KeyId;
 use cairn_model::map::codec::MapCodecError;
 use cairn_model::{CommitSeq, ContainerId, ErrorKind, Generation, Kinded, LineageId, VolumeId, WriteSeq};
 use std::fmt::Display;
@@ -35,6 +36,18 @@ pub enum CatalogError {
     #[error("node {name} still holds segments: move them to other nodes before removing it")]
     NodeInUse { name: String },
 
+    #[error("domain {name} still has volumes or stored data: it can be deleted when both are gone")]
+    DomainInUse { name: DomainName },
+
+    #[error("the default domain cannot be deleted")]
+    DefaultDomain,
+
+    #[error(
+        "key {key} of purpose {purpose} would be lost: it is not among the keys that replace the present ones: \
+         read the keys again and begin anew"
+    )]
+    KeyLost { purpose: String, key: KeyId },
+
     #[error(
         "a batch of volume {volume} begins at write {base}, but writes are committed through {committed}: \
          the batch is not the one that follows"
@@ -42,7 +55,8 @@ pub enum CatalogError {
     NotNext { volume: VolumeId, base: WriteSeq, committed: WriteSeq },
 
     #[error(
-        "a batch of volume {volume} points at container {container}, which is neither in the batch nor in the catalog"
+        "a batch of volume {volume} points at container {container}, which is neither in the batch nor in the catalog as one of \
+         the volume's domain"
     )]
     UnknownContainer { volume: VolumeId, container: ContainerId },
 
@@ -101,6 +115,9 @@ impl Kinded for CatalogError {
             | Self::NameTaken { .. }
             | Self::AlreadyExists { .. }
             | Self::NodeInUse { .. }
+            | Self::DomainInUse { .. }
+            | Self::DefaultDomain
+            | Self::KeyLost { .. }
             | Self::NotNext { .. }
             | Self::UnknownContainer { .. } => ErrorKind::Conflict,
             Self::NotFound { .. } => ErrorKind::NotFound,
@@ -122,6 +139,14 @@ impl Kinded for CatalogError {
 impl CatalogError {
     pub(crate) fn not_found(what: &'static str, name: &impl Display) -> Self {
         Self::NotFound { what, name: name.to_string() }
+    }
+
+    /// A key that would be deleted in the very change that puts it.
+    pub(crate) fn stray_key(key: &KeyRow, keep: KeyId) -> Self {
+        Self::Invalid(format!(
+            "key {} wrapped by {}, and only what {keep} wraps is kept",
+            key.key_id, key.wrapped_by
+        ))
     }
 
     pub(crate) fn corrupt(what: &'static str, detail: &impl Display) -> Self {

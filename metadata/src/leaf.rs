@@ -164,6 +164,11 @@ impl MapLeaf {
         self.runs.len()
     }
 
+    /// Blocks that are mapped: those that are no holes.
+    pub fn blocks(&self) -> u64 {
+        self.runs.iter().map(|run| u64::from(run.blocks)).sum()
+    }
+
     /// What the leaf takes in memory.
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>() + size_of_val(&*self.containers) + size_of_val(&*self.runs)

@@ -1,4 +1,4 @@
-//! The catalog: what a site knows about its volumes, leases, maps, containers, segments, nodes and keys.
+//! The catalog: what a site knows about its volumes, domains, leases, maps, containers, segments, nodes and keys.
 //!
 //! | module | idea |
 //! |---|---|
@@ -36,10 +36,10 @@ pub use batch::{
 pub use catalog::Catalog;
 pub use error::CatalogError;
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
-pub use name::{InvalidVolumeName, VolumeName};
+pub use name::{DomainName, InvalidName, VolumeName};
 pub use rows::{
-    GatewayRow, HeldLease, KeyRow, Lease, LeaseHolder, LeaseStamp, NewVolume, NodeRow, NodeState, SiteRow,
-    Totals, VolumeRow, WalState,
+    DomainRow, GatewayRow, HeldLease, KeyRow, Lease, LeaseHolder, LeaseStamp, NewVolume, NodeRow, NodeState,
+    SiteRow, Totals, VolumeRow, VolumeUsage, WalState,
 };
 pub use sqlite::SqliteCatalog;
 

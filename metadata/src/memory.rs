@@ -7,7 +7,9 @@
 //! Whether it behaves as the other catalogs do is what the conformance suite says.
 
 mod commit;
+mod domains;
 mod fold;
+mod keys;
 mod leases;
 mod site;
 #[cfg(test)]
@@ -15,16 +17,18 @@ mod tests;
 mod volumes;
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, FoldPlan, GatewayRow,
-    HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals,
-    VolumeName, VolumeRow, WalState,
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, DomainName,
+    DomainRow, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume,
+    NodeRow, NodeState, SiteRow, Totals, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
+use cairn_model::crypto::KeyId;
 use cairn_model::{
-    BatchId, CommitSeq, ContainerId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, SegmentId,
-    VolumeId, WallTime,
+    BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId,
+    SegmentId, VolumeId, WallTime,
 };
 use commit::{Receipt, Segment};
+use domains::Domains;
 use leases::LeaseState;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -62,6 +66,7 @@ pub struct MemoryCatalog {
 struct Tables {
     site: Option<SiteRow>,
     keys: Vec<KeyRow>,
+    domains: Domains,
     gateways: BTreeMap<GatewayId, Gateway>,
     nodes: BTreeMap<NodeId, NodeRow>,
     /// Deleted ones too, until they are purged.
@@ -166,6 +171,30 @@ impl Catalog for MemoryCatalog {
 
     async fn keys(&self) -> Result<Vec<KeyRow>> {
         self.call("keys", |tables| Ok(tables.keys())).await
+    }
+
+    async fn replace_keys(&self, rows: &[KeyRow], keep: KeyId) -> Result<()> {
+        self.call("replace_keys", |tables| tables.replace_keys(rows, keep)).await
+    }
+
+    async fn create_domain(&self, domain: &DomainRow, key: &KeyRow) -> Result<()> {
+        self.call("create_domain", |tables| tables.create_domain(domain, key)).await
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainRow>> {
+        self.call("domains", |tables| Ok(tables.domains())).await
+    }
+
+    async fn domain_by_name(&self, name: &DomainName) -> Result<DomainRow> {
+        self.call("domain_by_name", |tables| tables.domain_by_name(name)).await
+    }
+
+    async fn check_domain_unused(&self, id: DomainId) -> Result<()> {
+        self.call("check_domain_unused", |tables| tables.check_domain_unused(id)).await
+    }
+
+    async fn delete_domain(&self, id: DomainId) -> Result<()> {
+        self.call("delete_domain", |tables| tables.delete_domain(id)).await
     }
 
     async fn register_gateway(&self, id: GatewayId, name: &str, now: WallTime) -> Result<()> {
@@ -280,6 +309,14 @@ impl Catalog for MemoryCatalog {
 
     async fn containers(&self, ids: &[ContainerId]) -> Result<Vec<ContainerLocation>> {
         self.call("containers", |tables| Ok(tables.locate(ids))).await
+    }
+
+    async fn containers_before(
+        &self,
+        before: Option<ContainerId>,
+        limit: u32,
+    ) -> Result<Vec<ContainerLocation>> {
+        self.call("containers_before", |tables| Ok(tables.containers_before(before, limit))).await
     }
 
     async fn unfolded_deltas(&self, lineage: LineageId) -> Result<Vec<(CommitSeq, MapDelta)>> {

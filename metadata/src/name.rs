@@ -1,4 +1,4 @@
-//! Names of volumes.
+//! Names of volumes and domains.
 
 use cairn_model::{ErrorKind, Kinded};
 use std::fmt;
@@ -7,68 +7,94 @@ use std::str::FromStr;
 /// Longest name, in bytes.
 const LENGTH_MAX: usize = 255;
 
-/// The name of a volume: 1 to 255 ASCII letters, digits, `.`, `_` and `-`, beginning with a letter, a digit or `_`. `@` and `/` stay free
-/// for the names of snapshots and groups.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VolumeName(String);
-
-/// Why a text is no name of a volume.
+/// Why a text is no name. `what` says of what.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum InvalidVolumeName {
-    #[error("a volume's name cannot be empty")]
-    Empty,
-    #[error("a volume's name has at most {LENGTH_MAX} bytes, this one has {length}")]
-    TooLong { length: usize },
-    #[error("the volume name {name:?} begins with {first:?}: begin with a letter, a digit or '_'")]
-    Beginning { name: String, first: char },
-    #[error("the volume name {name:?} contains {character:?}: use letters, digits, '.', '_' and '-'")]
-    Character { name: String, character: char },
+pub enum InvalidName {
+    #[error("a {what}'s name cannot be empty")]
+    Empty { what: &'static str },
+    #[error("a {what}'s name has at most {LENGTH_MAX} bytes, this one has {length}")]
+    TooLong { what: &'static str, length: usize },
+    #[error("the {what} name {name:?} begins with {first:?}: begin with a letter, a digit or '_'")]
+    Beginning { what: &'static str, name: String, first: char },
+    #[error("the {what} name {name:?} contains {character:?}: use letters, digits, '.', '_' and '-'")]
+    Character { what: &'static str, name: String, character: char },
 }
 
-impl Kinded for InvalidVolumeName {
+impl Kinded for InvalidName {
     fn kind(&self) -> ErrorKind {
         ErrorKind::Unsupported
     }
 }
 
-impl VolumeName {
-    pub fn new(name: impl Into<String>) -> Result<Self, InvalidVolumeName> {
-        let name = name.into();
-        if name.len() > LENGTH_MAX {
-            return Err(InvalidVolumeName::TooLong { length: name.len() });
-        }
-        let first = name.chars().next().ok_or(InvalidVolumeName::Empty)?;
-        if let Some(character) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c)) {
-            return Err(InvalidVolumeName::Character { name, character });
-        }
-        if ".-".contains(first) {
-            return Err(InvalidVolumeName::Beginning { name, first });
-        }
-        Ok(Self(name))
+/// `name` if it is one.
+fn valid(what: &'static str, name: String) -> Result<String, InvalidName> {
+    if name.len() > LENGTH_MAX {
+        return Err(InvalidName::TooLong { what, length: name.len() });
     }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
+    let first = name.chars().next().ok_or(InvalidName::Empty { what })?;
+    if let Some(character) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c)) {
+        return Err(InvalidName::Character { what, name, character });
     }
+    if ".-".contains(first) {
+        return Err(InvalidName::Beginning { what, name, first });
+    }
+    Ok(name)
 }
 
-impl FromStr for VolumeName {
-    type Err = InvalidVolumeName;
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
 
-    fn from_str(name: &str) -> Result<Self, InvalidVolumeName> {
-        Self::new(name)
-    }
+        impl $name {
+            pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
+                valid($what, name.into()).map(Self)
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+
+            fn from_str(name: &str) -> Result<Self, InvalidName> {
+                Self::new(name)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($what, ":{}"), self.0)
+            }
+        }
+    };
 }
 
-impl fmt::Display for VolumeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
+name!(
+    /// The name of a volume: 1 to 255 ASCII letters, digits, `.`, `_` and `-`, beginning with a letter, a digit or `_`. `@` and `/` stay free
+    /// for the names of snapshots and groups.
+    VolumeName,
+    "volume"
+);
+name!(
+    /// The name of a dedupe domain, by the rules of [`VolumeName`].
+    DomainName,
+    "domain"
+);
 
-impl fmt::Debug for VolumeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "volume:{}", self.0)
+impl DomainName {
+    /// The name of [`cairn_model::DomainId::DEFAULT`].
+    pub fn default_domain() -> Self {
+        Self("default".to_owned())
     }
 }
 
@@ -99,5 +125,14 @@ mod tests {
             assert_eq!(error.to_string(), reason);
             assert_eq!(error.kind(), ErrorKind::Unsupported);
         }
+    }
+
+    #[test]
+    fn names_of_domains_follow_the_same_rules() {
+        assert_eq!(DomainName::new("tenant-1").unwrap().as_str(), "tenant-1");
+        let error = DomainName::new("a/b").unwrap_err();
+        let reason = "the domain name \"a/b\" contains '/': use letters, digits, '.', '_' and '-'";
+        assert_eq!(error.to_string(), reason);
+        assert_eq!(DomainName::new("default"), Ok(DomainName::default_domain()));
     }
 }

@@ -1,9 +1,10 @@
 //! What the catalog holds, as types.
 
-use crate::VolumeName;
-use cairn_model::crypto::KeyId;
+use crate::{CatalogError, DomainName, VolumeName};
+use cairn_model::crypto::{Encryption, KeyId};
 use cairn_model::{
-    CommitSeq, Durability, GatewayId, Generation, LineageId, NodeId, SiteId, VolumeId, WallTime, WriteSeq,
+    CommitSeq, DomainId, Durability, GatewayId, Generation, LineageId, NodeId, Reduction, SiteId, VolumeId,
+    WallTime, WriteSeq,
 };
 use std::fmt;
 
@@ -20,7 +21,7 @@ pub struct SiteRow {
 /// A key, wrapped under another.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyRow {
-    /// What it is for, such as `data`.
+    /// What it is for, such as [`DomainRow::key_purpose`].
     pub purpose: String,
     pub key_id: KeyId,
     /// The key that opens it.
@@ -36,6 +37,31 @@ impl fmt::Debug for KeyRow {
             .field("key_id", &self.key_id)
             .field("wrapped_by", &self.wrapped_by)
             .finish_non_exhaustive()
+    }
+}
+
+/// A dedupe domain: what is sealed under one key, and where equal blocks are stored once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DomainRow {
+    pub id: DomainId,
+    pub name: DomainName,
+    pub encryption: Encryption,
+    pub created_at: WallTime,
+}
+
+impl DomainRow {
+    /// The [`KeyRow::purpose`] of a domain's key.
+    pub fn key_purpose(id: DomainId) -> String {
+        if id == DomainId::DEFAULT { "data".to_owned() } else { format!("domain:{id}") }
+    }
+
+    /// Fails when `key` is not this domain's.
+    pub(crate) fn check_key(&self, key: &KeyRow) -> Result<(), CatalogError> {
+        let purpose = Self::key_purpose(self.id);
+        if key.purpose == purpose {
+            return Ok(());
+        }
+        Err(CatalogError::Invalid(format!("a domain with a key for {}, not {purpose}", key.purpose)))
     }
 }
 
@@ -87,6 +113,8 @@ pub struct NewVolume {
     pub durability: Durability,
     /// Its map; a fresh one.
     pub lineage: LineageId,
+    /// Where its blocks may be shared, and under whose key they are sealed. For good.
+    pub domain: DomainId,
     pub compress: bool,
     pub dedupe: bool,
     pub read_only: bool,
@@ -102,6 +130,7 @@ pub struct VolumeRow {
     pub size_bytes: u64,
     pub durability: Durability,
     pub lineage: LineageId,
+    pub domain: DomainId,
     pub compress: bool,
     pub dedupe: bool,
     pub read_only: bool,
@@ -117,6 +146,16 @@ pub struct VolumeRow {
     pub generation: Generation,
     /// Who holds that term, unless it was released.
     pub holder: Option<LeaseHolder>,
+    pub usage: VolumeUsage,
+}
+
+/// What a volume holds, kept up to date by every commit and fold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VolumeUsage {
+    /// Blocks that the leaves map, in bytes: the map as far as it is folded.
+    pub logical_bytes: u64,
+    /// What became of all that was written since the volume was created; of what was written before catalogs counted, nothing.
+    pub reduction: Reduction,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -160,4 +199,10 @@ pub struct Totals {
     pub segments: u64,
     pub segment_bytes: u64,
     pub containers: u64,
+    /// [`VolumeUsage::logical_bytes`] of all volumes.
+    pub logical_bytes: u64,
+    /// Stored bytes of all containers.
+    pub container_bytes: u64,
+    /// Plaintext of all containers: the unique blocks.
+    pub container_raw_bytes: u64,
 }

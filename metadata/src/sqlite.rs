@@ -16,25 +16,31 @@
 mod columns;
 mod commit;
 mod containers;
+mod domains;
 mod fold;
+mod keys;
 mod leases;
 mod maps;
 mod nodes;
 mod open;
 mod site;
+mod uncounted;
+mod usage;
 mod volumes;
 
 #[cfg(test)]
 mod tests;
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, FoldPlan, GatewayRow, HeldLease,
-    KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals,
-    VolumeName, VolumeRow, WalState,
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, FoldPlan,
+    GatewayRow, HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState,
+    SiteRow, Totals, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
+use cairn_model::crypto::KeyId;
 use cairn_model::{
-    CommitSeq, ContainerId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, VolumeId, WallTime,
+    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, VolumeId,
+    WallTime,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use std::path::{Path, PathBuf};
@@ -117,11 +123,35 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn put_key(&self, key: &KeyRow) -> Result<()> {
-        site::put_key(self, key).await
+        keys::put(self, key).await
     }
 
     async fn keys(&self) -> Result<Vec<KeyRow>> {
-        site::keys(self).await
+        keys::all(self).await
+    }
+
+    async fn replace_keys(&self, rows: &[KeyRow], keep: KeyId) -> Result<()> {
+        keys::replace(self, rows, keep).await
+    }
+
+    async fn create_domain(&self, domain: &DomainRow, key: &KeyRow) -> Result<()> {
+        domains::create(self, domain, key).await
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainRow>> {
+        domains::all(self).await
+    }
+
+    async fn domain_by_name(&self, name: &DomainName) -> Result<DomainRow> {
+        domains::by_name(self, name).await
+    }
+
+    async fn check_domain_unused(&self, id: DomainId) -> Result<()> {
+        domains::check_unused(self, id).await
+    }
+
+    async fn delete_domain(&self, id: DomainId) -> Result<()> {
+        domains::delete(self, id).await
     }
 
     async fn register_gateway(&self, id: GatewayId, name: &str, now: WallTime) -> Result<()> {
@@ -236,6 +266,14 @@ impl Catalog for SqliteCatalog {
 
     async fn containers(&self, ids: &[ContainerId]) -> Result<Vec<ContainerLocation>> {
         containers::locate(self, ids).await
+    }
+
+    async fn containers_before(
+        &self,
+        before: Option<ContainerId>,
+        limit: u32,
+    ) -> Result<Vec<ContainerLocation>> {
+        containers::before(self, before, limit).await
     }
 
     async fn unfolded_deltas(&self, lineage: LineageId) -> Result<Vec<(CommitSeq, MapDelta)>> {

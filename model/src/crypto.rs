@@ -5,40 +5,48 @@
 //! below such a key, so a (key, nonce) pair never repeats. `aws-lc-rs` does the work; `aes-gcm` is its oracle in the tests
 //! (`docs/decisions/` has the measurements).
 
+mod locked;
+
+pub use locked::locked_pages;
+
 use aws_lc_rs::aead;
+use locked::Slot;
 use std::fmt;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::Zeroize;
 
 /// Bytes that sealing adds.
 pub const TAG_BYTES: usize = 16;
 
-/// A 256-bit secret. Zeroised when dropped; never printed.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct SecretKey([u8; 32]);
+/// A 256-bit secret, in memory that is not swapped out. Zeroised when dropped; never printed.
+pub struct SecretKey(Slot);
 
 impl SecretKey {
     pub const BYTES: usize = 32;
 
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+    /// The key of these bytes, which stay where they are: a caller that holds a real key zeroises them.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self::filled(|key| *key = bytes)
+    }
+
+    /// The key that `fill` writes, which is nowhere else.
+    pub fn filled(fill: impl FnOnce(&mut [u8; 32])) -> Self {
+        let mut slot = Slot::new();
+        fill(slot.bytes_mut());
+        Self(slot)
     }
 
     pub fn random(entropy: &dyn crate::Entropy) -> Self {
-        let mut bytes = [0; 32];
-        entropy.fill(&mut bytes);
-        let key = Self(bytes);
-        bytes.zeroize();
-        key
+        Self::filled(|key| entropy.fill(key))
     }
 
     /// The key below this one for `identity`. `context` is a constant, globally unique sentence per purpose
     /// (BLAKE3 `derive_key`).
     pub fn derive(&self, context: &'static str, identity: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(context);
-        hasher.update(&self.0);
+        hasher.update(self.expose());
         hasher.update(identity);
         let mut output = hasher.finalize();
-        let key = Self(*output.as_bytes());
+        let key = Self::filled(|key| *key = *output.as_bytes());
         output.zeroize();
         hasher.zeroize();
         key
@@ -47,13 +55,19 @@ impl SecretKey {
     /// A public name for the key: tells keys apart, tells nothing about them.
     pub fn id(&self) -> KeyId {
         let mut id = [0; 8];
-        id.copy_from_slice(&self.derive("cairn 2026-11 key id", &[]).0[..8]);
+        id.copy_from_slice(&self.derive("cairn 2026-11 key id", &[]).expose()[..8]);
         KeyId(id)
     }
 
     /// For wrapping and for writing key files only.
     pub fn expose(&self) -> &[u8; 32] {
-        &self.0
+        self.0.bytes()
+    }
+}
+
+impl Clone for SecretKey {
+    fn clone(&self) -> Self {
+        Self::filled(|key| *key = *self.expose())
     }
 }
 
@@ -124,7 +138,7 @@ pub struct Cipher(aead::LessSafeKey);
 
 impl Cipher {
     pub fn new(key: &SecretKey) -> Self {
-        let key = aead::UnboundKey::new(&aead::AES_256_GCM, &key.0).expect("the key has 32 bytes");
+        let key = aead::UnboundKey::new(&aead::AES_256_GCM, key.expose()).expect("the key has 32 bytes");
         Self(aead::LessSafeKey::new(key))
     }
 
@@ -179,7 +193,7 @@ pub fn wrap(
     let (salt, sealed) = out.split_at_mut(32);
     entropy.fill(salt);
     let (body, tag) = sealed.split_at_mut(SecretKey::BYTES);
-    body.copy_from_slice(&key.0);
+    body.copy_from_slice(key.expose());
     tag.copy_from_slice(&Cipher::new(&wrapping.derive(WRAP_CONTEXT, salt)).seal_in_place(0, purpose, body));
     out
 }
@@ -192,11 +206,7 @@ pub fn unwrap(wrapping: &SecretKey, purpose: &[u8], wrapped: &[u8]) -> Result<Se
     let (salt, sealed) = wrapped.split_at(32);
     let mut sealed = zeroize::Zeroizing::new(sealed.to_vec());
     let opened = Cipher::new(&wrapping.derive(WRAP_CONTEXT, salt)).open_in_place(0, purpose, &mut sealed)?;
-    let mut bytes = [0; SecretKey::BYTES];
-    bytes.copy_from_slice(opened);
-    let key = SecretKey(bytes);
-    bytes.zeroize();
-    Ok(key)
+    Ok(SecretKey::filled(|key| key.copy_from_slice(opened)))
 }
 
 #[cfg(test)]
@@ -250,6 +260,14 @@ mod tests {
         assert!(unwrap(&key, b"domain", &wrapped).is_err());
         assert!(unwrap(&master, b"other", &wrapped).is_err());
         assert!(unwrap(&master, b"domain", &wrapped[1..]).is_err());
+    }
+
+    #[test]
+    fn a_copy_of_a_key_outlives_it() {
+        let key = SecretKey::from_bytes([0x41; 32]);
+        let copy = key.clone();
+        drop(key);
+        assert_eq!(copy.expose(), &[0x41; 32]);
     }
 
     #[test]

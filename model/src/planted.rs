@@ -45,10 +45,14 @@ pub enum Bug {
     CommitWithoutLease,
     /// The cache returns the chunk beside the one that was asked for.
     ReturnNeighbour,
+    /// A batch is committed whatever it shares: also what is not there.
+    ShareUnchecked,
+    /// A block is taken for the one beside the stored one that it is equal to.
+    ShareNeighbour,
 }
 
 impl Bug {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::AcknowledgeUnwritten,
         Self::FlushWithoutSync,
         Self::IgnoreFailedSync,
@@ -68,6 +72,8 @@ impl Bug {
         Self::AnswerWithoutLease,
         Self::CommitWithoutLease,
         Self::ReturnNeighbour,
+        Self::ShareUnchecked,
+        Self::ShareNeighbour,
     ];
 }
 

@@ -9,14 +9,14 @@
 #![allow(clippy::unwrap_used, reason = "this is a measuring tool: it may stop")]
 
 use bytes::Bytes;
-use cairn_model::crypto::SecretKey;
+use cairn_model::crypto::{Encryption, SecretKey};
 use cairn_model::{
-    BLOCK_SIZE, BatchId, GatewayId, Generation, Lba, LineageId, Ports, SeededEntropy, SiteId, VolumeId,
-    WriteSeq,
+    BLOCK_SIZE, BatchId, DomainId, GatewayId, Generation, Lba, LineageId, Ports, SeededEntropy, SiteId,
+    VolumeId, WriteSeq,
 };
 use cairn_segment_writer::{
-    BatchHeader, ChunkBlocksMax, Compression, ContainerCipher, PackConfig, PackStats, Packer, SealedSegment,
-    SegmentContainer, VolumeHeader,
+    BatchHeader, ChunkShape, Compression, ContainerCipher, Dedupe, Domain, PackConfig, PackStats, Packer,
+    SealedSegment, SegmentContainer, VolumeHeader, VolumePacking,
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -32,29 +32,44 @@ fn main() {
     cairn_model::Entropy::fill(&SeededEntropy::new(1), &mut random);
     let random = Bytes::from(random);
 
-    let default = PackConfig::default();
-    let off = PackConfig { compression: Compression::Off, ..default };
+    // Without dedupe, in aligned chunks of 32 KiB.
+    let aligned = |blocks| VolumePacking {
+        shape: ChunkShape::new(1, blocks).unwrap(),
+        dedupe: Dedupe::Off,
+        ..VolumePacking::new(domain(Encryption::Aes256Gcm))
+    };
+    let default = aligned(8);
+    let off = VolumePacking { compression: Compression::Off, ..default.clone() };
     let levels: Vec<Value> = [3, 1, -1, -5]
         .into_iter()
         .map(|level| {
-            let config = PackConfig { compression: Compression::Zstd(level), ..default };
-            let small = PackConfig { chunk_blocks_max: ChunkBlocksMax::new(1).unwrap(), ..config };
+            let way = |blocks| VolumePacking { compression: Compression::Zstd(level), ..aligned(blocks) };
             json!({
                 "level": level,
-                "chunks_32_kib": packing(&typical, config),
-                "chunks_4_kib": packing(&typical, small),
+                "chunks_32_kib": packing(&typical, &way(8)),
+                "chunks_4_kib": packing(&typical, &way(1)),
             })
         })
         .collect();
+    // With dedupe, where content ends chunks.
+    let dedupe = VolumePacking::new(domain(Encryption::Aes256Gcm));
+    let dedupe_off = VolumePacking { compression: Compression::Off, ..dedupe.clone() };
+    let open = VolumePacking { compression: Compression::Off, ..VolumePacking::new(domain(Encryption::Off)) };
     let report = json!({
         "source": source.display().to_string(),
         "typical_bytes": typical.len(),
-        "compress_and_seal": packing(&typical, default),
+        "compress_and_seal": packing(&typical, &default),
         "compress_and_seal_by_level": levels,
-        "seal_only": packing(&typical, off),
-        "random_data": packing(&random, default),
-        "open": opening(&typical, default),
-        "open_random_data": opening(&random, default),
+        "seal_only": packing(&typical, &off),
+        "random_data": packing(&random, &default),
+        "open": opening(&typical, &default),
+        "open_random_data": opening(&random, &default),
+        "fingerprint": fingerprinting(&random),
+        "fingerprint_and_seal_random_data": packing(&random, &dedupe_off),
+        "fingerprint_random_data": packing(&random, &dedupe),
+        "fingerprint_and_checksum_random_data": packing(&random, &open),
+        "fingerprint_compress_and_seal": packing(&typical, &dedupe),
+        "find_all_shared": sharing(&random, &dedupe),
     });
     println!("{report:#}");
 }
@@ -82,16 +97,39 @@ fn typical(source: &Path) -> Bytes {
     bytes.into()
 }
 
-fn packing(data: &Bytes, config: PackConfig) -> Value {
-    let (seconds, (_, stats)) = best(|| (), |()| pack(data, config));
+fn packing(data: &Bytes, way: &VolumePacking) -> Value {
+    let (seconds, (_, stats)) = best(|| (), |()| pack(&[data], way));
     json!({
         "mb_per_s": rate(data.len() as u64, seconds),
-        "ratio": hundredths(float(stats.raw_bytes) / float(stats.stored_bytes)),
+        "ratio": hundredths(float(stats.reduction.unique_bytes) / float(stats.reduction.stored_bytes)),
+        "shared_bytes": stats.reduction.shared_bytes,
+        "chunk_bytes": stats.reduction.unique_bytes / stats.chunks.max(1),
     })
 }
 
-fn opening(data: &Bytes, config: PackConfig) -> Value {
-    let (segments, stats) = pack(data, config);
+fn fingerprinting(data: &Bytes) -> Value {
+    let key = domain(Encryption::Aes256Gcm).fingerprints();
+    let (seconds, ()) = best(
+        || (),
+        |()| {
+            for block in data.chunks(BLOCK_SIZE as usize) {
+                std::hint::black_box(key.of(block));
+            }
+        },
+    );
+    json!({ "mb_per_s": rate(data.len() as u64, seconds) })
+}
+
+/// The second of two equal volumes.
+fn sharing(data: &Bytes, way: &VolumePacking) -> Value {
+    let (once, _) = best(|| (), |()| pack(&[data], way));
+    let (twice, (_, stats)) = best(|| (), |()| pack(&[data, data], way));
+    assert_eq!(stats.reduction.shared_bytes, data.len() as u64);
+    json!({ "mb_per_s": rate(data.len() as u64, twice - once) })
+}
+
+fn opening(data: &Bytes, way: &VolumePacking) -> Value {
+    let (segments, stats) = pack(&[data], way);
     // Opening spoils the stored bytes: each round has a copy, made before its time begins.
     let copies = || segments.iter().map(|segment| segment.pieces()[0].to_vec()).collect::<Vec<_>>();
     let (seconds, ()) = best(copies, |objects| {
@@ -101,11 +139,11 @@ fn opening(data: &Bytes, config: PackConfig) -> Value {
             }
         }
     });
-    json!({ "mb_per_s": rate(stats.raw_bytes, seconds) })
+    json!({ "mb_per_s": rate(stats.reduction.unique_bytes, seconds) })
 }
 
 fn open(container: &SegmentContainer, object: &mut [u8]) {
-    let cipher = ContainerCipher::new(&key(), container.id);
+    let cipher = ContainerCipher::new(&domain(Encryption::Aes256Gcm), container.id);
     for (index, entry) in container.directory.iter() {
         let start = usize::try_from(container.offset).unwrap() + entry.offset as usize;
         let stored = &mut object[start..start + entry.stored_bytes as usize];
@@ -113,34 +151,39 @@ fn open(container: &SegmentContainer, object: &mut [u8]) {
     }
 }
 
-fn key() -> SecretKey {
-    SecretKey::from_bytes([7; 32])
+fn domain(encryption: Encryption) -> Domain {
+    Domain::new(DomainId::DEFAULT, SecretKey::from_bytes([7; 32]), encryption)
 }
 
-fn pack(data: &Bytes, config: PackConfig) -> (Vec<SealedSegment>, PackStats) {
+/// Packs a volume with each of `contents`.
+fn pack(contents: &[&Bytes], way: &VolumePacking) -> (Vec<SealedSegment>, PackStats) {
     let header = BatchHeader {
         site: SiteId::from_bytes([1; 16]),
         gateway: GatewayId::from_bytes([2; 16]),
         batch: BatchId::from_bytes([3; 16]),
+        attempt: 1,
         previous: None,
     };
-    let mut packer = Packer::new(config, &key(), header, Ports::system());
-    packer.volume(VolumeHeader {
-        volume: VolumeId::from_bytes([4; 16]),
-        lineage: LineageId::from_bytes([5; 16]),
-        generation: Generation::new(1),
-        base: WriteSeq::ZERO,
-        through: WriteSeq::new(1),
-    });
+    let mut packer = Packer::new(PackConfig::default(), header, Ports::system());
     let mut segments = Vec::new();
-    let mut at = Lba::ZERO;
-    let mut rest = data.clone();
-    while !rest.is_empty() {
-        let run = rest.split_to(rest.len().min(1 << 20));
-        let blocks = (run.len() / BLOCK_SIZE as usize) as u64;
-        packer.run(at, &[run]);
-        at = at.plus(blocks);
-        segments.extend(std::iter::from_fn(|| packer.next_segment()));
+    for (number, content) in (0u8..).zip(contents) {
+        let header = VolumeHeader {
+            volume: VolumeId::from_bytes([number; 16]),
+            lineage: LineageId::from_bytes([5; 16]),
+            generation: Generation::new(1),
+            base: WriteSeq::ZERO,
+            through: WriteSeq::new(1),
+        };
+        packer.volume(header, way.clone());
+        let mut at = Lba::ZERO;
+        let mut rest = Bytes::clone(content);
+        while !rest.is_empty() {
+            let run = rest.split_to(rest.len().min(1 << 20));
+            let blocks = (run.len() / BLOCK_SIZE as usize) as u64;
+            packer.run(at, &[run]);
+            at = at.plus(blocks);
+            segments.extend(std::iter::from_fn(|| packer.next_segment()));
+        }
     }
     let done = packer.finish();
     segments.extend(done.segments);

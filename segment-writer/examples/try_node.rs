@@ -10,7 +10,7 @@ mod common;
 
 use cairn_model::{Lba, Ports};
 use cairn_segment_writer::{DataNode, NodeAccess, NodeUrl, PackConfig, Pool, S3Admin};
-use common::{domain_key, finish, node_id, packer, random, read_back, site, text, volume};
+use common::{domain, finish, node_id, packer, packing, random, read_back, site, text, volume};
 use std::collections::BTreeMap;
 
 #[tokio::main]
@@ -32,7 +32,7 @@ async fn main() {
     let pool = Pool::single(again);
 
     let mut packer = packer(PackConfig::default());
-    packer.volume(volume(1));
+    packer.volume(volume(1), packing());
     let mut expected = BTreeMap::new();
     for number in 0..segments {
         let data = [random(1024, number), text(4096, number)].concat();
@@ -45,11 +45,11 @@ async fn main() {
     let done = finish(packer);
     for segment in &done.segments {
         let receipt = pool.put(segment).await.unwrap_or_else(|error| panic!("{error}"));
-        let footer = pool.nodes()[0].read_footer(receipt.key(), &domain_key()).await.unwrap();
+        let footer = pool.nodes()[0].read_footer(receipt.key(), &domain()).await.unwrap();
         assert_eq!(footer.segment, segment.id());
     }
     assert!(
-        read_back(&pool, &done.segments, &done.batch.deltas[0]).await == expected,
+        read_back(&pool, &domain(), &done.segments, &done.batch.deltas[0].delta).await == expected,
         "other data came back"
     );
     let missing = pool.get_range(node_id(&pool), "segments/00/missing", 0..10).await.unwrap_err();

@@ -11,14 +11,12 @@ fn main() {
     let folder = std::env::args().nth(1).expect("the folder to write to is the first argument");
     let folder = std::path::Path::new(&folder);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let segment = runtime.block_on(async { common::fixture_segment() });
-    for (name, bytes) in [
-        ("segment-v1.bin", segment.pieces().concat()),
-        ("directory-v1.bin", segment.containers()[0].directory.encode().to_vec()),
-    ] {
-        let path = folder.join(name);
-        assert!(!path.exists(), "{} exists: released bytes are not rewritten", path.display());
-        std::fs::write(path, bytes).unwrap();
+    for (name, domain) in [("segment-v2", common::domain()), ("segment-v2-open", common::open_domain())] {
+        let segments = runtime.block_on(async { common::fixture_segments(&domain) });
+        for segment in segments {
+            let path = folder.join(format!("{name}-{}.bin", segment.index()));
+            assert!(!path.exists(), "{} exists: released bytes are not rewritten", path.display());
+            std::fs::write(path, segment.pieces().concat()).unwrap();
+        }
     }
-    println!("key {}", segment.key());
 }

@@ -1,97 +1,60 @@
-//! Where a run of consecutive blocks is cut into chunks.
+//! Where consecutive blocks are cut into chunks.
 //!
-//! A run is cut at addresses aligned to the chunk size, so that a sequential write rewritten later falls on the
-//! same chunks, and around blocks of zeros, which are holes and not stored. The cut decides nothing about
-//! formats: chunks of 1 to 16 blocks in any order are valid everywhere, so another rule (content-defined
-//! boundaries) changes this module alone.
+//! By content (Muthitacharoen, Chen, Mazières, SOSP 2001, with whole blocks for bytes): what was written at another
+//! address, or behind other data, falls on the same chunks from the first boundary on. A chunk holds blocks that follow
+//! each other, and ends behind the block that says so, when it is full, and before a hole, a shared block or the end of a run.
+//! The cut decides nothing about formats: chunks of 1 to 16 blocks in any order are valid everywhere.
 
-use cairn_model::{BLOCK_SIZE, BLOCKS_PER_CHUNK_MAX, Lba, LbaRange, ZERO_BLOCK};
+use cairn_model::{BLOCK_SIZE, BLOCKS_PER_CHUNK_MAX, Fingerprint, ZERO_BLOCK};
 
-/// One part of a run.
+/// How large chunks are: how often content ends one, and the most blocks of one.
+///
+/// A chunk ends behind a block whose fingerprint is a multiple of the target, or that ends in zeros as the last block of a
+/// file does: behind the same content it ends at the same places, whatever lies before and wherever it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Cut {
-    /// Blocks to be stored as one chunk.
-    Chunk(LbaRange),
-    /// Blocks that are all zeros.
-    Hole(LbaRange),
+pub struct ChunkShape {
+    target: u8,
+    max: u8,
 }
 
-/// Largest chunk a cut makes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ChunkBlocksMax(u8);
+/// A block that ends in so many zeros ends a chunk: file systems fill the last block of a file with zeros.
+const TAIL_ZEROS: usize = 64;
 
-impl ChunkBlocksMax {
-    /// 32 KiB: half the read amplification of the largest chunk, and nearly its compression ratio
-    /// (zstd 1 on `/usr/bin`: 2.09 against 2.13).
-    pub const DEFAULT: Self = Self(8);
+impl ChunkShape {
+    /// A boundary at one block in 8, at most 8 blocks: measured on disk images, see `docs/decisions/0008-chunking.md`.
+    pub const DEFAULT: Self = Self { target: 8, max: 8 };
 
-    /// `None` unless `1 <= blocks <= 16`.
-    pub const fn new(blocks: u8) -> Option<Self> {
-        if blocks >= 1 && blocks <= BLOCKS_PER_CHUNK_MAX { Some(Self(blocks)) } else { None }
+    /// `None` unless `1 <= target_blocks <= max_blocks <= 16`.
+    pub const fn new(target_blocks: u8, max_blocks: u8) -> Option<Self> {
+        if 1 <= target_blocks && target_blocks <= max_blocks && max_blocks <= BLOCKS_PER_CHUNK_MAX {
+            Some(Self { target: target_blocks, max: max_blocks })
+        } else {
+            None
+        }
     }
 
-    pub const fn get(self) -> u8 {
-        self.0
+    /// Content ends a chunk behind one block in so many, on average.
+    pub const fn target(self) -> u8 {
+        self.target
+    }
+
+    /// Blocks of the largest chunk.
+    pub const fn max(self) -> u8 {
+        self.max
+    }
+
+    /// Whether a chunk ends behind `block`, which has this fingerprint, by its content alone.
+    pub fn ends(self, fingerprint: &Fingerprint, block: &[u8]) -> bool {
+        let value =
+            u64::from_le_bytes(*fingerprint.as_bytes().first_chunk().expect("a fingerprint has 16 bytes"));
+        value.is_multiple_of(u64::from(self.target))
+            || block.last_chunk::<TAIL_ZEROS>().is_some_and(|tail| *tail == [0; TAIL_ZEROS])
     }
 }
 
-impl Default for ChunkBlocksMax {
+impl Default for ChunkShape {
     fn default() -> Self {
         Self::DEFAULT
-    }
-}
-
-/// Cuts `run`. `is_zero` tells whether the block at an address is all zeros; it is asked once per block, in order.
-pub(crate) fn cut<F: FnMut(Lba) -> bool>(
-    run: LbaRange,
-    chunk_blocks_max: ChunkBlocksMax,
-    is_zero: F,
-) -> Cuts<F> {
-    Cuts {
-        at: run.start(),
-        end: run.end(),
-        blocks_max: u64::from(chunk_blocks_max.get()),
-        is_zero,
-        seen: None,
-    }
-}
-
-pub(crate) struct Cuts<F> {
-    at: Lba,
-    end: Lba,
-    blocks_max: u64,
-    is_zero: F,
-    /// The answer for the block at `at`, when it ended the cut before.
-    seen: Option<bool>,
-}
-
-impl<F: FnMut(Lba) -> bool> Iterator for Cuts<F> {
-    type Item = Cut;
-
-    fn next(&mut self) -> Option<Cut> {
-        if self.at >= self.end {
-            return None;
-        }
-        let start = self.at;
-        let hole = self.seen.take().unwrap_or_else(|| (self.is_zero)(start));
-        let limit = if hole {
-            self.end
-        } else {
-            let boundary = (start.get() / self.blocks_max + 1) * self.blocks_max;
-            Lba::new(boundary.min(self.end.get()))
-        };
-        let mut at = start.plus(1);
-        while at < limit {
-            let zero = (self.is_zero)(at);
-            if zero != hole {
-                self.seen = Some(zero);
-                break;
-            }
-            at = at.plus(1);
-        }
-        self.at = at;
-        let range = LbaRange::between(start, at);
-        Some(if hole { Cut::Hole(range) } else { Cut::Chunk(range) })
     }
 }
 
@@ -104,56 +67,36 @@ pub(crate) fn is_zero_block(block: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn range(start: u64, blocks: u64) -> LbaRange {
-        LbaRange::new(Lba::new(start), blocks).unwrap()
-    }
 
     #[test]
-    fn a_run_is_cut_at_aligned_addresses() {
-        let cuts: Vec<_> = cut(range(5, 14), ChunkBlocksMax::DEFAULT, |_| false).collect();
-        assert_eq!(cuts, [Cut::Chunk(range(5, 3)), Cut::Chunk(range(8, 8)), Cut::Chunk(range(16, 3))]);
-    }
-
-    #[test]
-    fn zeros_become_one_hole_however_long() {
-        let cuts: Vec<_> =
-            cut(range(0, 100), ChunkBlocksMax::DEFAULT, |lba| (2..90).contains(&lba.get())).collect();
-        assert_eq!(
-            cuts,
-            [
-                Cut::Chunk(range(0, 2)),
-                Cut::Hole(range(2, 88)),
-                Cut::Chunk(range(90, 6)),
-                Cut::Chunk(range(96, 4))
-            ]
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn cuts_cover_the_run_once_and_in_order(
-            start in 0u64..1000, zeros in prop::collection::vec(any::<bool>(), 0..100), max in 1u8..=16,
-        ) {
-            let run = range(start, zeros.len() as u64);
-            let mut asked = 0;
-            let max = ChunkBlocksMax::new(max).unwrap();
-            let zero_at = |lba: Lba| zeros[usize::try_from(lba.get() - start).unwrap()];
-            let cuts: Vec<_> = cut(run, max, |lba| { asked += 1; zero_at(lba) }).collect();
-            prop_assert_eq!(asked, zeros.len());
-            let mut at = run.start();
-            for piece in cuts {
-                let (range, hole) = match piece { Cut::Chunk(range) => (range, false), Cut::Hole(range) => (range, true) };
-                prop_assert_eq!(range.start(), at);
-                prop_assert!(!range.is_empty());
-                prop_assert!(hole || range.blocks() <= u64::from(max.get()));
-                for block in range.start().get()..range.end().get() {
-                    prop_assert_eq!(zero_at(Lba::new(block)), hole);
-                }
-                at = range.end();
-            }
-            prop_assert_eq!(at, run.end());
+    fn shapes_outside_the_limits_are_refused() {
+        for (target, max) in [(0, 1), (0, 0), (2, 1), (1, 17), (17, 17)] {
+            assert_eq!(ChunkShape::new(target, max), None);
         }
+        let shape = ChunkShape::new(4, 16).unwrap();
+        assert_eq!((shape.target(), shape.max()), (4, 16));
+    }
+
+    #[test]
+    fn the_fingerprint_or_a_tail_of_zeros_ends_a_chunk() {
+        let shape = ChunkShape::new(4, 16).unwrap();
+        let print =
+            |low: u8| Fingerprint::from_bytes([low, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let mut block = vec![1; BLOCK_SIZE as usize];
+        let ends: Vec<_> = (0..8).filter(|low| shape.ends(&print(*low), &block)).collect();
+        assert_eq!(ends, [0, 4]);
+        let at = block.len() - TAIL_ZEROS;
+        block[at..].fill(0);
+        assert!(shape.ends(&print(1), &block));
+        block[at] = 1;
+        assert!(!shape.ends(&print(1), &block));
+    }
+
+    #[test]
+    fn a_target_of_one_makes_chunks_of_one_block() {
+        let block = vec![1; BLOCK_SIZE as usize];
+        assert!((0..=255).all(|byte| {
+            ChunkShape::new(1, 16).unwrap().ends(&Fingerprint::from_bytes([byte; 16]), &block)
+        }));
     }
 }

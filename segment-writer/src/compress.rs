@@ -57,28 +57,43 @@ const SAMPLE_ONE_IN: u32 = 8;
 
 /// Compresses chunks one after another, reusing one zstd context.
 pub(crate) struct Compressor {
+    compression: Compression,
+    /// Made when it is first needed.
     context: Option<zstd::bulk::Compressor<'static>>,
+    /// The level that the context has.
+    level: i32,
     /// Chunks since the last one that compressed.
     incompressible: u32,
 }
 
 impl Compressor {
-    pub(crate) fn new(compression: Compression) -> Self {
-        let context = match compression {
-            Compression::Off => None,
-            Compression::Zstd(level) => {
-                let level = i32::from(level.clamp(-7, 19));
-                Some(
-                    zstd::bulk::Compressor::new(level).expect("zstd takes every level and memory is not out"),
-                )
-            }
-        };
-        Self { context, incompressible: 0 }
+    /// One that compresses nothing until a stream begins.
+    pub(crate) fn new() -> Self {
+        Self { compression: Compression::Off, context: None, level: 0, incompressible: 0 }
     }
 
-    /// Forgets what was learnt about the data so far: other data follows.
-    pub(crate) fn start_stream(&mut self) {
+    /// Other data follows, to be compressed like this: forgets what was learnt about the data so far.
+    pub(crate) fn start_stream(&mut self, compression: Compression) {
+        self.compression = compression;
         self.incompressible = 0;
+    }
+
+    /// The context, when it is worth a try.
+    fn context(&mut self) -> Option<&mut zstd::bulk::Compressor<'static>> {
+        let Compression::Zstd(level) = self.compression else { return None };
+        if !worth_a_try(self.incompressible) {
+            return None;
+        }
+        let level = i32::from(level.clamp(-7, 19));
+        if self.context.is_none() || self.level != level {
+            // An error costs space, never data; there is none, since zstd takes every level.
+            match &mut self.context {
+                Some(context) => context.set_compression_level(level).ok()?,
+                none => *none = Some(zstd::bulk::Compressor::new(level).ok()?),
+            }
+            self.level = level;
+        }
+        self.context.as_mut()
     }
 
     /// Room that `compress` of `raw_bytes` needs behind what `out` holds.
@@ -90,7 +105,7 @@ impl Compressor {
     pub(crate) fn compress(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Codec {
         let start = out.len();
         out.reserve(Self::bound(raw.len()));
-        if let Some(context) = self.context.as_mut().filter(|_| worth_a_try(self.incompressible)) {
+        if let Some(context) = self.context() {
             // Writes into the spare room: nothing is zeroed before and nothing copied after.
             let mut behind = Cursor::new(&mut *out);
             behind.set_position(start as u64);
@@ -147,6 +162,12 @@ mod tests {
     use cairn_model::{Entropy, SeededEntropy};
     use proptest::prelude::*;
 
+    fn compressor(compression: Compression) -> Compressor {
+        let mut compressor = Compressor::new();
+        compressor.start_stream(compression);
+        compressor
+    }
+
     fn compressed(compressor: &mut Compressor, raw: &[u8]) -> (Codec, Vec<u8>) {
         let mut out = b"before".to_vec();
         let codec = compressor.compress(raw, &mut out);
@@ -164,7 +185,7 @@ mod tests {
         #[test]
         fn round_trips(raw in prop::collection::vec(any::<u8>(), 1..9000), repeat in 1usize..5, level in -7i8..10) {
             let raw = raw.repeat(repeat);
-            let (codec, stored) = compressed(&mut Compressor::new(Compression::Zstd(level)), &raw);
+            let (codec, stored) = compressed(&mut compressor(Compression::Zstd(level)), &raw);
             prop_assert_eq!(decompress(codec, &stored, raw.len()).unwrap(), raw);
         }
 
@@ -182,7 +203,7 @@ mod tests {
     #[test]
     fn random_bytes_are_kept_raw() {
         let raw = random(32768, 1);
-        let (codec, stored) = compressed(&mut Compressor::new(Compression::DEFAULT), &raw);
+        let (codec, stored) = compressed(&mut compressor(Compression::DEFAULT), &raw);
         assert_eq!((codec, stored), (Codec::Raw, raw));
     }
 
@@ -194,7 +215,7 @@ mod tests {
 
     #[test]
     fn compression_resumes_after_a_long_incompressible_stretch() {
-        let mut compressor = Compressor::new(Compression::DEFAULT);
+        let mut compressor = compressor(Compression::DEFAULT);
         for seed in 0..100 {
             compressed(&mut compressor, &random(4096, seed));
         }
@@ -205,8 +226,28 @@ mod tests {
     }
 
     #[test]
+    fn each_stream_has_its_own_level_and_begins_hopeful() {
+        let text: Vec<u8> =
+            (0..9000u32).flat_map(|number| (number * number).to_string().into_bytes()).collect();
+        let alone = |level| compressed(&mut compressor(Compression::Zstd(level)), &text);
+        let mut one = compressor(Compression::Zstd(1));
+        for level in [9, -5, 1] {
+            one.start_stream(Compression::Off);
+            assert_eq!(compressed(&mut one, &text).0, Codec::Raw);
+            one.start_stream(Compression::Zstd(level));
+            for seed in 0..=u64::from(INCOMPRESSIBLE_STREAK) {
+                compressed(&mut one, &random(4096, seed));
+            }
+            assert_eq!(compressed(&mut one, &text).0, Codec::Raw, "a stretch of random data is noticed");
+            one.start_stream(Compression::Zstd(level));
+            assert_eq!(compressed(&mut one, &text), alone(level), "level {level}");
+        }
+        assert!(alone(9).1.len() < alone(-5).1.len());
+    }
+
+    #[test]
     fn switched_off_it_compresses_nothing() {
         let text = b"compressible ".repeat(400);
-        assert_eq!(compressed(&mut Compressor::new(Compression::Off), &text).0, Codec::Raw);
+        assert_eq!(compressed(&mut compressor(Compression::Off), &text).0, Codec::Raw);
     }
 }

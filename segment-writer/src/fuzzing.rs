@@ -2,11 +2,20 @@
 
 use crate::compress::Codec;
 use crate::container::ContainerDirectory;
+use crate::domain::Domain;
 use crate::seal::ContainerCipher;
-use crate::segment::{Footer, HEADER_BYTES, Header, TRAILER_BYTES, Trailer};
+use crate::segment::{Footer, HEADER_BYTES, Header, TRAILER_BYTES, Trailer, VERSION, VERSION_1, seal_footer};
 use bytes::Bytes;
-use cairn_model::crypto::{Cipher, SecretKey};
-use cairn_model::{ChunkIndex, ContainerId, SegmentId, SiteId};
+use cairn_model::crypto::{Encryption, SecretKey};
+use cairn_model::{ChunkIndex, ContainerId, DomainId, SegmentId, SiteId};
+
+fn domain(encryption: Encryption) -> Domain {
+    Domain::new(DomainId::from_bytes([3; 16]), SecretKey::from_bytes([7; 32]), encryption)
+}
+
+fn header(domain: &Domain) -> Header {
+    Header::new(domain, SiteId::from_bytes([1; 16]), SegmentId::from_bytes([2; 16]))
+}
 
 /// A container directory, as from the catalog or a footer.
 pub fn directory(bytes: &[u8]) {
@@ -18,14 +27,18 @@ pub fn directory(bytes: &[u8]) {
     }
 }
 
-/// The plaintext of a footer; the first 8 bytes are where it begins.
+/// The plaintext of a footer, of every version; the first 8 bytes are where it begins.
 pub fn footer(bytes: &[u8]) {
     let Some((offset, plaintext)) = bytes.split_first_chunk() else { return };
-    let (site, segment) = (SiteId::from_bytes([1; 16]), SegmentId::from_bytes([2; 16]));
     let offset = u64::from_le_bytes(*offset);
-    if let Ok(footer) = Footer::decode(plaintext, site, segment, offset) {
-        let again = Footer::decode(&footer.encode(), site, segment, offset);
-        assert_eq!(again.as_ref(), Ok(&footer), "a footer reads back as it was written");
+    let domain = domain(Encryption::Aes256Gcm);
+    let header = header(&domain);
+    for version in VERSION_1..=VERSION {
+        let decoded = Footer::decode(plaintext, &Header { version, ..header }, domain.id(), offset);
+        if let Ok(footer) = decoded {
+            let again = Footer::decode(&footer.encode(), &header, domain.id(), offset);
+            assert_eq!(again.as_ref(), Ok(&footer), "a footer reads back as it was written");
+        }
     }
 }
 
@@ -35,7 +48,7 @@ pub fn frame(bytes: &[u8]) {
     if let Some(header) = rest.first_chunk::<HEADER_BYTES>()
         && let Ok(parsed) = Header::decode(header)
     {
-        assert_eq!(parsed.encode()[..10], header[..10]);
+        assert_eq!(parsed.encode(), *header, "a header reads back as it was written");
     }
     let size = u64::from_le_bytes(*size);
     if let Some(trailer) = rest.last_chunk::<TRAILER_BYTES>()
@@ -50,7 +63,7 @@ pub fn frame(bytes: &[u8]) {
 pub fn chunk(bytes: &[u8]) -> Option<Bytes> {
     let (&shape, plaintext) = bytes.split_first()?;
     let codec = Codec::from_byte((shape >> 4) & 1).expect("there are two codecs");
-    let cipher = ContainerCipher::new(&SecretKey::from_bytes([7; 32]), ContainerId::from_bytes([5; 16]));
+    let cipher = ContainerCipher::new(&domain(Encryption::Aes256Gcm), ContainerId::from_bytes([5; 16]));
     let mut directory = ContainerDirectory::new();
     let stored_bytes = u32::try_from(plaintext.len() + 16).ok()?;
     directory.push(stored_bytes, (shape & 0xf) + 1, codec).ok()?;
@@ -64,15 +77,12 @@ pub fn chunk(bytes: &[u8]) -> Option<Bytes> {
 }
 
 /// A segment object with these bytes as its containers and as the plaintext of its footer: authentic, whatever they are.
-pub fn sealed_object(domain_key: &SecretKey, containers: &[u8], footer: &[u8]) -> Vec<u8> {
-    let (site, segment) = (SiteId::from_bytes([1; 16]), SegmentId::from_bytes([2; 16]));
-    let header = Header { key: domain_key.id(), site, segment }.encode();
-    let mut sealed = footer.to_vec();
-    let key = domain_key.derive("cairn 2026-11 segment footer", segment.as_bytes());
-    let tag = Cipher::new(&key).seal_in_place(0, &header, &mut sealed);
-    sealed.extend_from_slice(&tag);
-    let trailer = Trailer::encode(&header, &sealed, (HEADER_BYTES + containers.len()) as u64);
-    [&header[..], containers, &sealed, &trailer].concat()
+pub fn sealed_object(domain: &Domain, containers: &[u8], footer: &[u8]) -> Vec<u8> {
+    let header = header(domain);
+    let encoded = header.encode();
+    let offset = (HEADER_BYTES + containers.len()) as u64;
+    let tail = seal_footer(domain, header.segment, &encoded, footer.to_vec(), offset);
+    [&encoded[..], containers, &tail].concat()
 }
 
 /// Makes the trailer's checksum right again after damage, so that the seals are what is left to notice it.

@@ -9,6 +9,7 @@ mod admin;
 mod chunk;
 mod compress;
 mod container;
+mod domain;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -20,17 +21,19 @@ mod segment;
 pub mod testing;
 
 pub use admin::{Capabilities, S3Admin, Versioning};
-pub use chunk::ChunkBlocksMax;
+pub use chunk::ChunkShape;
 pub use compress::{Codec, Compression};
 pub use container::{CHUNKS_PER_CONTAINER_MAX, CONTAINER_BYTES_MAX, ChunkEntry, ContainerDirectory};
+pub use domain::{Domain, FingerprintKey};
 pub use error::{Action, Damaged, PoolError};
 pub use pool::{
-    Credentials, DataNode, GET_BYTES_MAX, HealthSnapshot, LastError, MARKER_KEY, NodeAccess, NodeHealth,
-    NodeUrl, Pool, RequestPolicy, S3Url,
+    Credentials, DataNode, GET_BYTES_MAX, HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, MARKER_KEY,
+    NodeAccess, NodeHealth, NodeUrl, Pool, RequestPolicy, S3Url,
 };
-pub use reader::{ContainerLocation, FetchedChunks};
+pub use reader::{ContainerLocation, FetchedChunks, StoredSink};
 pub use seal::ContainerCipher;
 pub use segment::{
-    BatchHeader, ChunkSink, Footer, HEADER_BYTES, PackConfig, PackStats, PackedBatch, Packer,
-    SEGMENTS_PREFIX, SealedSegment, SegmentContainer, TRAILER_BYTES, VolumeDelta, VolumeHeader,
+    BatchHeader, Check, Checker, ChunkSink, Dedupe, Finder, Footer, HEADER_BYTES, PackConfig, PackStats,
+    PackedBatch, PackedDelta, Packer, SEGMENTS_PREFIX, SealedSegment, SegmentContainer, TRAILER_BYTES,
+    VolumeDelta, VolumeHeader, VolumePacking,
 };

@@ -1,6 +1,7 @@
 //! Reading: verified chunks and footers out of the pool.
 
-use crate::container::ContainerDirectory;
+use crate::container::{ChunkEntry, ContainerDirectory};
+use crate::domain::Domain;
 use crate::error::{Damaged, PoolError};
 use crate::pool::{DataNode, Pool};
 use crate::seal::ContainerCipher;
@@ -8,13 +9,14 @@ use crate::segment::{
     FOOTER_BYTES_MAX, Footer, HEADER_BYTES, HeaderError, TRAILER_BYTES, Trailer, VERSION, open_footer,
 };
 use bytes::{Bytes, BytesMut};
-use cairn_model::crypto::SecretKey;
+use cairn_model::crypto::KeyId;
 use cairn_model::{ChunkIndex, NodeId};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Read in the first step of reading a footer: enough for nearly all of them.
-const FOOTER_GUESS_BYTES: u64 = 64 << 10;
+/// Read in the first step of reading a footer: enough for nearly all of them. The fingerprints of a full container are some 64 KiB
+/// when its data compresses to half.
+const FOOTER_GUESS_BYTES: u64 = 128 << 10;
 
 /// Where a container is today.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,23 +33,36 @@ pub struct FetchedChunks {
     first: u32,
     base: u32,
     bytes: BytesMut,
+    /// Chunks from the first on whose bytes are spoilt.
+    opened: Vec<bool>,
 }
+
+/// Is shown the stored bytes of every chunk that was verified, for a cache.
+pub type StoredSink<'a> = &'a (dyn Fn(ChunkIndex, Bytes) + Sync);
 
 impl Pool {
     /// The plaintext of the chunks `chunks` of a container, fetched with one request. A chunk that fails verification
-    /// is fetched once more by itself; if that fails too the error names it.
+    /// is fetched once more by itself; if that fails too the error names it. `verified` is shown the stored form of those that were good at once.
     pub async fn read_chunks(
         &self,
         location: &ContainerLocation,
         directory: &ContainerDirectory,
         cipher: &ContainerCipher,
         chunks: Range<u32>,
+        verified: Option<StoredSink<'_>>,
     ) -> Result<Vec<(ChunkIndex, Bytes)>, PoolError> {
         let mut fetched = self.fetch_chunks(location, directory, chunks.clone()).await?;
         let mut opened = Vec::with_capacity(chunks.len());
         for index in chunks {
+            // Opening spoils the stored bytes; whether they are good is known after.
+            let stored = verified.and_then(|_| fetched.stored(directory, index)).map(Bytes::copy_from_slice);
             let plaintext = match fetched.open(directory, cipher, index) {
-                Ok(plaintext) => plaintext,
+                Ok(plaintext) => {
+                    if let (Some(sink), Some(stored)) = (verified, stored) {
+                        sink(ChunkIndex::new(index), stored);
+                    }
+                    plaintext
+                }
                 Err(damaged) => self.read_again(location, directory, cipher, index, damaged).await?,
             };
             opened.push((ChunkIndex::new(index), plaintext));
@@ -104,7 +119,12 @@ impl Pool {
         let range = location.offset.saturating_add(first.range().start)
             ..location.offset.saturating_add(last.range().end);
         let bytes = node.get_range(&location.key, range).await?;
-        Ok(FetchedChunks { first: chunks.start, base: first.offset, bytes: BytesMut::from(bytes) })
+        Ok(FetchedChunks {
+            first: chunks.start,
+            base: first.offset,
+            bytes: BytesMut::from(bytes),
+            opened: vec![false; chunks.len()],
+        })
     }
 }
 
@@ -117,17 +137,40 @@ impl FetchedChunks {
         index: u32,
     ) -> Result<Bytes, Damaged> {
         const ABSENT: Damaged = Damaged("the chunk is not among those fetched");
-        let index = ChunkIndex::new(index);
-        let entry = directory.get(index).filter(|_| index.get() >= self.first).ok_or(ABSENT)?;
-        let start = (entry.offset - self.base) as usize;
-        let stored = self.bytes.get_mut(start..start + entry.stored_bytes as usize).ok_or(ABSENT)?;
-        cipher.open_chunk(index, entry, stored)
+        let (at, entry, range) = self.place(directory, index).ok_or(ABSENT)?;
+        self.opened[at] = true;
+        let stored = self.bytes.get_mut(range).ok_or(ABSENT)?;
+        cipher.open_chunk(ChunkIndex::new(index), entry, stored)
+    }
+
+    /// The stored bytes of a chunk that is not [opened](Self::open) yet, for a cache. They are not verified.
+    pub fn stored(&self, directory: &ContainerDirectory, index: u32) -> Option<&[u8]> {
+        let (at, _, range) = self.place(directory, index)?;
+        if self.opened[at] { None } else { self.bytes.get(range) }
+    }
+
+    /// Which of the fetched chunks it is, and where its bytes are.
+    fn place(&self, directory: &ContainerDirectory, index: u32) -> Option<(usize, ChunkEntry, Range<usize>)> {
+        let at = index.checked_sub(self.first)? as usize;
+        let entry = directory.get(ChunkIndex::new(index)).filter(|_| at < self.opened.len())?;
+        let start = entry.offset.checked_sub(self.base)? as usize;
+        Some((at, entry, start..start + entry.stored_bytes as usize))
     }
 }
 
 impl DataNode {
-    /// What a segment says about itself: with one request, or two when its footer is large, and one for its header.
-    pub async fn read_footer(&self, key: &str, domain_key: &SecretKey) -> Result<Footer, PoolError> {
+    /// What a segment of `domain` says about itself: with one request, or two when its footer is large, and one for its
+    /// header.
+    pub async fn read_footer(&self, key: &str, domain: &Domain) -> Result<Footer, PoolError> {
+        self.read_footer_of(key, |key| (key == domain.key_id()).then(|| domain.clone())).await
+    }
+
+    /// The same for a segment of any domain: `domains` knows it by the name of its key.
+    pub async fn read_footer_of(
+        &self,
+        key: &str,
+        domains: impl FnOnce(KeyId) -> Option<Domain> + Send,
+    ) -> Result<Footer, PoolError> {
         let corrupt = |damaged: Damaged| PoolError::Corrupt {
             node: Arc::clone(self.name()),
             key: key.to_owned(),
@@ -155,7 +198,7 @@ impl DataNode {
                 *bytes.first_chunk().expect("get_range returns what was asked for")
             }
         };
-        open_footer(domain_key, &header, &trailer, &mut sealed).map_err(|error| match error {
+        open_footer(domains, &header, &trailer, &mut sealed).map_err(|error| match error {
             HeaderError::Damaged(damaged) => corrupt(damaged),
             HeaderError::Newer(version) => PoolError::NewerFormat {
                 node: Arc::clone(self.name()),

@@ -1,25 +1,94 @@
-//! Sealing of chunks: AES-256-GCM under a key that belongs to one container alone.
+//! Sealing of chunks: AES-256-GCM under a key that belongs to one container alone, or a checksum where the domain has no
+//! encryption.
 //!
 //! ```text
-//! key         domain key, derived with "cairn 2026-11 container" and the container id
-//! nonce       the chunk's index in the container
-//! plaintext   the chunk as its codec left it
-//! AAD         container id (16) | chunk index (u32 LE) | raw bytes (u32 LE) | codec (u8)
-//! stored      ciphertext | tag (16)
+//! encrypted
+//!   key         domain key, derived with "cairn 2026-11 container" and the container id
+//!   nonce       the chunk's index in the container
+//!   plaintext   the chunk as its codec left it
+//!   AAD         container id (16) | chunk index (u32 LE) | raw bytes (u32 LE) | codec (u8)
+//!   stored      ciphertext | tag (16)
+//!
+//! not encrypted
+//!   key         the container id, derived with "cairn 2026-11 container checksum": no secret
+//!   stored      the chunk as its codec left it | first 16 bytes of keyed BLAKE3(chunk | AAD)
 //! ```
 //!
 //! A container id is fresh at every attempt and an index is used once, so a (key, nonce) pair never repeats. The AAD
-//! binds a chunk to its identity: the bytes of another chunk, or under another directory entry, are refused.
+//! binds a chunk to its identity: the bytes of another chunk, or under another directory entry, are refused. So are those of an
+//! encrypted domain in one without encryption, and the other way round. The checksum notices damage, not malice.
 
 use crate::compress::{Codec, decompress};
 use crate::container::ChunkEntry;
+use crate::domain::Domain;
 use crate::error::Damaged;
 use bytes::Bytes;
-use cairn_model::crypto::{Cipher, SecretKey, TAG_BYTES};
+use cairn_model::crypto::{Cipher, Encryption, TAG_BYTES, Unauthentic};
 use cairn_model::{ChunkIndex, ContainerId};
 
-/// Context of the key derivation of containers.
-const CONTAINER_CONTEXT: &str = "cairn 2026-11 container";
+/// Contexts of the key derivation of one kind of sealed bytes.
+pub(crate) struct Purpose {
+    sealed: &'static str,
+    checked: &'static str,
+}
+
+const CONTAINER: Purpose =
+    Purpose { sealed: "cairn 2026-11 container", checked: "cairn 2026-11 container checksum" };
+
+pub(crate) const FOOTER: Purpose =
+    Purpose { sealed: "cairn 2026-11 segment footer", checked: "cairn 2026-11 segment footer checksum" };
+
+/// What is put behind stored bytes, and must be there when they are read.
+#[derive(Debug)]
+pub(crate) enum Protection {
+    /// The tag of the AEAD.
+    Sealed(Cipher),
+    /// A checksum under a key that is no secret.
+    Checked([u8; 32]),
+}
+
+impl Protection {
+    /// For the bytes of `identity`, which is never used again.
+    pub(crate) fn new(domain: &Domain, purpose: &Purpose, identity: &[u8]) -> Self {
+        match domain.encryption() {
+            Encryption::Aes256Gcm => {
+                Self::Sealed(Cipher::new(&domain.key().derive(purpose.sealed, identity)))
+            }
+            Encryption::Off => Self::Checked(blake3::derive_key(purpose.checked, identity)),
+        }
+    }
+
+    /// Makes `bytes` what is stored, but for the tag that is returned and goes behind them. Each counter is used once.
+    pub(crate) fn seal_in_place(&self, counter: u64, aad: &[u8], bytes: &mut [u8]) -> [u8; TAG_BYTES] {
+        match self {
+            Self::Sealed(cipher) => cipher.seal_in_place(counter, aad, bytes),
+            Self::Checked(key) => checksum(key, bytes, aad),
+        }
+    }
+
+    /// Makes `stored | tag` what was sealed.
+    pub(crate) fn open_in_place<'a>(
+        &self,
+        counter: u64,
+        aad: &[u8],
+        stored: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Unauthentic> {
+        match self {
+            Self::Sealed(cipher) => cipher.open_in_place(counter, aad, stored),
+            Self::Checked(key) => {
+                let (bytes, tag) = stored.split_last_chunk_mut::<TAG_BYTES>().ok_or(Unauthentic)?;
+                if *tag == checksum(key, bytes, aad) { Ok(bytes) } else { Err(Unauthentic) }
+            }
+        }
+    }
+}
+
+/// The AAD has a fixed length per purpose, and comes last: hashing is fastest from an even beginning.
+fn checksum(key: &[u8; 32], bytes: &[u8], aad: &[u8]) -> [u8; TAG_BYTES] {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    hasher.update(bytes).update(aad);
+    *hasher.finalize().as_bytes().first_chunk().expect("a hash has 32 bytes")
+}
 
 const AAD_BYTES: usize = 16 + 4 + 4 + 1;
 
@@ -27,13 +96,12 @@ const AAD_BYTES: usize = 16 + 4 + 4 + 1;
 #[derive(Debug)]
 pub struct ContainerCipher {
     container: ContainerId,
-    cipher: Cipher,
+    protection: Protection,
 }
 
 impl ContainerCipher {
-    pub fn new(domain_key: &SecretKey, container: ContainerId) -> Self {
-        let key = domain_key.derive(CONTAINER_CONTEXT, container.as_bytes());
-        Self { container, cipher: Cipher::new(&key) }
+    pub fn new(domain: &Domain, container: ContainerId) -> Self {
+        Self { container, protection: Protection::new(domain, &CONTAINER, container.as_bytes()) }
     }
 
     pub const fn container(&self) -> ContainerId {
@@ -49,7 +117,7 @@ impl ContainerCipher {
         aad
     }
 
-    /// Encrypts `bytes` in place; the tag goes behind them. Each index is sealed once.
+    /// Seals `bytes` in place; the tag goes behind them. Each index is sealed once.
     pub(crate) fn seal(
         &self,
         index: ChunkIndex,
@@ -57,7 +125,8 @@ impl ContainerCipher {
         codec: Codec,
         bytes: &mut [u8],
     ) -> [u8; TAG_BYTES] {
-        self.cipher.seal_in_place(u64::from(index.get()), &self.aad(index, raw_bytes, codec), bytes)
+        let aad = self.aad(index, raw_bytes, codec);
+        self.protection.seal_in_place(u64::from(index.get()), &aad, bytes)
     }
 
     /// The plaintext of a chunk from its stored bytes, which are spoilt. CPU work: some 30 µs for 32 KiB.
@@ -72,7 +141,7 @@ impl ContainerCipher {
         }
         let aad = self.aad(index, entry.raw_bytes(), entry.codec);
         let opened = self
-            .cipher
+            .protection
             .open_in_place(u64::from(index.get()), &aad, stored)
             .map_err(|_| Damaged("a chunk fails authentication"))?;
         decompress(entry.codec, opened, entry.raw_bytes() as usize).map(Bytes::from)

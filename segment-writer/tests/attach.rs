@@ -156,7 +156,7 @@ async fn a_directory_that_was_replaced_under_a_running_node_is_neither_filled_no
     let node = DataNode::attach(&directory_access(&path), site(), Ports::system()).await.unwrap();
     let pool = cairn_segment_writer::Pool::single(node);
     let mut packer = packer(cairn_segment_writer::PackConfig::default());
-    packer.volume(volume(1));
+    packer.volume(volume(1), packing());
     packer.run(cairn_model::Lba::ZERO, &[text(1, 1)]);
     let segment = finish(packer).segments.remove(0);
     let receipt = pool.put(&segment).await.unwrap();

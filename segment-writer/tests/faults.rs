@@ -7,7 +7,10 @@ mod common;
 use bytes::Bytes;
 use cairn_model::{ErrorKind, Kinded, Lba};
 use cairn_segment_writer::testing::{Fault, FaultStore, Verb};
-use cairn_segment_writer::{ContainerCipher, ContainerLocation, PackConfig, Pool, PoolError, SealedSegment};
+use cairn_segment_writer::{
+    ChunkShape, ContainerCipher, ContainerLocation, Dedupe, PackConfig, Pool, PoolError, SealedSegment,
+    VolumePacking,
+};
 use common::*;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -17,7 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 fn segment() -> SealedSegment {
     let mut packer = packer(PackConfig::default());
-    packer.volume(volume(1));
+    let shape = ChunkShape::new(8, 8).unwrap();
+    packer.volume(volume(1), VolumePacking { dedupe: Dedupe::Off, shape, ..packing() });
     packer.run(Lba::ZERO, &[text(20, 1), random(12, 2)]);
     finish(packer).segments.remove(0)
 }
@@ -151,9 +155,9 @@ async fn read_chunks(pool: &Pool, segment: &SealedSegment) -> Result<Vec<Bytes>,
     let container = &segment.containers()[0];
     let location =
         ContainerLocation { node: node_id(pool), key: segment.key().to_owned(), offset: container.offset };
-    let cipher = ContainerCipher::new(&domain_key(), container.id);
+    let cipher = ContainerCipher::new(&domain(), container.id);
     let count = u32::try_from(container.directory.len()).unwrap();
-    let chunks = pool.read_chunks(&location, &container.directory, &cipher, 0..count).await?;
+    let chunks = pool.read_chunks(&location, &container.directory, &cipher, 0..count, None).await?;
     Ok(chunks.into_iter().map(|(_, bytes)| bytes).collect())
 }
 
@@ -223,7 +227,7 @@ async fn an_object_of_any_shorter_length_is_refused() {
         usize::try_from(segment.containers()[0].offset + segment.containers()[0].length_bytes()).unwrap();
     for length in (0..whole.len()).step_by(97).chain(whole.len() - 40..whole.len()) {
         memory.put(&Path::from(segment.key()), whole.slice(..length).into()).await.unwrap();
-        let footer = pool.nodes()[0].read_footer(segment.key(), &domain_key()).await;
+        let footer = pool.nodes()[0].read_footer(segment.key(), &domain()).await;
         assert!(matches!(footer, Err(PoolError::Corrupt { .. })), "{length}: {footer:?}");
         let read = read_chunks(&pool, &segment).await;
         if length < container_end {
@@ -243,13 +247,13 @@ async fn reads_outside_a_container_are_refused() {
     let container = &segment.containers()[0];
     let location =
         ContainerLocation { node: node_id(&pool), key: segment.key().to_owned(), offset: container.offset };
-    let cipher = ContainerCipher::new(&domain_key(), container.id);
+    let cipher = ContainerCipher::new(&domain(), container.id);
     let count = u32::try_from(container.directory.len()).unwrap();
     for range in [0..0, count..count + 1, 0..count + 1, 0..u32::MAX] {
-        assert!(pool.read_chunks(&location, &container.directory, &cipher, range).await.is_err());
+        assert!(pool.read_chunks(&location, &container.directory, &cipher, range, None).await.is_err());
     }
     let beyond = ContainerLocation { offset: u64::MAX - 5, ..location };
-    assert!(pool.read_chunks(&beyond, &container.directory, &cipher, 0..1).await.is_err());
+    assert!(pool.read_chunks(&beyond, &container.directory, &cipher, 0..1, None).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -261,8 +265,8 @@ async fn a_single_chunk_is_read_with_its_own_bytes_only() {
     let container = &segment.containers()[0];
     let location =
         ContainerLocation { node: node_id(&pool), key: segment.key().to_owned(), offset: container.offset };
-    let cipher = ContainerCipher::new(&domain_key(), container.id);
-    let read = pool.read_chunks(&location, &container.directory, &cipher, 1..2).await.unwrap();
+    let cipher = ContainerCipher::new(&domain(), container.id);
+    let read = pool.read_chunks(&location, &container.directory, &cipher, 1..2, None).await.unwrap();
     assert_eq!(read[0].1, text(20, 1).slice(8 * BLOCK..16 * BLOCK));
     let stored = container.directory.get(read[0].0).unwrap().stored_bytes;
     assert_eq!(pool.nodes()[0].health().snapshot().get_bytes, u64::from(stored));
@@ -276,7 +280,7 @@ fn requests_can_be_made_from_any_thread() {
     assert_send(&pool.put(&segment));
     assert_send(&pool.get_range(node_id(&pool), "key", 0..1));
     assert_send(&read_chunks(&pool, &segment));
-    assert_send(&pool.nodes()[0].read_footer("key", &domain_key()));
+    assert_send(&pool.nodes()[0].read_footer("key", &domain()));
     assert_send(&packer(PackConfig::default()));
 }
 

@@ -17,7 +17,7 @@ use s3_server::{Answer, Server};
 
 fn segment() -> SealedSegment {
     let mut packer = packer(PackConfig::default());
-    packer.volume(volume(1));
+    packer.volume(volume(1), packing());
     packer.run(Lba::ZERO, &[random(64, 2)]);
     finish(packer).segments.remove(0)
 }
@@ -54,7 +54,7 @@ async fn segments_go_to_the_bucket_and_come_back() {
         pool.get_range(receipt.node(), receipt.key(), 5..5000).await.unwrap(),
         bytes(&segment).slice(5..5000)
     );
-    let footer = pool.nodes()[0].read_footer(receipt.key(), &domain_key()).await.unwrap();
+    let footer = pool.nodes()[0].read_footer(receipt.key(), &domain()).await.unwrap();
     assert_eq!(footer.segment, segment.id());
     let node = receipt.node();
     assert_eq!(DataNode::open(&access(&server), site(), node, Ports::system()).await.unwrap().id(), node);

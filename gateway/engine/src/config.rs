@@ -1,5 +1,6 @@
 //! What an engine may use.
 
+use crate::budget::CpuBudget;
 use cairn_segment_writer::PackConfig;
 use cairn_wal::WalConfig;
 use std::time::Duration;
@@ -18,7 +19,7 @@ pub struct EngineConfig {
     pub batch_bytes: u64,
     /// A batch is cut when its oldest write is this old.
     pub batch_age: Duration,
-    /// Batches packed and uploaded at the same time. Their commits are in order.
+    /// Batches packed and uploaded at the same time, more when there are compute threads for more. Their commits are in order.
     pub batches_in_flight: usize,
     /// Segments put at the same time.
     pub uploads_in_flight: usize,
@@ -30,8 +31,10 @@ pub struct EngineConfig {
     pub read_deadline: Duration,
     /// How long an ownership lasts without renewal.
     pub lease_ttl: Duration,
-    /// Threads that compress and seal.
-    pub compute_threads: usize,
+    /// The share of the cores that hashes, compresses and seals; can be changed at run time.
+    pub cpu_budget: CpuBudget,
+    /// Cores of the host that it is a share of.
+    pub cores: usize,
     pub pack: PackConfig,
     /// Start even though the log is gone and held acknowledged writes. The operator's word, never a default.
     pub accept_lost_wal: bool,
@@ -53,14 +56,10 @@ impl EngineConfig {
             read_ahead_bytes: 4 << 20,
             read_deadline: Duration::from_mins(2),
             lease_ttl: Duration::from_secs(30),
-            compute_threads: default_compute_threads(),
+            cpu_budget: CpuBudget::default(),
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             pack: PackConfig::default(),
             accept_lost_wal: false,
         }
     }
-}
-
-/// A fifth of the cores, at least one: the normal CPU budget.
-fn default_compute_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 5).max(1))
 }

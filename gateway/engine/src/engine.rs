@@ -1,24 +1,29 @@
 //! The engine: a gateway's volumes over one log, one catalog and one pool.
 
+use crate::budget::{Governor, govern_until_stopped};
 use crate::compute::ComputePool;
 use crate::config::EngineConfig;
+use crate::dedupe::{Dedupe, learn_until_stopped, relearn_until_stopped};
 use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
+use crate::domains::Domains;
 use crate::error::EngineError;
 use crate::lease::{LeaseWatch, gone, renew_leases};
 use crate::patience::patiently;
 use crate::pressure::Pressure;
 use crate::read::{ChunkReader, ReaderLimits};
-use crate::recovery::{open_volume, recover};
+use crate::recovery::{OpenVolume, open_volume, recover};
 use crate::registry::Registry;
 use crate::status::NotServed;
 use crate::tasks::Tasks;
 use crate::volume::map::LeafCache;
 use crate::volume::{Condition, Volume};
 use crate::wal_state::WalStateFlag;
+use cairn_fingerprints::FingerprintIndex;
+use cairn_flash::SealedCache;
 use cairn_metadata::{Catalog, CatalogError, HeldLease, LeaseStamp, NewVolume, VolumeName};
 use cairn_model::crypto::SecretKey;
 use cairn_model::{ErrorKind, Exports, GatewayId, Kinded, Ports, SiteId, VolumeId};
-use cairn_segment_writer::Pool;
+use cairn_segment_writer::{Domain, Pool};
 use cairn_wal::{Disk, Wal};
 use std::future::Future;
 use std::sync::Arc;
@@ -31,6 +36,8 @@ const PURGE_ROWS: u32 = 1000;
 const PURGE_PAUSE: Duration = Duration::from_millis(200);
 /// How long shutdown waits for destage before it leaves the rest to the log.
 const SHUTDOWN_DESTAGE_LIMIT: Duration = Duration::from_mins(2);
+/// How long the caches may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 
 /// What an engine is made of.
 pub struct EngineParts {
@@ -38,11 +45,15 @@ pub struct EngineParts {
     pub gateway: GatewayId,
     pub catalog: Arc<dyn Catalog>,
     pub pool: Arc<Pool>,
-    /// Seals chunks and segment footers.
-    pub domain_key: SecretKey,
+    /// Those whose keys are open.
+    pub domains: Vec<Domain>,
     /// Seals the log.
     pub wal_key: SecretKey,
     pub wal_disk: Arc<dyn Disk>,
+    /// Where blocks are that are stored already.
+    pub fingerprints: Arc<FingerprintIndex>,
+    /// Chunks on local flash.
+    pub flash: Option<Arc<dyn SealedCache>>,
     pub ports: Ports,
 }
 
@@ -63,7 +74,9 @@ pub(crate) struct Shared {
     pub(crate) gateway: GatewayId,
     pub(crate) catalog: Arc<dyn Catalog>,
     pub(crate) pool: Arc<Pool>,
-    pub(crate) domain_key: SecretKey,
+    pub(crate) domains: Arc<Domains>,
+    pub(crate) dedupe: Dedupe,
+    pub(crate) flash: Option<Arc<dyn SealedCache>>,
     pub(crate) ports: Ports,
     pub(crate) wal: Wal,
     pub(crate) wal_state: WalStateFlag,
@@ -71,6 +84,7 @@ pub(crate) struct Shared {
     pub(crate) leaves: LeafCache,
     pub(crate) chunks: Arc<ChunkReader>,
     pub(crate) compute: ComputePool,
+    pub(crate) governor: Governor,
     pub(crate) registry: Registry,
     /// Held by whoever changes the set of volumes.
     pub(crate) administration: Arc<tokio::sync::Mutex<()>>,
@@ -97,7 +111,10 @@ impl Engine {
         let recovered = recover(config, parts, tasks).await?;
         let shared = recovered.shared;
         shared.tasks.spawn(destage_until_stopped(Arc::clone(&shared), recovered.destage_requests));
+        shared.tasks.spawn(learn_until_stopped(Arc::clone(&shared), recovered.lessons));
+        shared.tasks.spawn(relearn_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(fold_until_stopped(Arc::clone(&shared)));
+        shared.tasks.spawn(govern_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
         shared.tasks.spawn(purge_until_stopped(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
@@ -110,6 +127,11 @@ impl Engine {
     /// Volumes that could not be opened at the start and are not served by now, and why.
     pub fn not_served(&self) -> impl Iterator<Item = &NotServed> {
         self.not_served.iter().filter(|refused| self.shared.registry.get(&refused.name).is_none())
+    }
+
+    /// Opens a domain that was made after the start.
+    pub fn add_domain(&self, domain: Domain) {
+        self.shared.domains.add(domain);
     }
 
     pub fn volume(&self, name: &str) -> Option<Arc<Volume>> {
@@ -226,6 +248,8 @@ impl Engine {
                 tracing::debug!(volume = volume.name(), %error, "the lease runs out by itself");
             }
         }
+        close_caches(shared).await;
+        shared.compute.end().await;
         closed?;
         destaged.unwrap_or(Err(EngineError::PoolSilent(SHUTDOWN_DESTAGE_LIMIT.as_secs())))
     }
@@ -238,6 +262,9 @@ impl Engine {
         self.shared.stop.cancel();
         self.shared.tasks.end().await;
         self.shared.registry.take_all();
+        // Its files are free for the next engine of this process; a real death would leave as much.
+        self.shared.dedupe.index().close();
+        self.shared.compute.end().await;
         let closed = self.shared.wal.close().await;
         if let Err(error) = closed {
             tracing::debug!(%error, "the log had stopped before");
@@ -265,13 +292,27 @@ impl Exports for Engine {
     }
 }
 
+/// What is local and only helps: written out, its files free for the next start. A disk that hangs does not hold up the end.
+async fn close_caches(shared: &Shared) {
+    let close = async {
+        if let Some(flash) = &shared.flash {
+            flash.close().await;
+        }
+        shared.dedupe.close().await;
+    };
+    if cairn_model::timeout(&*shared.ports.clock, CLOSE_LIMIT, close).await.is_err() {
+        tracing::warn!(
+            "the flash cache or the index of fingerprints does not close; they are left as they are"
+        );
+    }
+}
+
 async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
     shared.catalog.create_volume(new).await?;
     let opened = async {
         // A name that is free in the catalog may still be in use here, after a change whose answer was lost.
         shared.registry.check_free(new.name.as_str())?;
-        let ttl = shared.config.lease_ttl;
-        open_volume(&*shared.catalog, &shared.ports, shared.gateway, ttl, new.id, None).await
+        open_here(shared, new.id, None).await
     };
     let opened = match opened.await {
         Ok(opened) => opened,
@@ -300,14 +341,21 @@ async fn take(
     {
         return Ok(Arc::clone(volume));
     }
-    let opened =
-        open_volume(&*shared.catalog, &shared.ports, shared.gateway, shared.config.lease_ttl, id, unrenewed);
-    let volume = Arc::new(Volume::new(opened.await?, Arc::clone(shared)));
+    let volume = Arc::new(Volume::new(open_here(shared, id, unrenewed).await?, Arc::clone(shared)));
     if let Some(ended) = served {
         shared.registry.remove(&ended);
     }
     shared.registry.insert(volume.name(), Arc::clone(&volume))?;
     Ok(volume)
+}
+
+async fn open_here(
+    shared: &Shared,
+    id: VolumeId,
+    unrenewed: Option<LeaseStamp>,
+) -> Result<OpenVolume, EngineError> {
+    let (catalog, ttl) = (&*shared.catalog, shared.config.lease_ttl);
+    open_volume(catalog, &shared.domains, &shared.ports, shared.gateway, ttl, id, unrenewed).await
 }
 
 async fn resize(shared: &Shared, name: &str, size_bytes: u64) -> Result<(), EngineError> {
@@ -367,15 +415,24 @@ async fn purge_until_stopped(shared: Arc<Shared>) {
     }
 }
 
+/// What recovery opened.
+pub(crate) struct Opened {
+    pub(crate) wal: Wal,
+    pub(crate) wal_state: WalStateFlag,
+    pub(crate) destage: Destage,
+    pub(crate) dedupe: Dedupe,
+    pub(crate) domains: Domains,
+}
+
 /// Builds what the engine shares around an open log.
 pub(crate) fn assemble(
     config: EngineConfig,
     parts: EngineParts,
     tasks: Tasks,
-    wal: Wal,
-    wal_state: WalStateFlag,
-    destage: Destage,
+    opened: Opened,
 ) -> Result<Arc<Shared>, EngineError> {
+    let Opened { wal, wal_state, destage, dedupe, domains } = opened;
+    let domains = Arc::new(domains);
     let limits = ReaderLimits {
         cache_bytes: config.block_cache_bytes,
         directory_bytes: config.map_cache_bytes / 2,
@@ -386,22 +443,27 @@ pub(crate) fn assemble(
         limits,
         Arc::clone(&parts.catalog),
         Arc::clone(&parts.pool),
-        parts.domain_key.clone(),
+        parts.flash.clone(),
+        Arc::clone(&domains),
         parts.ports.clone(),
         tasks.clone(),
     );
+    let (governor, threads) = Governor::new(config.cpu_budget, config.cores);
     Ok(Arc::new(Shared {
         site: parts.site,
         gateway: parts.gateway,
         catalog: parts.catalog,
         pool: parts.pool,
-        domain_key: parts.domain_key,
+        domains,
+        dedupe,
+        flash: parts.flash,
         wal,
         wal_state,
         pressure: Pressure::new(config.write_buffer_bytes, config.batch_bytes),
         leaves: LeafCache::new(config.map_cache_bytes / 2),
         chunks: Arc::new(chunks),
-        compute: ComputePool::start(config.compute_threads, &*parts.ports.spawn)?,
+        compute: ComputePool::start("cairn-compute", threads, Arc::clone(&parts.ports.spawn))?,
+        governor,
         registry: Registry::default(),
         administration: Arc::default(),
         destage,

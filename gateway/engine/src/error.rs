@@ -45,6 +45,10 @@ pub enum EngineError {
         "a write of volume {0} is in neither the log nor the pool, which is a bug: restart the gateway, which reads both anew"
     )]
     Astray(String),
+    #[error("the key of dedupe domain {0} is not open here; `cairn domain list` says why")]
+    DomainClosed(cairn_model::DomainId),
+    #[error("the settings of a volume cannot be used: {0}")]
+    BadOptions(String),
     #[error("the pool did not answer within {0} seconds; see `cairn status`")]
     PoolSilent(u64),
     #[error("the catalog did not answer in time")]
@@ -64,6 +68,7 @@ impl Kinded for EngineError {
         match self {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::NameServed(_) => ErrorKind::Conflict,
+            Self::DomainClosed(_) | Self::BadOptions(_) => ErrorKind::Unsupported,
             Self::ReadOnly(_) => ErrorKind::ReadOnly,
             Self::NoSuchVolume(_) | Self::Deleted(_) => ErrorKind::NotFound,
             Self::Fenced(_) => ErrorKind::Fenced,

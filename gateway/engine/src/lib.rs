@@ -7,19 +7,26 @@
 //! | `volume::buffer` | the write buffer: what was written and is not destaged yet, in layers |
 //! | `volume::map` | the extent map in memory: unfolded changes over leaves loaded on demand |
 //! | `patience` | a pool or catalog that is away for a moment is waited for |
+//! | `compute`, `budget` | threads that hash, compress and seal, and how many of them |
 //! | `pressure` | what holds writers back and sets destage going |
 //! | `destage` | cut, pack, upload, commit, free the log; folding |
-//! | `read` | chunk cache, one fetch for concurrent misses, read-ahead |
+//! | `dedupe` | what is stored already is not stored again |
+//! | `domains`, `options` | how a volume's data is packed, and under which key |
+//! | `read` | chunk cache in RAM, flash, one fetch for concurrent misses, read-ahead |
 //! | `lease` | ownership, renewed; a gateway that cannot renew stops acknowledging |
 //! | `wal_state` | whether the log holds anything that the catalog does not |
 
+mod budget;
 mod cache;
 mod compute;
 mod config;
+mod dedupe;
 mod destage;
+mod domains;
 mod engine;
 mod error;
 mod lease;
+mod options;
 mod patience;
 mod pressure;
 mod read;
@@ -30,8 +37,10 @@ mod tasks;
 mod volume;
 mod wal_state;
 
+pub use budget::{CpuBudget, UnknownCpuBudget};
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineParts};
 pub use error::EngineError;
-pub use status::{DestageStatus, EngineStatus, VolumeStatus, WalStatus};
+pub use options::VolumeOptions;
+pub use status::{CpuStatus, DedupeStatus, DestageStatus, EngineStatus, VolumeStatus, WalStatus};
 pub use volume::Volume;

@@ -1,11 +1,13 @@
 //! What holds writers back: memory, the log's fill, a full pool. And what tells destage to go.
+//!
+//! As the log fills up, destage cuts at once, then gets priority, then writers are slowed, smoothly, until they wait.
 
 use crate::error::EngineError;
 use cairn_model::{Clock, Monotonic};
 use cairn_wal::Wal;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// What a record costs beside its data, so that discards, which have none, make batches of a bounded size too.
 pub(crate) const RECORD_COST: u64 = 512;
@@ -17,6 +19,17 @@ const DELAY_MAX: Duration = Duration::from_millis(50);
 const ADMISSIONS_PER_LOOK: u64 = 32;
 /// The log's fill that calls for a cut whatever its age and size.
 const CUT_FROM: f64 = 0.5;
+/// The log's fill from which destage comes before guests.
+const DESTAGE_FIRST_FROM: f64 = 0.625;
+/// Destage had priority, and the log has room again.
+const DESTAGE_FIRST_UNTIL: f64 = 0.5;
+
+const _: () = assert!(
+    CUT_FROM < DESTAGE_FIRST_FROM
+        && DESTAGE_FIRST_UNTIL < DESTAGE_FIRST_FROM
+        && DESTAGE_FIRST_FROM < SLOW_FROM,
+    "the gentler measure comes first, and none comes and goes with every write"
+);
 
 /// Counters that the write path touches; no locks.
 #[derive(Debug)]
@@ -34,6 +47,7 @@ pub(crate) struct Pressure {
     admitted: AtomicU64,
     /// The log's fill when it was looked at last, as the bits of an `f64`.
     fill_bits: AtomicU64,
+    destage_first: watch::Sender<bool>,
     wake: Notify,
 }
 
@@ -48,6 +62,7 @@ impl Pressure {
             pool_full: AtomicBool::new(false),
             admitted: AtomicU64::new(0),
             fill_bits: AtomicU64::new(0),
+            destage_first: watch::Sender::new(false),
             wake: Notify::new(),
         }
     }
@@ -72,11 +87,24 @@ impl Pressure {
     pub(crate) fn look_at(&self, wal: &Wal) {
         let usage = wal.usage();
         #[expect(clippy::cast_precision_loss, reason = "a ratio of sizes")]
-        let fill = usage.used_bytes as f64 / usage.capacity_bytes.max(1) as f64;
+        self.filled_to(usage.used_bytes as f64 / usage.capacity_bytes.max(1) as f64);
+    }
+
+    fn filled_to(&self, fill: f64) {
         self.fill_bits.store(fill.to_bits(), Ordering::Relaxed);
         if fill > CUT_FROM {
             self.wake.notify_one();
         }
+        self.destage_first.send_if_modified(|is_first| {
+            let was_first = *is_first;
+            *is_first = fill > if was_first { DESTAGE_FIRST_UNTIL } else { DESTAGE_FIRST_FROM };
+            *is_first != was_first
+        });
+    }
+
+    /// Whether destage comes before guests, and every change of it.
+    pub(crate) fn destage_first(&self) -> watch::Receiver<bool> {
+        self.destage_first.subscribe()
     }
 
     fn fill(&self) -> f64 {
@@ -155,5 +183,22 @@ impl Pressure {
 
     pub(crate) fn is_pool_full(&self) -> bool {
         self.pool_full.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destage_comes_first_from_a_nearly_full_log_until_half_of_it_is_free() {
+        let pressure = Pressure::new(1, 1);
+        let first = pressure.destage_first();
+        for (fill, expected) in
+            [(0.0, false), (0.6, false), (0.63, true), (0.55, true), (0.99, true), (0.5, false), (0.6, false)]
+        {
+            pressure.filled_to(fill);
+            assert_eq!(*first.borrow(), expected, "at {fill}");
+        }
     }
 }

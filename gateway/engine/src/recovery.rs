@@ -9,10 +9,13 @@
 //! volume's order is an error, never skipped. So is a record of a volume that could not be opened for a reason that may pass.
 
 use crate::config::EngineConfig;
+use crate::dedupe::{Dedupe, Lessons};
 use crate::destage::{Cut, Destage};
-use crate::engine::{EngineParts, Shared, assemble};
+use crate::domains::Domains;
+use crate::engine::{EngineParts, Opened, Shared, assemble};
 use crate::error::EngineError;
 use crate::lease::LeaseTerm;
+use crate::options::packing;
 use crate::pressure::RECORD_COST;
 use crate::status::NotServed;
 use crate::tasks::Tasks;
@@ -23,6 +26,7 @@ use crate::wal_state::WalStateFlag;
 use cairn_metadata::{Catalog, LeaseStamp, VolumeRow, WalState};
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BLOCK_SIZE, ErrorKind, GatewayId, Generation, Kinded, LbaRange, Lsn, Ports, VolumeId};
+use cairn_segment_writer::VolumePacking;
 use cairn_wal::{Record, RecordBody, Recovery, Wal, WalError, WalIdentity};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,12 +37,14 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) struct Recovered {
     pub(crate) shared: Arc<Shared>,
     pub(crate) destage_requests: mpsc::Receiver<oneshot::Sender<()>>,
+    pub(crate) lessons: Lessons,
     pub(crate) not_served: Vec<NotServed>,
 }
 
 /// A volume whose lease is ours and whose map is in memory.
 pub(crate) struct OpenVolume {
     pub(crate) row: VolumeRow,
+    pub(crate) packing: VolumePacking,
     pub(crate) lease: LeaseTerm,
     /// The term in which this gateway's unbroken ownership began.
     held_since: Generation,
@@ -50,16 +56,20 @@ pub(crate) struct OpenVolume {
 /// for its whole term.
 pub(crate) async fn open_volume(
     catalog: &dyn Catalog,
+    domains: &Domains,
     ports: &Ports,
     gateway: GatewayId,
     ttl: Duration,
     id: VolumeId,
     unrenewed: Option<LeaseStamp>,
 ) -> Result<OpenVolume, EngineError> {
+    // Before the lease: a volume that cannot be served here is left to whoever can.
+    packing(&catalog.volume(id).await?, domains)?;
     let asked = ports.clock.now();
     let lease = catalog.acquire_lease(id, gateway, ports.clock.wall(), ttl, unrenewed).await?;
     // Read only now: another owner may have committed until the lease was ours.
     let row = catalog.volume(id).await?;
+    let packing = packing(&row, domains)?;
     let term = MapTerm { lineage: row.lineage, generation: lease.generation };
     let mut map = ExtentMap::new(term, row.folded_through);
     for (commit, delta) in catalog.unfolded_deltas(row.lineage).await? {
@@ -67,12 +77,12 @@ pub(crate) async fn open_volume(
     }
     let buffer = WriteBuffer::after(row.destaged_through);
     let lease_term = LeaseTerm::new(lease.generation, asked, ttl);
-    Ok(OpenVolume { row, lease: lease_term, held_since: lease.held_since, map, buffer })
+    Ok(OpenVolume { row, packing, lease: lease_term, held_since: lease.held_since, map, buffer })
 }
 
 pub(crate) async fn recover(
     mut config: EngineConfig,
-    parts: EngineParts,
+    mut parts: EngineParts,
     tasks: Tasks,
 ) -> Result<Recovered, EngineError> {
     let catalog = &*parts.catalog;
@@ -86,10 +96,13 @@ pub(crate) async fn recover(
         Err(WalError::NotFound { location }) => return Err(EngineError::LostWal(location)),
         Err(error) => return Err(error.into()),
     };
+    let domains = Domains::new(std::mem::take(&mut parts.domains));
     let mut replay = Replay::new(&config);
     let mut not_served = Vec::new();
     for row in catalog.volumes().await? {
-        match open_volume(catalog, &parts.ports, parts.gateway, config.lease_ttl, row.id, None).await {
+        let opened =
+            open_volume(catalog, &domains, &parts.ports, parts.gateway, config.lease_ttl, row.id, None);
+        match opened.await {
             Ok(volume) => {
                 replay.volumes.insert(row.id, volume);
             }
@@ -103,9 +116,11 @@ pub(crate) async fn recover(
     let wal = replay.run(recovery).await?;
     let (destage, destage_requests) = Destage::new();
     let flag = WalStateFlag::new(parts.gateway, wal_state);
-    let shared = assemble(config, parts, tasks, wal, flag, destage)?;
+    let (dedupe, lessons) = Dedupe::new(Arc::clone(&parts.fingerprints), Arc::clone(&parts.ports.spawn))?;
+    let opened = Opened { wal, wal_state: flag, destage, dedupe, domains };
+    let shared = assemble(config, parts, tasks, opened)?;
     replay.hand_over(&shared);
-    Ok(Recovered { shared, destage_requests, not_served })
+    Ok(Recovered { shared, destage_requests, lessons, not_served })
 }
 
 /// Batches cut during replay, by volume.

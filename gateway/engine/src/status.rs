@@ -1,8 +1,11 @@
 //! What an engine tells about itself. Field names are stable: they are the admin API's.
 
+use crate::budget::CpuBudget;
 use crate::engine::Engine;
 use crate::volume::Condition;
-use cairn_model::Durability;
+use cairn_fingerprints::IndexStatus;
+use cairn_flash::FlashStatus;
+use cairn_model::{Durability, Reduction};
 use serde::Serialize;
 
 /// The write-ahead log.
@@ -23,11 +26,33 @@ pub struct DestageStatus {
     pub backlog_bytes: u64,
     pub batches_committed: u64,
     pub batches_in_flight: u64,
-    /// Guest bytes in committed batches, after coalescing.
-    pub destaged_bytes: u64,
+    /// What became of the bytes in committed batches.
+    pub reduction: Reduction,
     /// The last problem, while it lasts.
     pub problem: Option<String>,
     pub pool_full: bool,
+}
+
+/// Sharing of what is stored already.
+#[derive(Clone, Debug, Serialize)]
+pub struct DedupeStatus {
+    pub index: IndexStatus,
+    /// Blocks that had the fingerprint of a stored block and other bytes. They were stored by themselves.
+    pub collisions: u64,
+    /// Batches packed again because the catalog did not have what they shared.
+    pub refused_batches: u64,
+}
+
+/// Hashing, compressing and sealing.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CpuStatus {
+    pub budget: CpuBudget,
+    /// Cores that the budget is a share of.
+    pub cores: u64,
+    /// Threads that work.
+    pub threads: u64,
+    /// The log is nearly full and all cores work whatever the budget.
+    pub raised: bool,
 }
 
 /// One volume.
@@ -53,6 +78,10 @@ pub struct VolumeStatus {
 pub struct EngineStatus {
     pub wal: WalStatus,
     pub destage: DestageStatus,
+    pub dedupe: DedupeStatus,
+    /// `None`: this gateway has no flash cache.
+    pub flash: Option<FlashStatus>,
+    pub cpu: CpuStatus,
     pub block_cache_bytes: u64,
     pub map_cache_bytes: u64,
     pub volumes: Vec<VolumeStatus>,
@@ -83,6 +112,13 @@ impl Engine {
                 dirty: shared.wal_state.is_dirty(),
             },
             destage,
+            dedupe: DedupeStatus {
+                index: shared.dedupe.index().status(),
+                collisions: shared.dedupe.collisions(),
+                refused_batches: shared.dedupe.refusals(),
+            },
+            flash: shared.flash.as_ref().map(|flash| flash.status()),
+            cpu: shared.governor.status(&shared.compute),
             block_cache_bytes: shared.chunks.cached_bytes(),
             map_cache_bytes: shared.leaves.used_bytes(),
             volumes: shared.registry.all().iter().map(|volume| volume.status()).collect(),

@@ -4,15 +4,20 @@
 //! |---|---|
 //! | [`types`] | what is said and taken, as JSON |
 //! | [`service`] | what is done |
+//! | `keys` | of it, keys and domains |
 //! | [`status`] | what is told, and what needs attention |
+//! | `metrics` | the same for a monitoring system |
 //! | [`routes`] | which request does what; errors as answers |
 //! | [`server`] | listening |
 
-pub mod routes;
+mod keys;
+mod metrics;
+pub mod reduction;
+mod routes;
 pub mod server;
 pub mod service;
 mod status;
 pub mod types;
 
-pub use routes::routes;
+pub use routes::{routes, routes_for_tcp};
 pub use service::{Service, Serving};

@@ -2,14 +2,16 @@
 
 use super::service::{PIECE_BYTES_MAX, Service};
 use super::types::{
-    AddNode, AddedNode, CreateVolume, DeleteQuery, Extent, Failure, FailureDetail, Health, Node, OffsetQuery,
-    RangeQuery, Status, UpdateVolume, Volume,
+    AddNode, AddedNode, ChangeCpu, Cpu, CreateDomain, CreateVolume, DeleteQuery, Domain, Extent, Failure,
+    FailureDetail, Health, Key, Node, OffsetQuery, PublishKeys, RangeQuery, ReplaceKey, Status, UpdateVolume,
+    Volume,
 };
 use crate::error::GatewayError;
 use axum::body::Body;
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -25,21 +27,36 @@ type Shared = State<Arc<Service>>;
 /// Longest JSON request.
 const JSON_BYTES_MAX: usize = 64 << 10;
 
-/// All routes, version 1.
+/// All routes, version 1: for `admin.sock`, which only the owner of the directory reaches, and for this process itself.
 pub fn routes(service: Arc<Service>) -> Router {
+    let keys = Router::new()
+        .route("/v1/key/replace", post(replace_key))
+        .route("/v1/key/publish", post(publish_keys))
+        .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
+        .with_state(Arc::clone(&service));
+    keys.merge(routes_for_tcp(service))
+}
+
+/// The routes for every user of this host: all but those that change the master key.
+pub fn routes_for_tcp(service: Arc<Service>) -> Router {
     let piece_limit = usize::try_from(PIECE_BYTES_MAX).expect("a piece fits in memory");
     let data = get(read).put(write).layer(DefaultBodyLimit::max(piece_limit));
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/health", get(health))
+        .route("/metrics", get(metrics))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(volume).patch(update_volume).delete(delete_volume))
         .route("/v1/volumes/{name}/zeroes", post(write_zeroes))
         .route("/v1/volumes/{name}/allocation", get(allocation))
         .route("/v1/volumes/{name}/flush", post(flush))
         .route("/v1/destage", post(destage))
+        .route("/v1/cpu", get(cpu).put(change_cpu))
         .route("/v1/nodes", get(nodes).post(add_node))
         .route("/v1/nodes/{name}", get(node))
+        .route("/v1/domains", get(domains).post(create_domain))
+        .route("/v1/domains/{name}", get(domain).delete(delete_domain))
+        .route("/v1/key", get(key))
         .layer(DefaultBodyLimit::max(JSON_BYTES_MAX))
         .route("/v1/volumes/{name}/data", data)
         .fallback(async || Refusal::of(ErrorKind::NotFound, "the admin API has no such path".to_owned()))
@@ -55,6 +72,11 @@ async fn status(State(service): Shared) -> Answer<Json<Status>> {
 
 async fn health(State(service): Shared) -> Answer<Json<Health>> {
     Ok(Json(service.health().await?))
+}
+
+async fn metrics(State(service): Shared) -> Answer<Response> {
+    let metrics = service.metrics().await?;
+    Ok(([(CONTENT_TYPE, metrics.content_type)], metrics.text).into_response())
 }
 
 async fn volumes(State(service): Shared) -> Answer<Json<Vec<Volume>>> {
@@ -136,6 +158,14 @@ async fn destage(State(service): Shared) -> Answer<Json<()>> {
     Ok(Json(service.destage().await?))
 }
 
+async fn cpu(State(service): Shared) -> Json<Cpu> {
+    Json(service.cpu())
+}
+
+async fn change_cpu(State(service): Shared, JsonBody(change): JsonBody<ChangeCpu>) -> Answer<Json<Cpu>> {
+    Ok(Json(service.change_cpu(change)?))
+}
+
 async fn nodes(State(service): Shared) -> Answer<Json<Vec<Node>>> {
     Ok(Json(service.nodes().await?))
 }
@@ -149,6 +179,37 @@ async fn add_node(
     JsonBody(asked): JsonBody<AddNode>,
 ) -> Answer<(StatusCode, Json<AddedNode>)> {
     Ok((StatusCode::CREATED, Json(service.add_node(&asked).await?)))
+}
+
+async fn domains(State(service): Shared) -> Answer<Json<Vec<Domain>>> {
+    Ok(Json(service.domains().await?))
+}
+
+async fn domain(State(service): Shared, Name(name): Name) -> Answer<Json<Domain>> {
+    Ok(Json(service.domain(&name).await?))
+}
+
+async fn create_domain(
+    State(service): Shared,
+    JsonBody(asked): JsonBody<CreateDomain>,
+) -> Answer<(StatusCode, Json<Domain>)> {
+    Ok((StatusCode::CREATED, Json(service.create_domain(&asked).await?)))
+}
+
+async fn delete_domain(State(service): Shared, Name(name): Name) -> Answer<Json<()>> {
+    Ok(Json(service.delete_domain(&name).await?))
+}
+
+async fn key(State(service): Shared) -> Answer<Json<Key>> {
+    Ok(Json(service.key().await?))
+}
+
+async fn replace_key(State(service): Shared, JsonBody(asked): JsonBody<ReplaceKey>) -> Answer<Json<Key>> {
+    Ok(Json(service.replace_key(&asked).await?))
+}
+
+async fn publish_keys(State(service): Shared, JsonBody(asked): JsonBody<PublishKeys>) -> Answer<Json<Key>> {
+    Ok(Json(service.publish_keys(&asked).await?))
 }
 
 /// A JSON body whose rejection is an answer like any other.

@@ -1,14 +1,15 @@
 //! What the admin API does: the same operations for a running gateway and for a command that stands in for one.
 
+use super::reduction;
 use super::types::{
-    AddNode, AddedNode, CreateVolume, DurabilityChoice, Extent, Node, NodeHealth, RangeQuery, UpdateVolume,
-    Volume,
+    AddNode, AddedNode, ChangeCpu, Cpu, CreateVolume, DurabilityChoice, Extent, Node, NodeHealth, RangeQuery,
+    UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use crate::site::{self, Site, new_volume};
 use bytes::Bytes;
-use cairn_engine::{Engine, Volume as EngineVolume};
-use cairn_metadata::{NodeRow, NodeState, VolumeName, VolumeRow};
+use cairn_engine::{Engine, Volume as EngineVolume, VolumeOptions};
+use cairn_metadata::{DomainName, DomainRow, NodeRow, NodeState, VolumeName, VolumeRow};
 use cairn_model::{
     BLOCK_SIZE, BlockDevice, Durability, ErrorKind, Monotonic, ReadBuffer, VOLUME_BLOCKS_MAX, WriteFlags,
 };
@@ -79,8 +80,9 @@ impl Service {
         rows.into_iter().find(|row| row.name == valid).ok_or_else(|| no_such_volume(name))
     }
 
-    pub(super) fn describe(&self, row: &VolumeRow) -> Volume {
+    fn describe(&self, row: &VolumeRow, domains: &[DomainRow]) -> Volume {
         let name = row.name.as_str();
+        let domain = domains.iter().find(|domain| domain.id == row.domain);
         let mut volume = Volume {
             name: name.to_owned(),
             id: row.id.to_string(),
@@ -88,6 +90,11 @@ impl Service {
             durability: durability_name(row.durability).to_owned(),
             compress: row.compress,
             dedupe: row.dedupe,
+            packing: reduction::packing(row),
+            domain: domain.map_or_else(|| row.domain.to_string(), |domain| domain.name.to_string()),
+            // Not what is usual: nobody shall take for sealed what may not be.
+            encryption: domain.map_or("unknown", |domain| domain.encryption.name()).to_owned(),
+            usage: reduction::usage(&row.usage),
             read_only: row.read_only,
             created_at_ms: row.created_at.unix_millis(),
             state: "stopped".to_owned(),
@@ -107,11 +114,14 @@ impl Service {
     }
 
     pub async fn volumes(&self) -> Result<Vec<Volume>> {
-        Ok(self.site.catalog.volumes().await?.iter().map(|row| self.describe(row)).collect())
+        let domains = self.site.catalog.domains().await?;
+        let rows = self.site.catalog.volumes().await?;
+        Ok(rows.iter().map(|row| self.describe(row, &domains)).collect())
     }
 
     pub async fn volume(&self, name: &str) -> Result<Volume> {
-        Ok(self.describe(&self.row(name).await?))
+        let domains = self.site.catalog.domains().await?;
+        Ok(self.describe(&self.row(name).await?, &domains))
     }
 
     pub async fn create_volume(&self, asked: &CreateVolume) -> Result<Volume> {
@@ -124,6 +134,18 @@ impl Service {
         };
         new.compress = asked.compress;
         new.dedupe = asked.dedupe;
+        let options = VolumeOptions {
+            chunk_target_blocks: asked.chunk_target_blocks,
+            chunk_max_blocks: asked.chunk_max_blocks,
+            compression_level: asked.compression_level,
+            verify_dedupe: asked.verify_dedupe,
+        };
+        options.shape()?;
+        options.level()?;
+        new.options = options.encode();
+        if let Some(domain) = &asked.domain {
+            new.domain = self.site.catalog.domain_by_name(&DomainName::new(domain.as_str())?).await?.id;
+        }
         new.read_only = asked.read_only;
         self.engine()?.create_volume(&new).await?;
         tracing::info!(volume = asked.name, size_bytes = asked.size_bytes, "volume created");
@@ -203,6 +225,28 @@ impl Service {
 
     pub async fn destage(&self) -> Result<()> {
         Ok(self.engine()?.destage().await?)
+    }
+
+    pub fn cpu(&self) -> Cpu {
+        let Some((engine, _)) = &self.engine else {
+            return Cpu { budget: self.site.config.cpu.budget, ..Cpu::default() };
+        };
+        let cpu = engine.status().cpu;
+        Cpu { budget: cpu.budget, threads: Some(cpu.threads), cores: Some(cpu.cores), raised: cpu.raised }
+    }
+
+    /// Changes the budget until the gateway ends.
+    pub fn change_cpu(&self, change: ChangeCpu) -> Result<Cpu> {
+        let Some((engine, _)) = &self.engine else {
+            return Err(GatewayError::refused(
+                ErrorKind::Unavailable,
+                "no gateway runs here whose CPU budget could be changed",
+                format!("write budget = \"{}\" under [cpu] in cairn.toml", change.budget.name()),
+            ));
+        };
+        engine.set_cpu_budget(change.budget)?;
+        tracing::info!(budget = change.budget.name(), "CPU budget changed");
+        Ok(self.cpu())
     }
 
     pub async fn nodes(&self) -> Result<Vec<Node>> {

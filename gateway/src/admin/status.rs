@@ -1,12 +1,17 @@
 //! What the gateway tells about itself, and what of it needs attention.
 
+use super::metrics::{Metrics, metrics};
+use super::reduction;
 use super::service::Service;
 use super::types::{
     Attention, Destage, Gateway, Health, Memory, NodeHealth, PoolTotals, Site, Status, Volume, Wal,
 };
 use crate::error::GatewayError;
+use crate::key::KeyError;
+use crate::site::Site as OpenSite;
 use cairn_engine::EngineStatus;
 use cairn_metadata::WalState;
+use cairn_model::crypto::Encryption;
 use cairn_wal::FileDisk;
 use std::path::Path;
 
@@ -15,12 +20,24 @@ const WAL_FILL_WARNING_PERCENT: u64 = 75;
 
 impl Service {
     pub async fn status(&self) -> Result<Status, GatewayError> {
+        self.status_with(self.engine_status().as_ref()).await
+    }
+
+    pub async fn metrics(&self) -> Result<Metrics, GatewayError> {
+        let engine = self.engine_status();
+        Ok(metrics(&self.status_with(engine.as_ref()).await?, engine.as_ref()))
+    }
+
+    fn engine_status(&self) -> Option<EngineStatus> {
+        self.engine.as_ref().map(|(engine, _)| engine.status())
+    }
+
+    async fn status_with(&self, engine: Option<&EngineStatus>) -> Result<Status, GatewayError> {
         let site = &self.site;
-        let engine = self.engine.as_ref().map(|(engine, _)| engine.status());
         let nodes = self.nodes().await?;
         let totals = site.catalog.totals().await?;
         let volumes = self.volumes().await?;
-        let wal = match &engine {
+        let wal = match engine {
             Some(engine) => Wal {
                 capacity_bytes: engine.wal.capacity_bytes,
                 used_bytes: Some(engine.wal.used_bytes),
@@ -43,7 +60,8 @@ impl Service {
             add(&mut pool, health);
         }
         pool.nodes = nodes;
-        let attention = attention(&wal, engine.as_ref(), &pool, &volumes, &site.config.wal.path);
+        let mut attention = attention(&wal, engine, &pool, &volumes, &site.config.wal.path);
+        attention.extend(attention_of_keys(site));
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: if self.serving.is_some() { "serving" } else { "stopped" }.to_owned(),
@@ -52,9 +70,13 @@ impl Service {
             site: Site { id: site.row.id.to_string(), name: site.row.name.clone() },
             gateway: self.gateway(),
             wal,
-            destage: engine.as_ref().map(destage).unwrap_or_default(),
+            destage: engine.map(destage).unwrap_or_default(),
+            cpu: self.cpu(),
             pool,
-            memory: engine.as_ref().map_or_else(Memory::default, |engine| Memory {
+            reduction: reduction::reduction(&totals),
+            dedupe: engine.map(reduction::dedupe),
+            flash: engine.and_then(|engine| engine.flash.as_ref()).map(reduction::flash),
+            memory: engine.map_or_else(Memory::default, |engine| Memory {
                 block_cache_bytes: engine.block_cache_bytes,
                 map_cache_bytes: engine.map_cache_bytes,
             }),
@@ -97,7 +119,7 @@ fn destage(engine: &EngineStatus) -> Destage {
         backlog_bytes: engine.destage.backlog_bytes,
         batches_committed: engine.destage.batches_committed,
         batches_in_flight: engine.destage.batches_in_flight,
-        destaged_bytes: engine.destage.destaged_bytes,
+        destaged_bytes: engine.destage.reduction.written_bytes,
         problem: engine.destage.problem.clone(),
         pool_full: engine.destage.pool_full,
     }
@@ -105,6 +127,53 @@ fn destage(engine: &EngineStatus) -> Destage {
 
 fn summary(attention: &[Attention]) -> String {
     if attention.is_empty() { "ok" } else { "attention" }.to_owned()
+}
+
+/// What of the keys needs attention: none of it stops what is served.
+fn attention_of_keys(site: &OpenSite) -> Vec<Attention> {
+    let warning =
+        |what, next: &str| Attention { severity: "warning".to_owned(), what, next: next.to_owned() };
+    let domain = |(row, reason): (cairn_metadata::DomainRow, String)| {
+        warning(format!("domain {} cannot be used: {reason}", row.name), "restore the catalog from a copy")
+    };
+    let copy = |copy: crate::site::KeyCopy| {
+        let problem = copy.problem?;
+        let what = format!("the copy of the keys on data node {} is not up to date: {problem}", copy.node);
+        Some(warning(what, "when the cause is gone, run `cairn key publish`"))
+    };
+    let file = |problem: KeyError| {
+        let next = problem.hint().unwrap_or_else(|| "put the key back from its copy".to_owned());
+        warning(format!("the gateway would not start again: {problem}"), &next)
+    };
+    let domains = site.unavailable_domains().into_iter().map(domain);
+    let file = site.key_file_problem().map(file);
+    file.into_iter().chain(domains).chain(site.key_copies().into_iter().filter_map(copy)).collect()
+}
+
+type Entries = Vec<(String, String)>;
+
+fn attention_of_engine(engine: &EngineStatus, errors: &mut Entries, warnings: &mut Entries) {
+    if engine.destage.pool_full {
+        errors.push((
+            "the pool is full: writes fail with no space left".to_owned(),
+            "free space in the pool".to_owned(),
+        ));
+    } else if let Some(problem) = &engine.destage.problem {
+        warnings.push((
+            format!("writes are not reaching the pool: {problem}"),
+            "nothing is lost; they wait in the write-ahead log until the pool answers".to_owned(),
+        ));
+    }
+    warnings.extend(reduction::attention(engine));
+}
+
+fn attention_of_encryption(volumes: &[Volume]) -> Option<(String, String)> {
+    let is_open = |volume: &&Volume| volume.encryption == Encryption::Off.name();
+    let open: Vec<_> = volumes.iter().filter(is_open).map(|volume| &*volume.name).collect();
+    (!open.is_empty()).then(|| {
+        let what = format!("not encrypted in the pool and on flash: {}", open.join(", "));
+        (what, "their domain says so; copy them to volumes of another domain if it is not meant".to_owned())
+    })
 }
 
 /// One entry per thing that somebody should do something about, the worst first.
@@ -131,18 +200,9 @@ fn attention(
         ));
     }
     if let Some(engine) = engine {
-        if engine.destage.pool_full {
-            errors.push((
-                "the pool is full: writes fail with no space left".to_owned(),
-                "free space in the pool".to_owned(),
-            ));
-        } else if let Some(problem) = &engine.destage.problem {
-            warnings.push((
-                format!("writes are not reaching the pool: {problem}"),
-                "nothing is lost; they wait in the write-ahead log until the pool answers".to_owned(),
-            ));
-        }
+        attention_of_engine(engine, &mut errors, &mut warnings);
     }
+    warnings.extend(attention_of_encryption(volumes));
     for node in &pool.nodes {
         if let Some(health) = node.health.as_ref().filter(|health| health.failing) {
             let cause = health.last_error.as_deref().unwrap_or("no cause was given");

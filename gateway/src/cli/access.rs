@@ -6,6 +6,7 @@ use crate::client::AdminClient;
 use crate::config::Config;
 use crate::directory::{Directory, DirectoryError, Lock, Role};
 use crate::error::GatewayError;
+use crate::key::Master;
 use crate::site::{Purpose, Site};
 use cairn_engine::Engine;
 use cairn_model::{Clock, ErrorKind, Ports};
@@ -19,7 +20,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// What a command needs when no gateway runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
-    /// The catalog: to tell what there is.
+    /// The catalog without the keys: to tell what there is, whatever is wrong with them.
+    Tell,
+    /// The catalog and the keys.
     Catalog,
     /// An engine: to change or move data.
     Engine,
@@ -33,7 +36,8 @@ pub(super) struct Access {
 }
 
 impl Access {
-    pub(super) async fn open(global: &Global, need: Need) -> Result<Self, GatewayError> {
+    /// `master` is the key, where the command has opened it already.
+    async fn open(global: &Global, need: Need, master: Option<Master>) -> Result<Self, GatewayError> {
         let directory = Directory::new(&global.dir)?;
         directory.require_ready()?;
         let ports = Ports::system();
@@ -42,9 +46,14 @@ impl Access {
             return Ok(Self { client, embedded: None, site: None });
         };
         let config = Config::load(&directory.config(), directory.path())?;
-        let site = Arc::new(Site::open(directory, config, lock, ports).await?);
+        let site = match (need, master) {
+            (Need::Tell, _) => Site::open_to_tell(directory, config, lock, ports).await,
+            (_, Some(master)) => Site::open_with(master, directory, config, lock, ports).await,
+            (_, None) => Site::open(directory, config, lock, ports).await,
+        };
+        let site = Arc::new(site?);
         let (service, embedded) = match need {
-            Need::Catalog => (Service::of_catalog(Arc::clone(&site)), None),
+            Need::Tell | Need::Catalog => (Service::of_catalog(Arc::clone(&site)), None),
             Need::Engine => {
                 let pool = site.open_pool().await?;
                 let engine = site.start_engine(Arc::clone(&pool), Purpose::Command).await?;
@@ -60,7 +69,7 @@ impl Access {
             engine.shutdown().await?;
         }
         if let Some(site) = self.site {
-            site.catalog.close().await;
+            site.close().await;
         }
         Ok(())
     }
@@ -72,7 +81,17 @@ pub(super) async fn with_access<T>(
     need: Need,
     work: impl AsyncFnOnce(&Access) -> Result<T, GatewayError>,
 ) -> Result<T, GatewayError> {
-    let access = Access::open(global, need).await?;
+    with_access_as(global, need, None, work).await
+}
+
+/// [`with_access`] with the master key at hand, so that nobody is asked for its passphrase twice.
+pub(super) async fn with_access_as<T>(
+    global: &Global,
+    need: Need,
+    master: Option<Master>,
+    work: impl AsyncFnOnce(&Access) -> Result<T, GatewayError>,
+) -> Result<T, GatewayError> {
+    let access = Access::open(global, need, master).await?;
     let done = work(&access).await;
     let ended = access.end().await;
     let value = done?;

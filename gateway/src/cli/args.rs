@@ -3,6 +3,8 @@
 use crate::admin::types::DurabilityChoice;
 use crate::config::ListenAddress;
 use crate::image::ImageFormat;
+use cairn_engine::CpuBudget;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -16,13 +18,15 @@ Getting started:
 
 Files, in the directory that --dir names:
   cairn.toml   configuration, every key explained
-  key          the key of all data: keep a copy elsewhere; without it the data cannot be read
+  key          the key of all data: keep a copy elsewhere (cairn key export); without it the data cannot be read
   catalog.db   what is where;  wal/  writes on their way;  pool/  the data, unless it lives in an object store
   admin.sock   how commands talk to a running gateway
 
 Environment:
   CAIRN_DIR                                  the directory, when --dir is not given
   CAIRN_LOG                                  log level or filter, over what cairn.toml says
+  CAIRN_PASSPHRASE_FILE                      file with the passphrase of the key; else it is asked for on the terminal
+  CAIRN_ALLOW_CORE_DUMPS=1                   let debuggers and core dumps at the keys in memory: for developers only
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY   credentials of S3 data nodes
 
 Exit status: 0 done, 1 failed, 2 wrong usage.";
@@ -62,10 +66,26 @@ pub enum Command {
     /// Volumes: the virtual disks
     #[command(subcommand, arg_required_else_help = true)]
     Volume(Volume),
+    /// Domains: what is sealed under one key, and where equal data is stored once
+    #[command(subcommand, arg_required_else_help = true)]
+    Domain(Domain),
+    /// Keys: the master key, its passphrase, its copies
+    #[command(subcommand, arg_required_else_help = true)]
+    Key(Key),
     /// Show what needs attention, then the log, the pool and the volumes
     ///
     /// Health comes first: one line per thing that needs attention. Works with and without a running gateway.
     Status,
+    /// Show or change how much of the processors is used to hash, compress and seal
+    ///
+    /// normal is 20 % of the cores, insane 40 %, unlimited all of them, in whole threads and never less than one. The threads run at low
+    /// priority; while the write-ahead log is nearly full, all cores work whatever the budget. A change needs a running gateway and lasts until
+    /// it ends; cairn.toml has what it starts with.
+    Cpu {
+        /// The budget to change to; without it, show the one there is
+        #[arg(value_parser = cpu_budget())]
+        budget: Option<CpuBudget>,
+    },
     Completions(Completions),
     Man(Man),
 }
@@ -102,6 +122,9 @@ pub struct Init {
     /// Make the bucket of --pool if it does not exist
     #[arg(long)]
     pub create_bucket: bool,
+    /// Ask for a passphrase that the key file shall need; done unasked when a passphrase file is configured
+    #[arg(long)]
+    pub passphrase: bool,
 }
 
 /// Serve what the configuration says
@@ -150,6 +173,30 @@ pub enum Node {
     Show { name: String },
 }
 
+/// How a volume's data is packed; set when it is made.
+#[derive(Debug, Clone, Args)]
+pub struct Packing {
+    /// Store every block, also those that are stored already
+    #[arg(long)]
+    pub no_dedupe: bool,
+    /// Compare blocks byte by byte before one is stored for both; slower, for those who trust no fingerprint
+    #[arg(long, conflicts_with = "no_dedupe")]
+    pub verify_dedupe: bool,
+    /// Do not compress it
+    #[arg(long)]
+    pub no_compress: bool,
+    /// zstd level, -7 (fastest) to 19 (smallest) [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "no_compress")]
+    #[arg(value_parser = clap::value_parser!(i8).range(-7..=19))]
+    pub level: Option<i8>,
+    /// Blocks of 4 KiB that a chunk has on average, 1 to 16: smaller ones make random reads cheaper, larger ones compress better
+    #[arg(long, value_name = "BLOCKS", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub chunk_target: Option<u8>,
+    /// Blocks that a chunk has at most, from the average to 16
+    #[arg(long, value_name = "BLOCKS", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub chunk_max: Option<u8>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Volume {
     /// Make a volume
@@ -163,12 +210,11 @@ pub enum Volume {
         /// What an acknowledged write survives: with `flush`, a power cut once a flush completed; with `always`, any
         #[arg(long, value_enum, default_value = "flush")]
         durability: DurabilityChoice,
-        /// Do not deduplicate it
-        #[arg(long)]
-        no_dedupe: bool,
-        /// Do not compress it
-        #[arg(long)]
-        no_compress: bool,
+        /// Dedupe domain, which is also what it is encrypted under [default: the site's]
+        #[arg(long, value_name = "DOMAIN")]
+        domain: Option<String>,
+        #[command(flatten)]
+        packing: Packing,
     },
     /// List the volumes
     List,
@@ -235,6 +281,76 @@ pub enum Volume {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Domain {
+    /// Make a domain
+    ///
+    /// Volumes of one domain share equal data and a key; those of different domains share nothing. Every site has the domain
+    /// `default`, which volumes are in unless they name another.
+    Create {
+        #[arg(value_parser = domain_name)]
+        name: String,
+        /// Store its data readable by whoever has the pool's bytes
+        #[arg(long)]
+        no_encryption: bool,
+    },
+    /// List the domains
+    List,
+    /// Show one domain
+    Show { name: String },
+    /// Delete a domain that has no volumes and no data, and its key with it
+    Delete { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Show the ids of the keys and where the master key is
+    ///
+    /// Ids are public: they tell keys apart and nothing about them. Needs no passphrase, and works when the key is the wrong one.
+    Show,
+    /// Make another master key and wrap all keys with it
+    ///
+    /// Instant whatever the data, also while the gateway runs, and safe to interrupt anywhere. The data stays sealed under the same
+    /// keys. The old master key opens nothing that is current any more, but still the backups of the catalog from before: keep it as long as
+    /// you keep those, and make a new backup.
+    Rotate,
+    /// Set or change the passphrase of the key file
+    ///
+    /// Asks for the new one on the terminal, twice. Works also while the gateway runs, which needs the passphrase at its next start:
+    /// from the terminal, CAIRN_PASSPHRASE_FILE, [key] passphrase_file or the systemd credential cairn-passphrase.
+    Passphrase {
+        /// Take the new passphrase from this file, mode 0600, instead of asking
+        #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "remove")]
+        new_file: Option<PathBuf>,
+        /// Keep the key without a passphrase from now on
+        #[arg(long)]
+        remove: bool,
+    },
+    /// Write a recovery copy of the master key
+    ///
+    /// With it and the pool's bucket the data can be read, whatever became of this host. The file gets mode 0600 and never replaces
+    /// another.
+    Export {
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+        /// Ask for a passphrase that the copy shall need
+        #[arg(long)]
+        passphrase: bool,
+        /// Take that passphrase from this file, mode 0600
+        #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Write the wrapped keys to the data nodes again
+    ///
+    /// Done unasked at every start and every change. A node whose copy is none of the catalog's past, as after the catalog was put back
+    /// from an old copy, is left alone.
+    Publish {
+        /// Also over other keys, which are lost, and over what cannot be read
+        #[arg(long)]
+        force: bool,
+    },
+}
+
 /// Print a completion script
 ///
 /// For example: cairn completions bash > /etc/bash_completion.d/cairn
@@ -253,8 +369,16 @@ pub struct Man {
     pub out: PathBuf,
 }
 
-fn volume_name(text: &str) -> Result<String, cairn_metadata::InvalidVolumeName> {
+fn cpu_budget() -> impl TypedValueParser<Value = CpuBudget> {
+    PossibleValuesParser::new(CpuBudget::ALL.map(CpuBudget::name)).try_map(|name| name.parse::<CpuBudget>())
+}
+
+fn volume_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {
     cairn_metadata::VolumeName::new(text).map(|_| text.to_owned())
+}
+
+fn domain_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {
+    cairn_metadata::DomainName::new(text).map(|_| text.to_owned())
 }
 
 /// Names of nodes are like host names: they appear in paths and listings.

@@ -2,8 +2,11 @@
 
 mod access;
 mod args;
+mod cpu;
 mod documents;
+mod domain;
 mod init;
+mod key;
 mod node;
 mod output;
 mod progress;
@@ -21,6 +24,7 @@ use std::process::ExitCode;
 
 /// Runs the program: parses the line, does what it says, tells what went wrong.
 pub fn main() -> ExitCode {
+    crate::process::seal_memory();
     run(std::env::args_os())
 }
 
@@ -50,7 +54,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn execute(cli: Cli) -> Result<(), GatewayError> {
     std::panic::set_hook(Box::new(tell_panic));
     let global = cli.global;
-    if matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Init(_)) {
+    if matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Key(_)) {
         // What these make is for the owner of the directory only.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     }
@@ -62,6 +66,9 @@ fn execute(cli: Cli) -> Result<(), GatewayError> {
         Command::Init(asked) => in_runtime(init::run(&global, &asked)),
         Command::Node(asked) => in_runtime(node::run(&global, asked)),
         Command::Volume(asked) => in_runtime(volume::run(&global, asked)),
+        Command::Cpu { budget } => in_runtime(cpu::run(&global, budget)),
+        Command::Domain(asked) => in_runtime(domain::run(&global, asked)),
+        Command::Key(asked) => in_runtime(key::run(&global, asked)),
         Command::Status => in_runtime(status::run(&global)),
     }
 }

@@ -16,13 +16,12 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
             add(global, AddNode { name, url, domain, create: create_bucket }).await
         }
         Command::List => {
-            let nodes =
-                with_access(global, Need::Catalog, async |access| access.client.nodes().await).await?;
+            let nodes = with_access(global, Need::Tell, async |access| access.client.nodes().await).await?;
             answer(global.json, &nodes, |nodes| listing(nodes))
         }
         Command::Show { name } => {
             let node =
-                with_access(global, Need::Catalog, async |access| access.client.node(&name).await).await?;
+                with_access(global, Need::Tell, async |access| access.client.node(&name).await).await?;
             answer(global.json, &node, details)
         }
     }

@@ -1,4 +1,4 @@
-//! What a command prints on standard output.
+//! What a command prints.
 
 use crate::error::GatewayError;
 use serde::Serialize;
@@ -12,6 +12,19 @@ pub(super) fn print(text: &str) -> Result<(), GatewayError> {
         Err(source) => Err(GatewayError::System { action: "write to standard output", source }),
         Ok(()) => Ok(()),
     }
+}
+
+/// Prints warnings on standard error, where they spoil no output.
+pub(super) fn warn(warnings: &[String]) -> Result<(), GatewayError> {
+    let mut output = io::stderr().lock();
+    for warning in warnings {
+        match writeln!(output, "warning: {warning}") {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(source) => return Err(GatewayError::System { action: "write to standard error", source }),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Prints `value` as JSON.

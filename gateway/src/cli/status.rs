@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub(super) async fn run(global: &Global) -> Result<(), GatewayError> {
-    let status = with_access(global, Need::Catalog, async |access| access.client.status().await).await?;
+    let status = with_access(global, Need::Tell, async |access| access.client.status().await).await?;
     answer(global.json, &status, human)
 }
 
@@ -22,6 +22,35 @@ fn human(status: &Status) -> String {
     // Writing to a String cannot fail.
     let _ = write_human(&mut text, status);
     text
+}
+
+fn write_reduction(text: &mut String, status: &Status) -> std::fmt::Result {
+    let reduction = &status.reduction;
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x"));
+    writeln!(
+        text,
+        "data     {} in volumes, {} distinct (dedupe {}), {} stored (compression {})",
+        format_size(reduction.logical_bytes),
+        format_size(reduction.unique_bytes),
+        ratio(reduction.dedupe_ratio),
+        format_size(reduction.stored_bytes),
+        ratio(reduction.compression_ratio)
+    )?;
+    if let Some(dedupe) = &status.dedupe {
+        let containers = counted(dedupe.index_containers, "container");
+        writeln!(text, "index    {containers} in {}", format_size(dedupe.index_bytes))?;
+    }
+    let Some(flash) = &status.flash else { return Ok(()) };
+    let reads = flash.hits + flash.misses;
+    writeln!(
+        text,
+        "flash    {} of {} used, {} of {} served, {} damaged",
+        format_size(flash.used_bytes),
+        format_size(flash.capacity_bytes),
+        flash.hits,
+        counted(reads, "read"),
+        flash.damaged
+    )
 }
 
 fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
@@ -61,6 +90,7 @@ fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
             if wal.dirty { "holds writes that are not in the pool" } else { "everything is in the pool" }
         )?,
     }
+    writeln!(text, "cpu      {}", super::cpu::described(&status.cpu))?;
     let pool = &status.pool;
     let nodes: Vec<String> = pool.nodes.iter().map(|node| format!("{} at {}", node.name, node.url)).collect();
     let segments = counted(pool.segments, "segment");
@@ -75,6 +105,7 @@ fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
             counted(pool.gets, "request")
         )?;
     }
+    write_reduction(text, status)?;
     writeln!(text)?;
     text.push_str(&listing(&status.volumes));
     Ok(())

@@ -1,7 +1,7 @@
 //! `cairn up` and `cairn serve`.
 
 use super::args::{Global, Serve, ServeOptions as Options, Up};
-use super::init::check_pool;
+use super::init::{check_pool, keep_the_key};
 use super::output::{print, print_json};
 use super::runtime;
 use crate::client::AdminClient;
@@ -54,11 +54,12 @@ async fn prepare_up(directory: Directory, asked: &Up, json: bool) -> Result<Site
             catalog_url: None,
             pool_url: asked.pool.clone(),
             create_bucket: asked.create_bucket,
+            passphrase: None,
             first_volume: Some((VolumeName::new(FIRST_VOLUME)?, FIRST_VOLUME_BYTES)),
         };
-        initialise(&directory, &init, &ports).await?;
+        let config = initialise(&directory, &init, &ports).await?;
         if !json {
-            print(&welcome(&directory))?;
+            print(&welcome(&directory, &config))?;
         }
     }
     let mut config = load(&directory)?;
@@ -150,13 +151,13 @@ async fn is_answered(directory: &Directory, clock: &dyn Clock, patience: Duratio
     }
 }
 
-fn welcome(directory: &Directory) -> String {
+fn welcome(directory: &Directory, config: &Config) -> String {
     format!(
         "Made {} with one volume, {FIRST_VOLUME}, of {}.\n\
-         Keep a copy of {} elsewhere: without it the data cannot be read.\n\n",
+         {}\n\n",
         directory.path().display(),
         format_size(FIRST_VOLUME_BYTES),
-        directory.key().display()
+        keep_the_key(config)
     )
 }
 

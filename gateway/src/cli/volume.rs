@@ -4,7 +4,7 @@ use super::access::{Access, Need, with_access};
 use super::args::{Global, Volume as Command};
 use super::output::{answer, print, print_json};
 use super::progress::Bar;
-use crate::admin::types::{CreateVolume, UpdateVolume, Volume};
+use crate::admin::types::{CreateVolume, UpdateVolume, Usage, Volume};
 use crate::error::GatewayError;
 use crate::human::{Align, Table, ask, can_ask};
 use crate::image::ImageFormat;
@@ -18,23 +18,26 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
     match command {
         Command::List => {
             let volumes =
-                with_access(global, Need::Catalog, async |access| access.client.volumes().await).await?;
+                with_access(global, Need::Tell, async |access| access.client.volumes().await).await?;
             answer(global.json, &volumes, |volumes| listing(volumes))
         }
         Command::Show { name } => {
             let volume =
-                with_access(global, Need::Catalog, async |access| access.client.volume(&name).await).await?;
+                with_access(global, Need::Tell, async |access| access.client.volume(&name).await).await?;
             answer(global.json, &volume, details)
         }
-        Command::Create { name, size, durability, no_dedupe, no_compress } => {
+        Command::Create { name, size, durability, domain, packing } => {
             check_size(size)?;
             let new = CreateVolume {
-                name,
-                size_bytes: size,
                 durability,
-                compress: !no_compress,
-                dedupe: !no_dedupe,
-                read_only: false,
+                domain,
+                compress: !packing.no_compress,
+                compression_level: packing.level,
+                dedupe: !packing.no_dedupe,
+                verify_dedupe: packing.verify_dedupe,
+                chunk_target_blocks: packing.chunk_target,
+                chunk_max_blocks: packing.chunk_max,
+                ..CreateVolume::new(name, size)
             };
             change(global, "created", async |access| access.client.create_volume(&new).await).await
         }
@@ -191,6 +194,36 @@ pub(super) fn listing(volumes: &[Volume]) -> String {
     table.to_string()
 }
 
+fn compression(volume: &Volume) -> String {
+    volume.packing.compression_level.map_or_else(|| "off".to_owned(), |level| format!("zstd level {level}"))
+}
+
+/// What a volume holds and what its writes took.
+fn usage(usage: &Usage) -> Vec<String> {
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x"));
+    vec![
+        format!("holds        {}", format_size(usage.logical_bytes)),
+        format!(
+            "written      {}: {} zeros, {} stored already, {} stored as {}",
+            format_size(usage.written_bytes),
+            format_size(usage.zero_bytes),
+            format_size(usage.shared_bytes),
+            format_size(usage.unique_bytes),
+            format_size(usage.stored_bytes)
+        ),
+        format!(
+            "saved        {}: dedupe {}, compression {}",
+            format_size(usage.saved_bytes),
+            if usage.unique_bytes == 0 && usage.shared_bytes > 0 {
+                "all of it".to_owned()
+            } else {
+                ratio(usage.dedupe_ratio)
+            },
+            ratio(usage.compression_ratio)
+        ),
+    ]
+}
+
 fn details(volume: &Volume) -> String {
     let on = |on| if on { "on" } else { "off" };
     let mut lines = vec![
@@ -198,11 +231,21 @@ fn details(volume: &Volume) -> String {
         format!("size         {} ({} bytes)", format_size(volume.size_bytes), volume.size_bytes),
         format!("state        {}", volume.state),
         format!("durability   {}", volume.durability),
-        format!("compression  {}", on(volume.compress)),
-        format!("dedupe       {}", on(volume.dedupe)),
+        format!("compression  {}", compression(volume)),
+        format!(
+            "dedupe       {}{}",
+            on(volume.dedupe),
+            if volume.packing.verify_dedupe { ", blocks are compared" } else { "" }
+        ),
+        format!(
+            "chunks       {} blocks on average, {} at most",
+            volume.packing.chunk_target_blocks, volume.packing.chunk_max_blocks
+        ),
+        format!("domain       {}, encryption {}", volume.domain, volume.encryption),
         format!("read-only    {}", if volume.read_only { "yes" } else { "no" }),
         format!("id           {}", volume.id),
     ];
+    lines.extend(usage(&volume.usage));
     if let Some(reason) = &volume.reason {
         lines.push(format!("reason       {reason}"));
     }

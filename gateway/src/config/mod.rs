@@ -15,6 +15,7 @@ pub use raw::Secret;
 pub use template::template;
 pub(crate) use validate::catalog;
 
+use cairn_engine::CpuBudget;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,9 +41,13 @@ pub enum ConfigError {
 pub struct Config {
     pub gateway: GatewayConfig,
     pub catalog: CatalogUrl,
+    pub key: KeyConfig,
     pub wal: WalSection,
     pub memory: MemoryConfig,
+    pub flash: FlashSection,
+    pub dedupe: DedupeSection,
     pub destage: DestageConfig,
+    pub cpu: CpuConfig,
     pub pool: PoolConfig,
     pub log: LogConfig,
 }
@@ -74,6 +79,18 @@ pub enum CatalogUrl {
     Sqlite(PathBuf),
 }
 
+/// Where the master key comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyConfig {
+    File {
+        path: PathBuf,
+        /// Holds the passphrase of a key file that needs one.
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Run without a shell; prints the key.
+    Command { program: String, arguments: Vec<String> },
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalSection {
     pub capacity_bytes: u64,
@@ -87,10 +104,34 @@ pub struct MemoryConfig {
     pub map_cache_bytes: u64,
 }
 
+/// The cache on local flash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FlashSection {
+    /// 0: none.
+    pub size_bytes: u64,
+    pub path: PathBuf,
+}
+
+/// The index of what is stored already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DedupeSection {
+    pub path: PathBuf,
+    /// Fingerprints kept in memory.
+    pub memory_bytes: u64,
+    /// Disk that the index may take.
+    pub index_bytes: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DestageConfig {
     pub batch_bytes: u64,
     pub batch_age: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuConfig {
+    /// The share of the cores that hashes, compresses and seals.
+    pub budget: CpuBudget,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

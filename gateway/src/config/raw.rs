@@ -8,9 +8,13 @@ use std::fmt;
 pub(super) struct RawConfig {
     pub(super) gateway: RawGateway,
     pub(super) catalog: RawCatalog,
+    pub(super) key: RawKey,
     pub(super) wal: RawWal,
     pub(super) memory: RawMemory,
+    pub(super) flash: RawFlash,
+    pub(super) dedupe: RawDedupe,
     pub(super) destage: RawDestage,
+    pub(super) cpu: RawCpu,
     pub(super) pool: RawPool,
     pub(super) log: RawLog,
 }
@@ -40,6 +44,14 @@ pub(super) struct RawCatalog {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct RawKey {
+    pub(super) path: Option<String>,
+    pub(super) command: Option<Vec<String>>,
+    pub(super) passphrase_file: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct RawWal {
     pub(super) capacity: Option<String>,
     pub(super) path: Option<String>,
@@ -55,9 +67,30 @@ pub(super) struct RawMemory {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct RawFlash {
+    pub(super) size: Option<String>,
+    pub(super) path: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDedupe {
+    pub(super) path: Option<String>,
+    pub(super) memory: Option<String>,
+    pub(super) index: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct RawDestage {
     pub(super) batch_bytes: Option<String>,
     pub(super) batch_age: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCpu {
+    pub(super) budget: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -1,10 +1,11 @@
 //! The `cairn.toml` that initialisation writes: every key, commented, with its default.
 
 use super::validate::{
-    BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, MAP_CACHE_DEFAULT, WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT,
-    block_cache_default,
+    BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, DEDUPE_INDEX_DEFAULT, DEDUPE_MEMORY_DEFAULT, FLASH_SIZE_DEFAULT,
+    MAP_CACHE_DEFAULT, WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT, block_cache_default,
 };
 use crate::units::format_size_exact;
+use cairn_engine::CpuBudget;
 
 /// The text of a fresh `cairn.toml`. `catalog_url` is set in it when it was given.
 pub fn template(catalog_url: Option<&str>) -> String {
@@ -19,7 +20,11 @@ pub fn template(catalog_url: Option<&str>) -> String {
         .replace("@WRITE_BUFFER@", &size(WRITE_BUFFER_DEFAULT))
         .replace("@BLOCK_CACHE@", &size(block_cache_default()))
         .replace("@MAP_CACHE@", &size(MAP_CACHE_DEFAULT))
+        .replace("@FLASH_SIZE@", &size(FLASH_SIZE_DEFAULT))
+        .replace("@DEDUPE_MEMORY@", &size(DEDUPE_MEMORY_DEFAULT))
+        .replace("@DEDUPE_INDEX@", &size(DEDUPE_INDEX_DEFAULT))
         .replace("@BATCH_BYTES@", &size(BATCH_BYTES_DEFAULT))
+        .replace("@CPU_BUDGET@", &format!("\"{}\"", CpuBudget::default().name()))
         .replace("@BATCH_AGE@", &format!("\"{}s\"", BATCH_AGE_DEFAULT.as_secs()))
 }
 
@@ -42,6 +47,14 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 [catalog]
 @CATALOG@
 
+[key]
+# The file of the site's master key. It may need a passphrase (`cairn key passphrase` sets one), which is asked for on the terminal
+# unless CAIRN_PASSPHRASE_FILE, passphrase_file here or the systemd credential cairn-passphrase names a file that holds it.
+# path = "key"
+# passphrase_file = "/run/credentials/passphrase"
+# Or a program that prints the key, run without a shell: for a key that a KMS or a TPM keeps.
+# command = ["/usr/local/bin/unseal-key", "cairn"]
+
 [wal]
 # Local disk kept for acknowledged writes that are not in the pool yet; preallocated.
 # capacity = @WAL_CAPACITY@
@@ -53,10 +66,27 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 # block_cache = @BLOCK_CACHE@
 # map_cache = @MAP_CACHE@
 
+[flash]
+# Local flash that keeps what is read, sealed as in the pool; survives restarts. Never more than half of what the disk has free
+# when it is made. 0: none. The folder is Cairn's own.
+# size = @FLASH_SIZE@
+# path = "flash"
+
+[dedupe]
+# The index of what is stored already: a folder on local disk, rebuilt when it is lost. The folder is Cairn's own.
+# path = "fingerprints"
+# index = @DEDUPE_INDEX@
+# memory = @DEDUPE_MEMORY@
+
 [destage]
 # Acknowledged writes go to the pool when this much has gathered, or after this time.
 # batch_bytes = @BATCH_BYTES@
 # batch_age = @BATCH_AGE@
+
+[cpu]
+# The share of the cores that hashes, compresses and seals, at low priority and by at least one thread: "normal" is 20 %,
+# "insane" 40 %, "unlimited" all of them. `cairn cpu` changes it while the gateway runs, until it ends.
+# budget = @CPU_BUDGET@
 
 [pool]
 # Where the data lives: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION. Left out, it is the data node
@@ -98,6 +128,8 @@ mod tests {
                 "# admin",
                 "# cert",
                 "# key",
+                "# passphrase_file",
+                "# command",
                 "# client_ca",
                 "# required",
                 "# access_key",

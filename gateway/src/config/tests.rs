@@ -22,6 +22,35 @@ fn an_empty_file_means_the_defaults() {
 }
 
 #[test]
+fn a_key_comes_from_a_file_or_a_command() {
+    let file = KeyConfig::File { path: "/cairn/key".into(), passphrase_file: None };
+    assert_eq!(parse("").unwrap().key, file);
+    let command = |program: &str| KeyConfig::Command {
+        program: program.to_owned(),
+        arguments: vec!["a b".to_owned(), String::new()],
+    };
+    for (written, program) in [("tpm", "tpm"), ("/bin/tpm", "/bin/tpm"), ("./tpm", "/cairn/./tpm")] {
+        let text = format!("[key]\ncommand = [\"{written}\", \"a b\", \"\"]");
+        assert_eq!(parse(&text).unwrap().key, command(program));
+    }
+    for (text, word) in [
+        ("path = \"\"", "name a file"),
+        ("path = \"keys/\"", "name a file"),
+        ("passphrase_file = \"\"", "name a file"),
+        ("command = []", "names no program"),
+        ("command = [\"\"]", "names no program"),
+        ("command = [\"unseal key\"]", "one by one"),
+        ("command = \"unseal key\"", "sequence"),
+        ("command = [\"tpm\"]\npath = \"key\"", "beside"),
+        ("command = [\"tpm\"]\npassphrase_file = \"p\"", "beside"),
+        ("passphrase = \"hush\"", "passphrase"),
+    ] {
+        let refused = refusal(&format!("[key]\n{text}\n"));
+        assert!(refused.contains(word) && !refused.contains("hush"), "{text}: {refused}");
+    }
+}
+
+#[test]
 fn every_key_is_taken() {
     let config = parse(
         r#"
@@ -35,6 +64,9 @@ fn every_key_is_taken() {
         required = false
         [catalog]
         url = "sqlite:/var/catalog.db"
+        [key]
+        path = "/mnt/stick/key"
+        passphrase_file = "passphrase"
         [wal]
         capacity = "8GiB"
         path = "/nvme/wal"
@@ -42,9 +74,18 @@ fn every_key_is_taken() {
         write_buffer = "1GiB"
         block_cache = "2GiB"
         map_cache = "64MiB"
+        [flash]
+        size = "1GiB"
+        path = "/nvme/flash"
+        [dedupe]
+        path = "/nvme/index"
+        memory = "16MiB"
+        index = "1GiB"
         [destage]
         batch_bytes = "32MiB"
         batch_age = "1500ms"
+        [cpu]
+        budget = "insane"
         [pool]
         url = "s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=eu"
         access_key_id = "id"
@@ -56,6 +97,9 @@ fn every_key_is_taken() {
         "#,
     )
     .unwrap();
+    let key =
+        KeyConfig::File { path: "/mnt/stick/key".into(), passphrase_file: Some("/cairn/passphrase".into()) };
+    assert_eq!(config.key, key);
     let tls = config.gateway.tls.unwrap();
     assert_eq!((tls.cert, tls.key), ("/cairn/server.pem".into(), "/etc/server.key".into()));
     assert_eq!((tls.client_ca, tls.required), (Some("/cairn/clients.pem".into()), false));
@@ -65,8 +109,12 @@ fn every_key_is_taken() {
     assert_eq!(config.memory.write_buffer_bytes, 1 << 30);
     assert_eq!(config.memory.block_cache_bytes, 2 << 30);
     assert_eq!(config.memory.map_cache_bytes, 64 << 20);
+    assert_eq!(config.flash, FlashSection { size_bytes: 1 << 30, path: "/nvme/flash".into() });
+    let dedupe = DedupeSection { path: "/nvme/index".into(), memory_bytes: 16 << 20, index_bytes: 1 << 30 };
+    assert_eq!(config.dedupe, dedupe);
     assert_eq!(config.destage.batch_bytes, 32 << 20);
     assert_eq!(config.destage.batch_age, Duration::from_millis(1500));
+    assert_eq!(config.cpu.budget, CpuBudget::Insane);
     assert_eq!(config.pool.credentials.unwrap().secret_access_key.expose(), "hush");
     assert_eq!(
         config.log,
@@ -99,10 +147,19 @@ fn an_impossible_value_is_named_by_its_key() {
         ("[memory]\nwrite_buffer = \"1MiB\"", "memory.write_buffer", "at least 16MiB"),
         ("[memory]\nblock_cache = \"-1\"", "memory.block_cache", "not a size"),
         ("[memory]\nmap_cache = \"2TiB\"", "memory.map_cache", "at most 1TiB"),
+        ("[flash]\nsize = \"1MiB\"", "flash.size", "or 0 for no"),
+        ("[flash]\npath = \"/\"", "flash.path", "folder of its own"),
+        ("[flash]\npath = \"wal\"", "flash.path", "`wal.path`"),
+        ("[dedupe]\npath = \"flash/index\"", "dedupe.path", "`flash.path`"),
+        ("[destage]\nbatch_bytes = \"1GiB\"", "destage.batch_bytes", "at most 480MiB"),
+        ("[dedupe]\npath = \"..\"", "dedupe.path", "folder of its own"),
+        ("[dedupe]\nmemory = \"1K\"", "dedupe.memory", "at least 4MiB"),
+        ("[dedupe]\nindex = \"1MiB\"", "dedupe.index", "at least 64MiB"),
         ("[destage]\nbatch_bytes = \"1K\"", "destage.batch_bytes", "at least 1MiB"),
         ("[destage]\nbatch_age = \"5\"", "destage.batch_age", "not a duration"),
         ("[destage]\nbatch_age = \"1ms\"", "destage.batch_age", "at least 100ms"),
         ("[destage]\nbatch_age = \"2h\"", "destage.batch_age", "at most 1h"),
+        ("[cpu]\nbudget = \"40%\"", "cpu.budget", "normal, insane or unlimited"),
         ("[gateway]\nnbd = []", "gateway.nbd", "empty"),
         ("[gateway]\nnbd = [\"nowhere\"]", "gateway.nbd", "no address"),
         ("[gateway]\nnbd = [\"a:1\", \"a:1\"]", "gateway.nbd", "twice"),

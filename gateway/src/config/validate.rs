@@ -1,15 +1,19 @@
 //! From the raw file to a [`Config`]: defaults, ranges, cross-checks.
 
-use super::raw::{RawConfig, RawDestage, RawGateway, RawLog, RawMemory, RawPool, RawTls, RawWal};
+use super::raw::{
+    RawConfig, RawCpu, RawDedupe, RawDestage, RawFlash, RawGateway, RawKey, RawLog, RawMemory, RawPool,
+    RawTls, RawWal,
+};
 use super::{
-    CatalogUrl, Config, DestageConfig, GatewayConfig, ListenAddress, LogConfig, LogFormat, MemoryConfig,
-    PoolConfig, PoolCredentials, TlsConfig, WalSection,
+    CatalogUrl, Config, CpuConfig, DedupeSection, DestageConfig, FlashSection, GatewayConfig, KeyConfig,
+    ListenAddress, LogConfig, LogFormat, MemoryConfig, PoolConfig, PoolCredentials, TlsConfig, WalSection,
 };
 use crate::units::{format_size_exact, parse_duration, parse_size};
+use cairn_engine::{CpuBudget, UnknownCpuBudget};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -19,7 +23,12 @@ const TIB: u64 = 1 << 40;
 pub(super) const WAL_CAPACITY_DEFAULT: u64 = 4 * GIB;
 pub(super) const WRITE_BUFFER_DEFAULT: u64 = 256 * MIB;
 pub(super) const MAP_CACHE_DEFAULT: u64 = 128 * MIB;
+pub(super) const FLASH_SIZE_DEFAULT: u64 = 8 * GIB;
+pub(super) const DEDUPE_MEMORY_DEFAULT: u64 = 64 * MIB;
+pub(super) const DEDUPE_INDEX_DEFAULT: u64 = 4 * GIB;
 pub(super) const BATCH_BYTES_DEFAULT: u64 = 64 * MIB;
+/// So that no batch of the smallest changes has more of them than one commit may.
+const BATCH_BYTES_MAX: u64 = 480 * MIB;
 pub(super) const BATCH_AGE_DEFAULT: Duration = Duration::from_secs(5);
 pub(super) const NBD_DEFAULT: [&str; 2] = ["127.0.0.1:10809", "unix:nbd.sock"];
 
@@ -38,11 +47,17 @@ type Problem = (&'static str, String);
 
 pub(super) fn validate(raw: RawConfig, directory: &Path) -> Result<Config, Problem> {
     let wal = wal(raw.wal, directory)?;
+    let (flash, dedupe) = (flash(raw.flash, directory)?, dedupe(raw.dedupe, directory)?);
+    apart([("wal.path", &wal.path), ("flash.path", &flash.path), ("dedupe.path", &dedupe.path)])?;
     Ok(Config {
         gateway: gateway(raw.gateway, directory)?,
         catalog: catalog("catalog.url", raw.catalog.url.as_deref(), directory)?,
+        key: key(raw.key, directory)?,
         memory: memory(&raw.memory)?,
+        flash,
+        dedupe,
         destage: destage(&raw.destage, wal.capacity_bytes)?,
+        cpu: cpu(&raw.cpu)?,
         wal,
         pool: pool(raw.pool)?,
         log: log(raw.log)?,
@@ -145,14 +160,53 @@ pub(crate) fn catalog(
     Err((key, format!("is `{text}`: write sqlite:PATH")))
 }
 
+fn key(raw: RawKey, directory: &Path) -> Result<KeyConfig, Problem> {
+    let named = |key, path: String| {
+        if path.is_empty() || path.ends_with('/') || path.contains('\0') {
+            return Err((key, format!("is `{path}`: name a file")));
+        }
+        Ok(directory.join(path))
+    };
+    let Some(command) = raw.command else {
+        return Ok(KeyConfig::File {
+            path: named("key.path", raw.path.unwrap_or_else(|| "key".to_owned()))?,
+            passphrase_file: raw
+                .passphrase_file
+                .map(|path| named("key.passphrase_file", path))
+                .transpose()?,
+        });
+    };
+    let beside =
+        |key| Err((key, "cannot stand beside `key.command`, which says where the key is".to_owned()));
+    if raw.path.is_some() {
+        return beside("key.path");
+    }
+    if raw.passphrase_file.is_some() {
+        return beside("key.passphrase_file");
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err(("key.command", "has a word with a zero byte in it".to_owned()));
+    }
+    let mut words = command.into_iter();
+    let Some(program) = words.next().filter(|program| !program.is_empty() && !program.ends_with('/')) else {
+        return Err(("key.command", "names no program: write [\"PROGRAM\", \"ARGUMENT\", ...]".to_owned()));
+    };
+    if program.contains(char::is_whitespace) && !program.contains('/') {
+        return Err((
+            "key.command",
+            format!("names a program `{program}`: no shell takes it apart, so write its words one by one"),
+        ));
+    }
+    // A name without a slash is looked up in PATH; any other is a path like those of other keys.
+    let program =
+        if program.contains('/') { directory.join(program).to_string_lossy().into_owned() } else { program };
+    Ok(KeyConfig::Command { program, arguments: words.collect() })
+}
+
 fn wal(raw: RawWal, directory: &Path) -> Result<WalSection, Problem> {
     let capacity_bytes =
         size("wal.capacity", raw.capacity.as_deref(), WAL_CAPACITY_DEFAULT, 64 * MIB..=4 * TIB)?;
-    let path = raw.path.unwrap_or_else(|| "wal".to_owned());
-    if path.is_empty() || path == "." || path == "/" {
-        return Err(("wal.path", format!("is `{path}`: name a folder of its own, as wal")));
-    }
-    Ok(WalSection { capacity_bytes, path: directory.join(path) })
+    Ok(WalSection { capacity_bytes, path: folder("wal.path", raw.path, "wal", directory)? })
 }
 
 fn memory(raw: &RawMemory) -> Result<MemoryConfig, Problem> {
@@ -174,10 +228,65 @@ fn memory(raw: &RawMemory) -> Result<MemoryConfig, Problem> {
     })
 }
 
+/// None of the folders is another one, or in it: each is thrown away by rules of its own.
+fn apart(folders: [(&'static str, &PathBuf); 3]) -> Result<(), Problem> {
+    // Where it can be told, what a name leads to counts.
+    let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+    let folders = folders.map(|(key, path)| (key, real(path)));
+    for (place, (key, path)) in folders.iter().enumerate() {
+        for (other, other_path) in &folders[..place] {
+            if path.starts_with(other_path) || other_path.starts_with(path) {
+                return Err((
+                    key,
+                    format!(
+                        "is {}, which is, holds or lies in `{other}`: name a folder of its own",
+                        path.display()
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A folder of the gateway's own: what is in it may be thrown away.
+fn folder(
+    key: &'static str,
+    text: Option<String>,
+    default: &str,
+    directory: &Path,
+) -> Result<PathBuf, Problem> {
+    let path = text.unwrap_or_else(|| default.to_owned());
+    if ["", ".", "..", "/"].contains(&path.as_str()) {
+        return Err((key, format!("is `{path}`: name a folder of its own, as {default}")));
+    }
+    Ok(directory.join(path))
+}
+
+fn flash(raw: RawFlash, directory: &Path) -> Result<FlashSection, Problem> {
+    let size_bytes = match raw.size.as_deref() {
+        Some("0") => 0,
+        text => size("flash.size", text, FLASH_SIZE_DEFAULT, 64 * MIB..=64 * TIB)
+            .map_err(|(key, problem)| (key, format!("{problem}, or 0 for no flash cache")))?,
+    };
+    Ok(FlashSection { size_bytes, path: folder("flash.path", raw.path, "flash", directory)? })
+}
+
+fn dedupe(raw: RawDedupe, directory: &Path) -> Result<DedupeSection, Problem> {
+    let memory = raw.memory.as_deref();
+    let index = raw.index.as_deref();
+    Ok(DedupeSection {
+        path: folder("dedupe.path", raw.path, "fingerprints", directory)?,
+        memory_bytes: size("dedupe.memory", memory, DEDUPE_MEMORY_DEFAULT, 4 * MIB..=64 * GIB)?,
+        index_bytes: size("dedupe.index", index, DEDUPE_INDEX_DEFAULT, 64 * MIB..=4 * TIB)?,
+    })
+}
+
 fn destage(raw: &RawDestage, wal_bytes: u64) -> Result<DestageConfig, Problem> {
     let batch_max = wal_bytes / BATCHES_PER_WAL_MIN;
     let default = BATCH_BYTES_DEFAULT.min(batch_max);
-    let batch_bytes = size("destage.batch_bytes", raw.batch_bytes.as_deref(), default, MIB..=GIB)?;
+    let batch_bytes =
+        size("destage.batch_bytes", raw.batch_bytes.as_deref(), default, MIB..=BATCH_BYTES_MAX)?;
     if batch_bytes > batch_max {
         let (batch, wal) = (format_size_exact(batch_bytes), format_size_exact(wal_bytes));
         let most = format_size_exact(batch_max);
@@ -197,6 +306,13 @@ fn destage(raw: &RawDestage, wal_bytes: u64) -> Result<DestageConfig, Problem> {
         return Err((key, format!("is {text}: it must be at least 100ms and at most 1h")));
     }
     Ok(DestageConfig { batch_bytes, batch_age })
+}
+
+fn cpu(raw: &RawCpu) -> Result<CpuConfig, Problem> {
+    let Some(name) = raw.budget.as_deref() else { return Ok(CpuConfig { budget: CpuBudget::default() }) };
+    let budget =
+        name.parse().map_err(|error: UnknownCpuBudget| ("cpu.budget", format!("cannot be used: {error}")))?;
+    Ok(CpuConfig { budget })
 }
 
 fn pool(raw: RawPool) -> Result<PoolConfig, Problem> {

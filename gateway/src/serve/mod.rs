@@ -10,7 +10,7 @@ mod signals;
 
 pub use nbd::Endpoint;
 
-use crate::admin::{Service, Serving, routes, server};
+use crate::admin::{Service, Serving, routes, routes_for_tcp, server};
 use crate::config::ListenAddress;
 use crate::error::GatewayError;
 use crate::notify;
@@ -63,7 +63,7 @@ pub async fn serve(
     };
     let gateway = Gateway { site: Arc::clone(&site), engine: Arc::clone(&engine), pool };
     let served = gateway.run(options, &mut signals, on_ready).await;
-    site.catalog.close().await;
+    site.close().await;
     served
 }
 
@@ -171,10 +171,10 @@ impl Gateway {
         };
         let (engine, pool) = (Arc::clone(&self.engine), Arc::clone(&self.pool));
         let service = Arc::new(Service::of_gateway(Arc::clone(&self.site), engine, pool, serving));
-        let routes = routes(Arc::clone(&service));
         if let Some(address) = self.site.config.gateway.admin {
-            server::serve_tcp(address, routes.clone(), tasks, stop).await?;
+            server::serve_tcp(address, routes_for_tcp(Arc::clone(&service)), tasks, stop).await?;
         }
+        let routes = routes(Arc::clone(&service));
         server::serve_socket(&self.site.directory.admin_socket(), routes, tasks, stop)?;
         on_ready(Ready { service: &service, endpoints: nbd.endpoints() }).await?;
         let count = crate::human::counted(self.engine.volumes().len() as u64, "volume");

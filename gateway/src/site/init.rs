@@ -15,15 +15,19 @@
 //! | `VolumeMade` | the first volume | keeps it |
 //! | `Completed` | `format`, perhaps the mark | serves |
 
-use super::{DATA_KEY_PURPOSE, data_key, node, open_catalog};
-use crate::config::{Config, template};
+use super::keys::{self, Keyring};
+use super::publish::publish;
+use super::{node, open_catalog};
+use crate::config::{Config, KeyConfig, template};
 use crate::directory::{Directory, DirectoryError, State};
 use crate::durable;
 use crate::error::GatewayError;
-use crate::key;
-use cairn_metadata::{Catalog, CatalogError, FORMAT_VERSION, KeyRow, NewVolume, SiteRow, VolumeName};
-use cairn_model::crypto::{self, SecretKey};
-use cairn_model::{Durability, ErrorKind, GatewayId, LineageId, Ports, SiteId, VolumeId};
+use crate::key::{KeyError, KeyFile, Master, Passphrase, Protection, file, source};
+use cairn_metadata::{Catalog, CatalogError, FORMAT_VERSION, NewVolume, SiteRow, VolumeName};
+use cairn_model::crypto::SecretKey;
+use cairn_model::{DomainId, Durability, ErrorKind, GatewayId, LineageId, Ports, SiteId, VolumeId};
+use std::path::Path;
+use std::sync::Arc;
 
 /// What a first run is told.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +38,8 @@ pub struct InitOptions {
     pub pool_url: Option<String>,
     /// Make the bucket of the data node if it does not exist.
     pub create_bucket: bool,
+    /// Seal the key that is made under this; `None` does so when the configuration or the environment names a passphrase.
+    pub passphrase: Option<Arc<Passphrase>>,
     /// A volume to begin with, and its size.
     pub first_volume: Option<(VolumeName, u64)>,
 }
@@ -90,16 +96,28 @@ pub async fn initialise_observed(
     observe(Step::Configured)?;
     let gateway = identify(directory, ports)?;
     observe(Step::Identified)?;
-    let master = obtain_key(directory, ports)?;
+    let master = obtain_key(&config, options, ports).await?;
     observe(Step::Keyed)?;
     let catalog = open_catalog(&config, true).await?;
     let site = make_site(&*catalog, ports).await?;
-    make_data_key(&*catalog, &master, directory, ports).await?;
+    if catalog.keys().await?.is_empty() {
+        keys::make_data_key(&*catalog, &master, ports).await?;
+    } else {
+        // What an earlier run made must open with the key.
+        Keyring::open(&*catalog, master.clone()).await?;
+    }
     catalog.register_gateway(gateway, &host_name(), ports.clock.wall()).await?;
     observe(Step::CatalogMade)?;
     let url = pool_url(&config, options, directory)?;
     let place = node::Place { directory, config: &config, catalog: &*catalog, site, ports };
-    node::make_only(&place, &node::Wanted::unnamed(url, options.create_bucket)).await?;
+    let attached = node::make_only(&place, &node::Wanted::unnamed(url, options.create_bucket)).await?;
+    let opened = node::open_at(&place, &attached.node).await?;
+    if let Err(error) = publish(&*catalog, site, &master, &opened, false).await {
+        tracing::warn!(
+            error = error.full_message(),
+            "the data node has no copy of the keys yet; the next start tries again"
+        );
+    }
     observe(Step::PoolAttached)?;
     if let Some((name, size_bytes)) = &options.first_volume
         && catalog.volumes().await?.is_empty()
@@ -146,11 +164,64 @@ fn identify(directory: &Directory, ports: &Ports) -> Result<GatewayId, GatewayEr
     Ok(id)
 }
 
-fn obtain_key(directory: &Directory, ports: &Ports) -> Result<SecretKey, GatewayError> {
-    match key::load(&directory.key()) {
-        Err(key::KeyError::Missing { .. }) => Ok(key::create(directory.path(), &*ports.entropy)?),
-        other => Ok(other?),
-    }
+/// The key that is there, or a fresh one where a file shall hold it. A passphrase that was asked for is needed then, or this fails.
+async fn obtain_key(config: &Config, options: &InitOptions, ports: &Ports) -> Result<Master, GatewayError> {
+    let given = options.passphrase.as_ref().map(|passphrase| Passphrase::clone(passphrase));
+    let path = match (&config.key, source::obtain_with(&config.key, given.clone(), ports).await) {
+        (_, Ok(unlocked)) => {
+            refuse_unused_passphrase(config, options, &unlocked.master)?;
+            return Ok(unlocked.master);
+        }
+        (KeyConfig::File { path, .. }, Err(KeyError::Missing { .. })) => path,
+        (_, Err(error)) => return Err(error.into()),
+    };
+    let key = SecretKey::random(&*ports.entropy);
+    let passphrase = match given {
+        Some(passphrase) => Some(passphrase),
+        None => source::configured_passphrase(&config.key)?.map(|(passphrase, _)| passphrase),
+    };
+    let protection = match passphrase {
+        Some(passphrase) => {
+            passphrase.check_new()?;
+            Protection::Passphrase(source::seal(&key, passphrase, &ports.entropy).await?)
+        }
+        None => Protection::Plain,
+    };
+    write_key(path, &key, &protection)?;
+    Ok(Master { key, protection, origin: source::origin(&config.key) })
+}
+
+/// Fails when a passphrase was asked for and the key that is there needs none: who asked would take it for protected.
+fn refuse_unused_passphrase(
+    config: &Config,
+    options: &InitOptions,
+    master: &Master,
+) -> Result<(), GatewayError> {
+    let asked = match source::passphrase_origin(&config.key) {
+        _ if options.passphrase.is_some() => "a passphrase was given".to_owned(),
+        Some(origin) => format!("a passphrase is in {origin}"),
+        None => return Ok(()),
+    };
+    let next = match master.protection {
+        Protection::Passphrase(_) => return Ok(()),
+        Protection::Plain => {
+            "do this without a passphrase, then set one with `cairn key passphrase`; or remove the key if nothing needs it"
+        }
+        Protection::Command => {
+            "do this without a passphrase: a command's key is protected where the command gets it, and `cairn key passphrase` is \
+             for key files"
+        }
+    };
+    let what = format!("{asked}, and {}, which is there already, needs none", master.origin);
+    Err(GatewayError::refused(ErrorKind::Conflict, what, next))
+}
+
+fn write_key(path: &Path, key: &SecretKey, protection: &Protection) -> Result<(), KeyError> {
+    let contents = match protection {
+        Protection::Passphrase(sealed) => KeyFile::Sealed(sealed.clone()),
+        Protection::Plain | Protection::Command => KeyFile::Plain(key.clone()),
+    };
+    file::create(path, &contents)
 }
 
 async fn make_site(catalog: &dyn Catalog, ports: &Ports) -> Result<SiteId, GatewayError> {
@@ -164,28 +235,6 @@ async fn make_site(catalog: &dyn Catalog, ports: &Ports) -> Result<SiteId, Gatew
         SiteRow { id, name: host_name(), created_at: ports.clock.wall(), format_version: FORMAT_VERSION };
     catalog.create_site(&row).await?;
     Ok(id)
-}
-
-/// Makes the key that seals the site's data, unless there is one; that one must open with the master key.
-async fn make_data_key(
-    catalog: &dyn Catalog,
-    master: &SecretKey,
-    directory: &Directory,
-    ports: &Ports,
-) -> Result<(), GatewayError> {
-    if !catalog.keys().await?.is_empty() {
-        return data_key(catalog, master, directory).await.map(drop);
-    }
-    let key = SecretKey::random(&*ports.entropy);
-    let wrapped = crypto::wrap(master, DATA_KEY_PURPOSE.as_bytes(), &key, &*ports.entropy);
-    let row = KeyRow {
-        purpose: DATA_KEY_PURPOSE.to_owned(),
-        key_id: key.id(),
-        wrapped_by: master.id(),
-        wrapped: wrapped.to_vec(),
-        created_at: ports.clock.wall(),
-    };
-    Ok(catalog.put_key(&row).await?)
 }
 
 fn pool_url(config: &Config, options: &InitOptions, directory: &Directory) -> Result<String, GatewayError> {
@@ -208,6 +257,7 @@ pub(crate) fn new_volume(name: VolumeName, size_bytes: u64, ports: &Ports) -> Ne
         size_bytes,
         durability: Durability::Flush,
         lineage: LineageId::fresh(&*ports.clock, &*ports.entropy),
+        domain: DomainId::DEFAULT,
         compress: true,
         dedupe: true,
         read_only: false,

@@ -1,27 +1,31 @@
 //! A site as one gateway sees it: its directory, configuration, catalog, keys and pool.
 
 mod init;
+mod keys;
+mod local;
 mod node;
+mod publish;
+mod replace;
 
 pub(crate) use init::new_volume;
 pub use init::{InitOptions, Step, initialise, initialise_observed};
 pub(crate) use node::NodeOptions;
 pub use node::{Attached, EMBEDDED_POOL_URL, add_node, attached_nodes, resolved_url};
+pub use publish::KeyCopy;
+pub use replace::{ReplaceStep, is_reserved, sealed_for_replacement};
 
 use crate::config::{CatalogUrl, Config};
 use crate::directory::{Directory, Lock};
 use crate::error::GatewayError;
-use crate::key::{self, KeyError};
-use cairn_engine::{Engine, EngineConfig, EngineError, EngineParts};
+use crate::key::{Master, source};
+use cairn_engine::{CpuBudget, Engine, EngineConfig, EngineError, EngineParts};
 use cairn_metadata::{Catalog, SiteRow, SqliteCatalog, WalState};
 use cairn_model::crypto::SecretKey;
-use cairn_model::{GatewayId, Ports};
-use cairn_segment_writer::Pool;
+use cairn_model::{ErrorKind, GatewayId, Ports};
+use cairn_segment_writer::{Domain, Pool};
 use cairn_wal::{FileDisk, WalConfig, WalError};
+use keys::Keyring;
 use std::sync::Arc;
-
-/// What the wrapped key is for, and what its wrapping is bound to.
-const DATA_KEY_PURPOSE: &str = "data";
 
 /// Derives the key of this gateway's log from the key of the site's data.
 const WAL_KEY_CONTEXT: &str = "cairn 2026-11 write-ahead log of a gateway";
@@ -47,14 +51,14 @@ pub struct Site {
     pub gateway: GatewayId,
     pub catalog: Arc<dyn Catalog>,
     pub ports: Ports,
-    data_key: SecretKey,
-    wal_key: SecretKey,
+    /// `None`: opened to be told about only.
+    keyring: Option<Keyring>,
     _lock: Lock,
 }
 
 impl Site {
-    /// Opens a complete directory: its catalog, and its key, which must be the one that the catalog's keys are wrapped
-    /// with. Touches neither the log nor the pool.
+    /// Opens a complete directory: its catalog, and its keys, which the master key must open. Asks for a passphrase where that takes one.
+    /// Touches neither the log nor the pool.
     pub async fn open(
         directory: Directory,
         config: Config,
@@ -62,29 +66,69 @@ impl Site {
         ports: Ports,
     ) -> Result<Self, GatewayError> {
         directory.require_ready()?;
+        let master = source::obtain(&config.key, &ports).await?.master;
+        Self::open_with(master, directory, config, lock, ports).await
+    }
+
+    /// [`Site::open`] with the master key at hand.
+    pub async fn open_with(
+        master: Master,
+        directory: Directory,
+        config: Config,
+        lock: Lock,
+        ports: Ports,
+    ) -> Result<Self, GatewayError> {
+        let mut site = Self::open_to_tell(directory, config, lock, ports).await?;
+        let keyring = Keyring::open(&*site.catalog, master).await?;
+        site.settle_keys(&keyring).await?;
+        site.keyring = Some(keyring);
+        let (locked, unlocked) = cairn_model::crypto::locked_pages();
+        tracing::debug!(locked, unlocked, "pages of memory for keys");
+        Ok(site)
+    }
+
+    /// Opens a complete directory without its keys: enough to tell what there is, and to find out what is wrong with the keys.
+    pub async fn open_to_tell(
+        directory: Directory,
+        config: Config,
+        lock: Lock,
+        ports: Ports,
+    ) -> Result<Self, GatewayError> {
+        directory.require_ready()?;
         warn_of_another_owner(&directory);
-        let master = key::load(&directory.key())?;
         let catalog = open_catalog(&config, false).await?;
         let row = catalog.site().await?;
-        let data_key = data_key(&*catalog, &master, &directory).await?;
         let Some(gateway) = directory.gateway_id()? else {
             return Err(GatewayError::refused(
-                cairn_model::ErrorKind::Corrupt,
+                ErrorKind::Corrupt,
                 format!("the file {} is missing", directory.path().join("gateway").display()),
                 "restore it from a backup",
             ));
         };
         catalog.gateway(gateway).await?;
-        // Below the data key, not the master key: rotating the master key must not close the log.
-        let wal_key = data_key.derive(WAL_KEY_CONTEXT, gateway.as_bytes());
-        Ok(Self { directory, config, row, gateway, catalog, ports, data_key, wal_key, _lock: lock })
+        Ok(Self { directory, config, row, gateway, catalog, ports, keyring: None, _lock: lock })
     }
 
-    /// Opens the pool: the data node that the configuration or the catalog names.
+    fn keyring(&self) -> Result<&Keyring, GatewayError> {
+        self.keyring.as_ref().ok_or_else(|| GatewayError::Refused {
+            kind: ErrorKind::Unavailable,
+            what: "this needs the keys of the site, which was opened without them".to_owned(),
+            next: None,
+        })
+    }
+
+    /// The key of this gateway's log. Below the data key, not the master key: rotating the master key must not close the log.
+    fn wal_key(&self) -> Result<SecretKey, GatewayError> {
+        Ok(self.keyring()?.data_key().derive(WAL_KEY_CONTEXT, self.gateway.as_bytes()))
+    }
+
+    /// Opens the pool: the data node that the configuration or the catalog names. Gives it the site's keys, if it does not have them.
     pub async fn open_pool(&self) -> Result<Arc<Pool>, GatewayError> {
         let node = node::settle(self).await?;
         let node = node::open(self, &node).await?;
-        Ok(Arc::new(Pool::single(node)))
+        let pool = Arc::new(Pool::single(node));
+        self.publish_keys(Some(&pool), false).await?;
+        Ok(pool)
     }
 
     /// Starts the engine: replays the log, takes the volumes' leases. Every volume is usable when it returns.
@@ -93,17 +137,26 @@ impl Site {
         match purpose {
             Purpose::Serve { accept_lost_wal } => config.accept_lost_wal = accept_lost_wal,
             // Nobody waits but the user of the command: the budget that protects guests would only slow it down.
-            Purpose::Command => config.compute_threads = cores(),
+            Purpose::Command => config.cpu_budget = CpuBudget::Unlimited,
         }
+        // First: without it nothing else is touched.
         let wal_disk = Arc::new(self.open_wal(config.accept_lost_wal).await?);
+        let flash = match purpose {
+            Purpose::Serve { .. } => self.open_flash().await,
+            // Nothing is read twice.
+            Purpose::Command => None,
+        };
+        let domains = self.domains()?.into_iter().map(|(row, key)| Domain::new(row.id, key, row.encryption));
         let parts = EngineParts {
             site: self.row.id,
             gateway: self.gateway,
             catalog: Arc::clone(&self.catalog),
             pool,
-            domain_key: self.data_key.clone(),
-            wal_key: self.wal_key.clone(),
+            domains: domains.collect(),
+            wal_key: self.wal_key()?,
             wal_disk,
+            fingerprints: self.open_index().await?,
+            flash,
             ports: self.ports.clone(),
         };
         Ok(Engine::start(config, parts).await?)
@@ -135,10 +188,6 @@ fn warn_of_another_owner(directory: &Directory) {
     }
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
 fn engine_config(config: &Config) -> EngineConfig {
     let wal = WalConfig {
         capacity_bytes: config.wal.capacity_bytes,
@@ -151,6 +200,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     engine.map_cache_bytes = config.memory.map_cache_bytes;
     engine.batch_bytes = config.destage.batch_bytes;
     engine.batch_age = config.destage.batch_age;
+    engine.cpu_budget = config.cpu.budget;
     engine
 }
 
@@ -171,21 +221,6 @@ async fn open_catalog(config: &Config, create: bool) -> Result<Arc<dyn Catalog>,
     let CatalogUrl::Sqlite(path) = &config.catalog;
     let catalog = if create { SqliteCatalog::create(path).await? } else { SqliteCatalog::open(path).await? };
     Ok(Arc::new(catalog))
-}
-
-/// The key that seals this site's data, unwrapped.
-async fn data_key(
-    catalog: &dyn Catalog,
-    master: &SecretKey,
-    directory: &Directory,
-) -> Result<SecretKey, GatewayError> {
-    let wrong = || GatewayError::from(KeyError::WrongKey { path: directory.key() });
-    let keys = catalog.keys().await?;
-    let row = keys
-        .iter()
-        .find(|row| row.purpose == DATA_KEY_PURPOSE && row.wrapped_by == master.id())
-        .ok_or_else(wrong)?;
-    cairn_model::crypto::unwrap(master, DATA_KEY_PURPOSE.as_bytes(), &row.wrapped).map_err(|_| wrong())
 }
 
 #[cfg(test)]

@@ -78,8 +78,13 @@ fn access(place: &Place<'_>, url: &str) -> Result<NodeAccess, GatewayError> {
 
 /// Opens the node of a row; it must be what it was when it was attached.
 pub(super) async fn open(site: &Site, row: &NodeRow) -> Result<DataNode, GatewayError> {
-    let access = access(&Place::from(site), &row.url)?;
-    Ok(DataNode::open(&access, site.row.id, row.id, site.ports.clone()).await?)
+    open_at(&Place::from(site), row).await
+}
+
+/// [`open`] before the site is complete.
+pub(super) async fn open_at(place: &Place<'_>, row: &NodeRow) -> Result<DataNode, GatewayError> {
+    let access = access(place, &row.url)?;
+    Ok(DataNode::open(&access, place.site, row.id, place.ports.clone()).await?)
 }
 
 /// The nodes that the catalog names, with their URLs spelled out.

@@ -3,8 +3,8 @@
 use super::{CatalogStore, TTL, World, at, blocks, outcomes, refusal, segment_row, written};
 use crate::{BatchCommit, ContainerLocation, Totals, VolumeOutcome};
 use cairn_model::{
-    BatchId, CommitSeq, ContainerId, ErrorKind, GatewayId, Lba, LbaRange, LineageId, MapDelta, MapOp,
-    MapTarget, NodeId, SegmentId, WriteSeq,
+    BatchId, CommitSeq, ContainerId, DomainId, ErrorKind, GatewayId, Lba, LbaRange, LineageId, MapDelta,
+    MapOp, MapTarget, NodeId, SegmentId, WriteSeq,
 };
 use std::sync::Arc;
 
@@ -42,6 +42,8 @@ pub async fn a_batch_publishes_everything_at_once(store: &dyn CatalogStore) {
         key: batch.segments[0].receipt.key().to_owned(),
         offset: container.offset,
         length: container.length,
+        raw_bytes: container.raw_bytes,
+        domain: container.domain,
         directory: container.directory.clone(),
     };
     assert_eq!(world.catalog.containers(&[container.id]).await.unwrap(), [expected]);
@@ -211,7 +213,11 @@ pub async fn a_nonsensical_batch_is_refused(store: &dyn CatalogStore) {
     overlapping.volumes[0].delta = MapDelta { ops: vec![twice, twice] };
     let mut huge = good.clone();
     huge.volumes[0].through = WriteSeq::new(u64::MAX);
-    for batch in [backwards, wrong_lineage, overlapping, huge] {
+    let mut endless = good.clone();
+    endless.volumes[0].reduction.stored_bytes = u64::MAX;
+    let mut boundless = good.clone();
+    boundless.containers[0].raw_bytes = u64::MAX;
+    for batch in [backwards, wrong_lineage, overlapping, huge, endless, boundless] {
         let refused = refusal(world.catalog.commit_batch(&batch).await);
         assert_eq!(refused.0, ErrorKind::Internal, "{}", refused.1);
     }
@@ -251,7 +257,7 @@ pub async fn containers_are_located_in_any_number(store: &dyn CatalogStore) {
     let world = World::new(store).await;
     let mut ids = Vec::new();
     let mut batch = world.batch(&[]);
-    (batch.segments, batch.containers) = (0..200).map(|_| world.sealed()).unzip();
+    (batch.segments, batch.containers) = (0..200).map(|_| world.sealed(DomainId::DEFAULT)).unzip();
     world.catalog.commit_batch(&batch).await.unwrap();
     for container in &batch.containers {
         ids.push(container.id);
@@ -266,6 +272,35 @@ pub async fn containers_are_located_in_any_number(store: &dyn CatalogStore) {
         found.sort_unstable();
         assert_eq!(found, ids[..count]);
     }
+}
+
+pub async fn containers_are_listed_page_by_page(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    assert_eq!(world.catalog.containers_before(None, 10).await.unwrap(), []);
+    let mut batch = world.batch(&[]);
+    (batch.segments, batch.containers) = (0..25).map(|_| world.sealed(DomainId::DEFAULT)).unzip();
+    world.catalog.commit_batch(&batch).await.unwrap();
+    let mut ids: Vec<ContainerId> = batch.containers.iter().map(|container| container.id).collect();
+    ids.sort_unstable();
+    let mut expected = world.catalog.containers(&ids).await.unwrap();
+    expected.sort_unstable_by_key(|location| std::cmp::Reverse(location.id));
+
+    let mut listed = Vec::new();
+    let mut pages = Vec::new();
+    loop {
+        let before = listed.last().map(|location: &ContainerLocation| location.id);
+        let page = world.catalog.containers_before(before, 10).await.unwrap();
+        pages.push(page.len());
+        if page.is_empty() {
+            break;
+        }
+        listed.extend(page);
+    }
+    assert_eq!(pages, [10, 10, 5, 0]);
+    assert_eq!(listed, expected);
+    let beyond = Some(ContainerId::from_bytes([0; 16]));
+    assert_eq!(world.catalog.containers_before(beyond, 10).await.unwrap(), []);
+    assert_eq!(world.catalog.containers_before(None, 0).await.unwrap(), []);
 }
 
 pub async fn two_handles_commit_side_by_side(store: &dyn CatalogStore) {

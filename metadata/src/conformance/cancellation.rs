@@ -1,8 +1,9 @@
 //! Futures dropped at every point where they wait.
 
-use super::{CatalogStore, World, blocks, written};
-use crate::{FoldPlan, LeafIndex, MapLeaf, Totals};
-use cairn_model::CommitSeq;
+use super::{CatalogStore, World, at, blocks, key_row, written};
+use crate::{FoldPlan, LeafIndex, MapLeaf};
+use cairn_model::crypto::KeyId;
+use cairn_model::{CommitSeq, GatewayId};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -46,10 +47,7 @@ pub async fn a_dropped_commit_leaves_nothing_or_everything(store: &dyn CatalogSt
         assert_eq!(world.progress(&held).await, (held.through, held.commit));
         let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap();
         assert_eq!(deltas.len(), usize::try_from(held.commit.get()).unwrap());
-        let containers = held.commit.get();
-        let totals =
-            Totals { volumes: 1, segments: containers, segment_bytes: containers * 4096, containers };
-        assert_eq!(world.catalog.totals().await.unwrap(), totals);
+        assert_eq!(world.catalog.totals().await.unwrap(), World::totals(1, held.commit.get()));
     }
     assert!(dropped > 20 && done > 20, "{dropped} dropped, {done} done: the test does not reach its point");
 }
@@ -65,32 +63,47 @@ pub async fn a_dropped_fold_leaves_nothing_or_everything(store: &dyn CatalogStor
             let ops = written(blocks(index.range().start().get(), 32), container).ops;
             (index, Arc::new(MapLeaf::from_ops(index, ops)))
         };
-        let plan = FoldPlan {
-            lineage: held.lineage,
-            gateway: world.gateway,
-            generation: held.lease.generation,
-            through: held.commit,
-            leaves: (0..20).map(leaf).collect(),
-            emptied: Vec::new(),
-            forget: Some(held.commit),
-        };
+        let plan =
+            FoldPlan { forget: Some(held.commit), ..world.fold_plan(&held, (0..20).map(leaf).collect()) };
         let result = for_polls(polls, world.catalog.fold(&plan)).await;
         // A change of another volume waits for what is left of the dropped one.
         world.held_volume(&format!("other-{round}")).await;
         let leaves = world.catalog.leaves_present(held.lineage, blocks(0, 1 << 30), 100).await.unwrap().len();
         let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap().len();
-        let folded = world.catalog.volume(held.volume).await.unwrap().folded_through;
-        let state = (leaves, deltas, folded);
+        let row = world.catalog.volume(held.volume).await.unwrap();
+        let state = (leaves, deltas, row.folded_through, row.usage.logical_bytes);
+        let full = (20, 0, held.commit, 20 * 32 * 4096);
         if let Some(result) = result {
             result.unwrap();
             done += 1;
-            assert_eq!(state, (20, 0, held.commit));
+            assert_eq!(state, full);
         } else {
             dropped += 1;
-            assert!([(20, 0, held.commit), (0, 1, CommitSeq::ZERO)].contains(&state), "{state:?}");
+            assert!([full, (0, 1, CommitSeq::ZERO, 0)].contains(&state), "{state:?}");
         }
     }
     assert!(dropped > 10 && done > 10, "{dropped} dropped, {done} done: the test does not reach its point");
+}
+
+pub async fn a_dropped_replacement_of_keys_leaves_nothing_or_everything(store: &dyn CatalogStore) {
+    let catalog = store.open().await;
+    let purposes = ["a", "b", "c"];
+    for purpose in purposes {
+        catalog.put_key(&key_row(purpose, 0)).await.unwrap();
+    }
+    let mut wrapped_by = 0;
+    for polls in (0..40).flat_map(|polls| [polls; 3]) {
+        let (old, new) =
+            (purposes.map(|key| key_row(key, wrapped_by)), purposes.map(|key| key_row(key, wrapped_by + 1)));
+        let result =
+            for_polls(polls, catalog.replace_keys(&new, KeyId::from_bytes([wrapped_by + 1; 8]))).await;
+        // A change of something else waits for what is left of the dropped one.
+        catalog.register_gateway(GatewayId::from_bytes([1; 16]), "any", at(1)).await.unwrap();
+        let keys = catalog.keys().await.unwrap();
+        assert!(keys == new || (keys == old && result.is_none()), "{keys:?}");
+        wrapped_by += u8::from(keys == new);
+    }
+    assert!(wrapped_by > 20, "{wrapped_by} replacements: the test does not reach its point");
 }
 
 pub async fn a_dropped_change_does_not_hinder_the_next(store: &dyn CatalogStore) {

@@ -3,8 +3,8 @@
 use super::{CatalogStore, Held, TTL, World, at, blocks};
 use crate::{FoldPlan, LEAF_BLOCKS, LeafIndex, MapLeaf};
 use cairn_model::{
-    ChunkId, ChunkIndex, ChunkRef, ContainerId, Entropy, Lba, LbaRange, MapDelta, MapOp, MapTarget, RangeMap,
-    RangeValue, SeededEntropy, WriteSeq,
+    BLOCK_SIZE, ChunkId, ChunkIndex, ChunkRef, ContainerId, Entropy, Lba, LbaRange, MapDelta, MapOp,
+    MapTarget, RangeMap, RangeValue, SeededEntropy, WriteSeq,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,6 +46,9 @@ impl Oracle {
         let present = world.catalog.leaves_present(held.lineage, blocks(0, BLOCKS), 100).await.unwrap();
         let leaves: BTreeMap<_, _> =
             world.catalog.leaves(held.lineage, &present).await.unwrap().into_iter().collect();
+        let usage = world.catalog.volume(held.volume).await.unwrap().usage;
+        let mapped: u64 = leaves.values().map(MapLeaf::blocks).sum();
+        assert_eq!(usage.logical_bytes, mapped * u64::from(BLOCK_SIZE));
         for number in 0..u32::try_from(LEAVES).unwrap() {
             let index = LeafIndex::new(number).unwrap();
             let none = MapLeaf::default();
@@ -100,15 +103,7 @@ async fn fold(world: &World, held: &Held, dice: &Dice) {
     let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap();
     let Some((through, _)) = deltas.last() else { return };
     let stop_after = dice.below(LEAVES + 2);
-    let mut plan = FoldPlan {
-        lineage: held.lineage,
-        gateway: world.gateway,
-        generation: held.lease.generation,
-        through: *through,
-        leaves: Vec::new(),
-        emptied: Vec::new(),
-        forget: None,
-    };
+    let mut plan = FoldPlan { through: *through, ..world.fold_plan(held, Vec::new()) };
     for number in 0..LEAVES.min(stop_after) {
         let index = LeafIndex::new(u32::try_from(number).unwrap()).unwrap();
         let mut leaf = world.catalog.leaf(held.lineage, index).await.unwrap().unwrap_or_default();
@@ -154,4 +149,7 @@ pub async fn any_history_of_batches_and_folds_gives_the_map_of_its_writes(store:
         fold(&world, &held, &dice).await;
         oracle.compare(&world, &held).await;
     }
+    let volumes = world.catalog.volumes().await.unwrap();
+    let logical: u64 = volumes.iter().map(|volume| volume.usage.logical_bytes).sum();
+    assert_eq!(world.catalog.totals().await.unwrap().logical_bytes, logical);
 }

@@ -17,15 +17,7 @@ fn full_leaf(number: u32, container: ContainerId) -> (LeafIndex, Arc<MapLeaf>) {
 }
 
 fn plan(world: &World, held: &Held, leaves: Vec<(LeafIndex, Arc<MapLeaf>)>) -> FoldPlan {
-    FoldPlan {
-        lineage: held.lineage,
-        gateway: world.gateway,
-        generation: held.lease.generation,
-        through: held.commit,
-        leaves,
-        emptied: Vec::new(),
-        forget: None,
-    }
+    world.fold_plan(held, leaves)
 }
 
 async fn present(world: &World, lineage: LineageId) -> Vec<u32> {
@@ -202,7 +194,8 @@ pub async fn a_fold_that_does_not_fit_is_refused(store: &dyn CatalogStore) {
     let beyond = FoldPlan { through: CommitSeq::new(2), ..good.clone() };
     let forgets_more = FoldPlan { through: CommitSeq::ZERO, forget: Some(CommitSeq::new(1)), ..good.clone() };
     let part_of_leaf = FoldPlan { emptied: vec![blocks(0, LEAF_BLOCKS - 1)], ..good.clone() };
-    for fold in [beyond, forgets_more, part_of_leaf] {
+    let twice = plan(&world, &held, [&good.leaves[..], &good.leaves[..]].concat());
+    for fold in [beyond, forgets_more, part_of_leaf, twice] {
         let refused = refusal(world.catalog.fold(&fold).await);
         assert_eq!(refused.0, ErrorKind::Internal, "{}", refused.1);
         assert_eq!(present(&world, held.lineage).await, []);

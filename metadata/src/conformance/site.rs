@@ -1,6 +1,6 @@
 //! Site, keys, gateways, nodes, totals.
 
-use super::{CatalogStore, World, at, blocks, node_row, refusal};
+use super::{CatalogStore, World, at, blocks, key_row, node_row, refusal};
 use crate::{FORMAT_VERSION, KeyRow, NodeState, SiteRow, Totals, WalState};
 use cairn_model::crypto::KeyId;
 use cairn_model::{ErrorKind, GatewayId, NodeId, SiteId};
@@ -23,11 +23,8 @@ pub async fn a_site_is_created_once(store: &dyn CatalogStore) {
 pub async fn a_key_is_kept_per_wrapping(store: &dyn CatalogStore) {
     let catalog = store.open().await;
     let key = |wrapped_by: u8, created_at: u64| KeyRow {
-        purpose: "data".to_owned(),
-        key_id: KeyId::from_bytes([1; 8]),
-        wrapped_by: KeyId::from_bytes([wrapped_by; 8]),
-        wrapped: vec![wrapped_by; 60],
         created_at: at(created_at),
+        ..key_row("data", wrapped_by)
     };
     catalog.put_key(&key(7, 20)).await.unwrap();
     catalog.put_key(&key(8, 10)).await.unwrap();
@@ -36,6 +33,42 @@ pub async fn a_key_is_kept_per_wrapping(store: &dyn CatalogStore) {
     let replacement = KeyRow { wrapped: vec![0; 60], ..key(7, 20) };
     assert_eq!(refusal(catalog.put_key(&replacement).await).0, ErrorKind::Conflict);
     assert_eq!(catalog.keys().await.unwrap(), [key(8, 10), key(7, 20)]);
+}
+
+pub async fn replacing_keys_leaves_what_the_kept_key_wraps(store: &dyn CatalogStore) {
+    let catalog = store.open().await;
+    for key in [key_row("data", 7), key_row("data", 8), key_row("other", 7)] {
+        catalog.put_key(&key).await.unwrap();
+    }
+    let again = KeyRow { wrapped: vec![0; 60], created_at: at(30), ..key_row("data", 8) };
+    let replacements = [again.clone(), key_row("other", 8)];
+    // Twice, as after a lost reply.
+    for _ in 0..2 {
+        catalog.replace_keys(&replacements, KeyId::from_bytes([8; 8])).await.unwrap();
+        assert_eq!(store.open().await.keys().await.unwrap(), [key_row("other", 8), again.clone()]);
+    }
+    catalog.replace_keys(&[], KeyId::from_bytes([8; 8])).await.unwrap();
+    assert_eq!(catalog.keys().await.unwrap().len(), 2);
+}
+
+pub async fn replacing_keys_loses_none(store: &dyn CatalogStore) {
+    let catalog = store.open().await;
+    let newer = KeyRow { key_id: KeyId::from_bytes([2; 8]), created_at: at(30), ..key_row("data", 7) };
+    catalog.put_key(&key_row("data", 7)).await.unwrap();
+    catalog.put_key(&newer).await.unwrap();
+    let refused = refusal(catalog.replace_keys(&[key_row("data", 8)], KeyId::from_bytes([8; 8])).await);
+    let message = "key 0202020202020202 of purpose data would be lost: it is not among the keys that replace the \
+                   present ones: read the keys again and begin anew";
+    assert_eq!(refused, (ErrorKind::Conflict, message.to_owned()));
+    assert_eq!(catalog.keys().await.unwrap(), [key_row("data", 7), newer]);
+}
+
+pub async fn replacing_keys_takes_no_stray(store: &dyn CatalogStore) {
+    let catalog = store.open().await;
+    catalog.put_key(&key_row("data", 7)).await.unwrap();
+    let rows = [key_row("data", 8), key_row("other", 7)];
+    assert_eq!(refusal(catalog.replace_keys(&rows, KeyId::from_bytes([8; 8])).await).0, ErrorKind::Internal);
+    assert_eq!(catalog.keys().await.unwrap(), [key_row("data", 7)]);
 }
 
 pub async fn a_gateway_begins_clean_and_keeps_what_its_log_is(store: &dyn CatalogStore) {
@@ -129,7 +162,7 @@ pub async fn totals_follow_every_change(store: &dyn CatalogStore) {
     world.catalog.commit_batch(&batch).await.unwrap();
     world.catalog.delete_volume(second.volume).await.unwrap();
 
-    let expected = Totals { volumes: 1, segments: 2, segment_bytes: 8192, containers: 2 };
+    let expected = World::totals(1, 2);
     assert_eq!(world.catalog.totals().await.unwrap(), expected);
     let world = world.reopened(store).await;
     assert_eq!(world.catalog.totals().await.unwrap(), expected);

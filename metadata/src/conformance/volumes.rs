@@ -2,7 +2,7 @@
 
 use super::{CatalogStore, TTL, World, at, blocks, generation, refusal};
 use crate::{
-    Catalog, FoldPlan, HeldLease, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow,
+    Catalog, HeldLease, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow, VolumeUsage,
 };
 use cairn_model::{CommitSeq, Durability, ErrorKind, Generation, VolumeId, WriteSeq};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ fn as_created(volume: &NewVolume) -> VolumeRow {
         size_bytes: volume.size_bytes,
         durability: volume.durability,
         lineage: volume.lineage,
+        domain: volume.domain,
         compress: volume.compress,
         dedupe: volume.dedupe,
         read_only: volume.read_only,
@@ -25,6 +26,7 @@ fn as_created(volume: &NewVolume) -> VolumeRow {
         folded_through: CommitSeq::ZERO,
         generation: Generation::ZERO,
         holder: None,
+        usage: VolumeUsage::default(),
     }
 }
 
@@ -34,6 +36,7 @@ pub async fn a_volume_comes_back_with_every_setting(store: &dyn CatalogStore) {
     let special = NewVolume {
         size_bytes: 64 << 40,
         durability: Durability::Always,
+        domain: world.domain("tenant").await,
         compress: false,
         dedupe: false,
         read_only: true,
@@ -171,16 +174,7 @@ pub async fn purging_takes_bounded_steps_and_nothing_of_others(store: &dyn Catal
                 let ops = super::written(index(number).range(), batch.containers[0].id).ops;
                 (index(number), Arc::new(MapLeaf::from_ops(index(number), ops)))
             });
-            let plan = FoldPlan {
-                lineage: held.lineage,
-                gateway: world.gateway,
-                generation: held.lease.generation,
-                through: held.commit,
-                leaves: leaves.collect(),
-                emptied: Vec::new(),
-                forget: None,
-            };
-            world.catalog.fold(&plan).await.unwrap();
+            world.catalog.fold(&world.fold_plan(held, leaves.collect())).await.unwrap();
         }
     }
     world.catalog.delete_volume(gone.volume).await.unwrap();

@@ -77,6 +77,7 @@ proptest! {
             let end = start.plus(length).min(INDEX.range().end());
             assert_same(&leaf, &blocks, LbaRange::between(start, end));
             prop_assert_eq!(leaf.is_empty(), blocks.iter().all(Option::is_none));
+            prop_assert_eq!(leaf.blocks(), blocks.iter().flatten().count() as u64);
         }
     }
 

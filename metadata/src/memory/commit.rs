@@ -3,13 +3,16 @@
 use super::leases::check_held;
 use super::{Result, Tables, countable};
 use crate::{
-    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, VolumeCommit, VolumeOutcome, VolumeReceipt,
+    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, VolumeCommit, VolumeOutcome,
+    VolumeReceipt,
 };
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
-    BatchId, ChunkRef, CommitSeq, ContainerId, GatewayId, MapTarget, NodeId, SegmentId, VolumeId, WriteSeq,
+    BatchId, ChunkRef, CommitSeq, ContainerId, DomainId, GatewayId, MapTarget, NodeId, SegmentId, VolumeId,
+    WriteSeq,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// Batches remembered per gateway.
 const BATCHES_REMEMBERED: u64 = 64;
@@ -40,6 +43,12 @@ impl Tables {
                 )));
             }
             part.delta.check().map_err(|error| CatalogError::of_blob("map delta", error))?;
+            let done = &part.reduction;
+            for bytes in
+                [done.written_bytes, done.zero_bytes, done.shared_bytes, done.unique_bytes, done.stored_bytes]
+            {
+                countable(bytes)?;
+            }
         }
         if let Some(known) = self.receipts.get(&batch.batch) {
             return if known.gateway == batch.gateway {
@@ -102,7 +111,7 @@ impl Tables {
             countable(segment.receipt.length_bytes())?;
         }
         let mut seen: BTreeSet<ContainerId> = BTreeSet::new();
-        for container in &batch.containers {
+        for container in self.recorded(batch) {
             if self.containers.contains_key(&container.id) || !seen.insert(container.id) {
                 return Err(CatalogError::AlreadyExists { what: "container", id: container.id.to_string() });
             }
@@ -110,19 +119,31 @@ impl Tables {
                 return Err(CatalogError::not_found("segment", &container.segment));
             }
             countable(container.offset)?;
+            countable(container.raw_bytes)?;
         }
         Ok(())
     }
 
-    /// Fails when a committed delta points at a container that is neither new in the batch nor known.
+    /// The containers of the batch that are of a domain that is there.
+    fn recorded<'a>(&'a self, batch: &'a BatchCommit) -> impl Iterator<Item = &'a ContainerRow> {
+        batch.containers.iter().filter(|container| self.domains.contains(container.domain))
+    }
+
+    /// Fails when a committed delta points at a container that is neither new in the batch nor known, or of another domain.
     fn check_pointers(&self, batch: &BatchCommit, receipt: &CommitReceipt) -> Result<()> {
-        let fresh: BTreeSet<ContainerId> = batch.containers.iter().map(|container| container.id).collect();
+        if is_planted(Bug::ShareUnchecked) {
+            return Ok(());
+        }
+        let fresh: BTreeSet<(DomainId, ContainerId)> =
+            self.recorded(batch).map(|container| (container.domain, container.id)).collect();
         let parts = batch.volumes.iter().zip(&receipt.volumes);
         for (part, _) in parts.filter(|(_, receipt)| receipt.outcome != VolumeOutcome::Deleted) {
+            let domain = self.volumes[&part.volume].row.domain;
             for op in &part.delta.ops {
                 let MapTarget::Chunk(ChunkRef { chunk, .. }) = op.target else { continue };
                 let container = chunk.container;
-                if !fresh.contains(&container) && !self.containers.contains_key(&container) {
+                let known = self.containers.get(&container).is_some_and(|known| known.domain == domain);
+                if !known && !fresh.contains(&(domain, container)) {
                     return Err(CatalogError::UnknownContainer { volume: part.volume, container });
                 }
             }
@@ -138,15 +159,20 @@ impl Tables {
             self.totals.segments += 1;
             self.totals.segment_bytes += segment.receipt.length_bytes();
         }
-        for container in &batch.containers {
-            self.containers.insert(container.id, container.clone());
+        let recorded: Vec<ContainerRow> = self.recorded(batch).cloned().collect();
+        for container in recorded {
             self.totals.containers += 1;
+            self.totals.container_bytes += u64::from(container.length);
+            self.totals.container_raw_bytes += container.raw_bytes;
+            self.containers.insert(container.id, container);
         }
         for (part, receipt) in batch.volumes.iter().zip(&receipt.volumes) {
             if let VolumeOutcome::Committed(commit) = receipt.outcome {
                 let lineage = self.lineages.get_mut(&part.lineage).expect("looked at before");
                 lineage.deltas.insert(commit, part.delta.clone());
                 lineage.last_commit = commit;
+                let volume = self.volumes.get_mut(&part.volume).expect("looked at before");
+                volume.usage.reduction += part.reduction;
             }
         }
         for (volume, (through, _)) in progress {
@@ -168,18 +194,32 @@ impl Tables {
     pub(super) fn locate(&self, ids: &[ContainerId]) -> Vec<ContainerLocation> {
         let wanted: BTreeSet<_> = ids.iter().collect();
         let known = wanted.into_iter().filter_map(|id| self.containers.get(id));
-        let location = |container: &crate::ContainerRow| {
-            let segment = &self.segments[&container.segment];
-            ContainerLocation {
-                id: container.id,
-                segment: container.segment,
-                node: segment.node,
-                key: segment.key.clone(),
-                offset: container.offset,
-                length: container.length,
-                directory: container.directory.clone(),
-            }
-        };
-        known.map(location).collect()
+        known.map(|container| self.location(container)).collect()
+    }
+
+    pub(super) fn containers_before(
+        &self,
+        before: Option<ContainerId>,
+        limit: u32,
+    ) -> Vec<ContainerLocation> {
+        let to = before.map_or(Bound::Unbounded, Bound::Excluded);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let page = self.containers.range((Bound::Unbounded, to)).rev().take(limit);
+        page.map(|(_, container)| self.location(container)).collect()
+    }
+
+    fn location(&self, container: &ContainerRow) -> ContainerLocation {
+        let segment = &self.segments[&container.segment];
+        ContainerLocation {
+            id: container.id,
+            segment: container.segment,
+            node: segment.node,
+            key: segment.key.clone(),
+            offset: container.offset,
+            length: container.length,
+            raw_bytes: container.raw_bytes,
+            domain: container.domain,
+            directory: container.directory.clone(),
+        }
     }
 }

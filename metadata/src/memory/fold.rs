@@ -4,8 +4,8 @@ use super::leases::check_held;
 use super::volumes::Lineage;
 use super::{Result, Tables};
 use crate::{CatalogError, FoldPlan, LEAF_BLOCKS, LeafIndex, MapLeaf};
-use cairn_model::{CommitSeq, LbaRange, LineageId, MapDelta};
-use std::collections::BTreeSet;
+use cairn_model::{BLOCK_SIZE, CommitSeq, LbaRange, LineageId, MapDelta};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,6 +25,14 @@ impl Lineage {
             .retain(|(index, version), _| !indices.contains(&u64::from(index.get())) || *version > through);
     }
 
+    /// Blocks mapped by the newest versions of the leaves of these indices.
+    fn mapped_blocks(&self, indices: &Range<u64>) -> u64 {
+        let leaves = self.leaves.iter().filter(|((index, _), _)| indices.contains(&u64::from(index.get())));
+        let newest: BTreeMap<LeafIndex, &Arc<MapLeaf>> =
+            leaves.map(|((index, _), leaf)| (*index, leaf)).collect();
+        newest.values().map(|leaf| leaf.blocks()).sum()
+    }
+
     fn newest(&self, index: LeafIndex) -> Option<&Arc<MapLeaf>> {
         let versions = (index, CommitSeq::ZERO)..=(index, CommitSeq::new(u64::MAX));
         self.leaves.range(versions).next_back().map(|(_, leaf)| leaf)
@@ -34,9 +42,7 @@ impl Lineage {
 impl Tables {
     pub(super) fn fold(&mut self, plan: &FoldPlan) -> Result<()> {
         let emptied: Vec<_> = plan.emptied.iter().map(|range| whole_leaves(*range)).collect::<Result<_>>()?;
-        if plan.forget.is_some_and(|forget| forget > plan.through) {
-            return Err(CatalogError::Invalid("a fold that forgets more than it folds".to_owned()));
-        }
+        plan.check()?;
         let volume =
             self.volumes.values().find(|volume| !volume.deleted && volume.row.lineage == plan.lineage);
         let volume = volume.ok_or_else(|| CatalogError::not_found("volume with lineage", &plan.lineage))?;
@@ -46,21 +52,30 @@ impl Tables {
             let last = lineage.last_commit;
             return Err(CatalogError::FoldBeyond { lineage: plan.lineage, through: plan.through, last });
         }
+        let (volume, mut mapped, mut unmapped) = (volume.row.id, 0, 0);
         for indices in emptied {
+            unmapped += lineage.mapped_blocks(&indices);
             lineage.delete_leaves(&indices, plan.through);
+            mapped += lineage.mapped_blocks(&indices);
         }
         for (index, leaf) in &plan.leaves {
             let at = u64::from(index.get());
+            unmapped += lineage.mapped_blocks(&(at..at + 1));
             // The older versions go, as no snapshot needs them; a leaf of holes is no leaf.
             lineage.delete_leaves(&(at..at + 1), plan.through);
             if !leaf.is_empty() {
                 lineage.leaves.insert((*index, plan.through), Arc::clone(leaf));
             }
+            mapped += lineage.mapped_blocks(&(at..at + 1));
         }
         if let Some(forget) = plan.forget {
             let forget = forget.max(lineage.folded_through);
             lineage.deltas.retain(|commit, _| *commit > forget);
             lineage.folded_through = forget;
+        }
+        let logical = &mut self.volumes.get_mut(&volume).expect("looked at before").usage.logical_bytes;
+        for bytes in [logical, &mut self.totals.logical_bytes] {
+            *bytes = *bytes + mapped * u64::from(BLOCK_SIZE) - unmapped * u64::from(BLOCK_SIZE);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! Site, keys, gateways, nodes.
+//! Site, gateways, nodes.
 
 use super::{Gateway, Result, Tables};
-use crate::{CatalogError, GatewayRow, KeyRow, NodeRow, NodeState, SiteRow, WalState};
+use crate::{CatalogError, GatewayRow, NodeRow, NodeState, SiteRow, WalState};
 use cairn_model::{GatewayId, NodeId, WallTime};
 
 impl Tables {
@@ -13,26 +13,12 @@ impl Tables {
             });
         }
         self.site = Some(site.clone());
+        self.domains.default_mut().created_at = site.created_at;
         Ok(())
     }
 
     pub(super) fn site(&self) -> Result<SiteRow> {
         self.site.clone().ok_or_else(|| CatalogError::not_found("site in", &"memory"))
-    }
-
-    pub(super) fn put_key(&mut self, key: &KeyRow) -> Result<()> {
-        let identity = |key: &KeyRow| (key.purpose.clone(), key.key_id, key.wrapped_by);
-        if self.keys.iter().any(|known| identity(known) == identity(key)) {
-            return Err(CatalogError::AlreadyExists { what: "key", id: key.key_id.to_string() });
-        }
-        self.keys.push(key.clone());
-        Ok(())
-    }
-
-    pub(super) fn keys(&self) -> Vec<KeyRow> {
-        let mut keys = self.keys.clone();
-        keys.sort_by_key(|key| (key.created_at, key.purpose.clone(), *key.key_id.as_bytes()));
-        keys
     }
 
     pub(super) fn register_gateway(&mut self, id: GatewayId, name: &str, now: WallTime) -> Result<()> {

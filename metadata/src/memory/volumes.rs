@@ -2,7 +2,9 @@
 
 use super::leases::{LeaseState, check_held};
 use super::{Result, Tables, countable};
-use crate::{CatalogError, HeldLease, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow};
+use crate::{
+    CatalogError, HeldLease, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow, VolumeUsage,
+};
 use cairn_model::{CommitSeq, GatewayId, Generation, MapDelta, VolumeId, WriteSeq};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ pub(super) struct Volume {
     pub(super) destaged_through: WriteSeq,
     /// The last lease, also after a release.
     pub(super) lease: Option<LeaseState>,
+    pub(super) usage: VolumeUsage,
 }
 
 #[derive(Default)]
@@ -28,12 +31,16 @@ impl Tables {
     pub(super) fn create_volume(&mut self, volume: &NewVolume) -> Result<()> {
         self.refuse_namesake(&volume.name, None)?;
         countable(volume.size_bytes)?;
+        if !self.domains.contains(volume.domain) {
+            return Err(CatalogError::not_found("domain", &volume.domain));
+        }
         if self.volumes.contains_key(&volume.id) || self.lineages.contains_key(&volume.lineage) {
             return Err(CatalogError::AlreadyExists { what: "volume or lineage", id: volume.id.to_string() });
         }
         self.lineages.insert(volume.lineage, Lineage::default());
         let row = volume.clone();
-        let fresh = Volume { row, deleted: false, destaged_through: WriteSeq::ZERO, lease: None };
+        let (destaged_through, usage) = (WriteSeq::ZERO, VolumeUsage::default());
+        let fresh = Volume { row, deleted: false, destaged_through, lease: None, usage };
         self.volumes.insert(volume.id, fresh);
         self.totals.volumes += 1;
         Ok(())
@@ -92,6 +99,7 @@ impl Tables {
             size_bytes: row.size_bytes,
             durability: row.durability,
             lineage: row.lineage,
+            domain: row.domain,
             compress: row.compress,
             dedupe: row.dedupe,
             read_only: row.read_only,
@@ -102,6 +110,7 @@ impl Tables {
             folded_through: lineage.folded_through,
             generation: volume.lease.as_ref().map_or(Generation::ZERO, |lease| lease.generation),
             holder,
+            usage: volume.usage,
         })
     }
 
@@ -130,7 +139,10 @@ impl Tables {
     }
 
     pub(super) fn delete_volume(&mut self, id: VolumeId) -> Result<()> {
-        self.live_mut(id)?.deleted = true;
+        let volume = self.live_mut(id)?;
+        volume.deleted = true;
+        let logical_bytes = volume.usage.logical_bytes;
+        self.totals.logical_bytes -= logical_bytes;
         self.totals.volumes -= 1;
         Ok(())
     }

@@ -65,23 +65,29 @@ pub(super) fn int(value: u64) -> super::Result<i64> {
 pub(super) struct KeyListQuery {
     one: String,
     many: String,
+    length: usize,
 }
 
-/// Keys in the longer form of a [`KeyListQuery`].
+/// Keys in the longer form of a usual [`KeyListQuery`].
 pub(super) const KEYS_AT_ONCE: usize = 64;
 
 impl KeyListQuery {
     /// `sql` has `{keys}` where the list goes; the list's parameters begin at number `first`.
     pub(super) fn new(sql: &str, first: usize) -> Self {
+        Self::with_length(sql, first, KEYS_AT_ONCE)
+    }
+
+    /// As [`Self::new`], for lists of up to `length` keys.
+    pub(super) fn with_length(sql: &str, first: usize, length: usize) -> Self {
         let list = |count: usize| {
             (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
         };
-        Self { one: sql.replace("{keys}", &list(1)), many: sql.replace("{keys}", &list(KEYS_AT_ONCE)) }
+        Self { one: sql.replace("{keys}", &list(1)), many: sql.replace("{keys}", &list(length)), length }
     }
 
-    /// The statement and how many keys it takes for a list of `keys`, at most [`KEYS_AT_ONCE`].
+    /// The statement and how many keys it takes for a list of `keys`.
     pub(super) fn for_length(query: &'static LazyLock<Self>, keys: usize) -> (&'static str, usize) {
-        if keys == 1 { (query.one.as_str(), 1) } else { (query.many.as_str(), KEYS_AT_ONCE) }
+        if keys == 1 { (query.one.as_str(), 1) } else { (query.many.as_str(), query.length) }
     }
 }
 

@@ -1,17 +1,19 @@
 //! Committing a batch: one transaction whose cost depends on the batch alone.
 //!
 //! Order inside the transaction: recognise the batch, check every volume (term, then base), record segments and
-//! containers, check that no delta points at a container nobody has, append the deltas, remember the receipt.
+//! containers, check that no delta points at a container that its volume's domain does not have, append the deltas, remember the
+//! receipt.
 
 use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up, int};
 use super::leases::LeaseState;
-use super::{Result, SqliteCatalog, failed};
+use super::{Result, SqliteCatalog, domains, failed};
 use crate::{BatchCommit, CatalogError, CommitReceipt, VolumeCommit, VolumeOutcome, VolumeReceipt};
 use cairn_model::{
-    BatchId, ChunkRef, CommitSeq, ContainerId, GatewayId, LineageId, MapTarget, VolumeId, WriteSeq,
+    BatchId, ChunkRef, CommitSeq, ContainerId, DomainId, GatewayId, LineageId, MapTarget, VolumeId, WriteSeq,
 };
 use sqlx::SqliteConnection;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Display;
 use std::sync::LazyLock;
 
@@ -37,13 +39,16 @@ pub(super) async fn commit(catalog: &SqliteCatalog, batch: &BatchCommit) -> Resu
         return Ok(receipt);
     }
     let mut receipt = CommitReceipt { batch: batch.batch, volumes: Vec::with_capacity(batch.volumes.len()) };
+    let mut domains = Vec::with_capacity(batch.volumes.len());
     for volume in &batch.volumes {
-        let outcome = advance(&mut change, batch.gateway, volume).await?;
+        let advanced = advance(&mut change, batch.gateway, volume).await?;
+        let outcome = advanced.map_or(VolumeOutcome::Deleted, |(commit, _)| VolumeOutcome::Committed(commit));
         receipt.volumes.push(VolumeReceipt { volume: volume.volume, outcome });
+        domains.push(advanced.map(|(_, domain)| domain));
     }
     insert_segments(&mut change, batch).await?;
-    insert_containers(&mut change, batch).await?;
-    check_containers(&mut change, batch, &receipt).await?;
+    let fresh = insert_containers(&mut change, batch).await?;
+    check_containers(&mut change, batch, &domains, &fresh).await?;
     for ((volume, delta), part) in batch.volumes.iter().zip(deltas).zip(&receipt.volumes) {
         if let VolumeOutcome::Committed(commit) = part.outcome {
             sqlx::query("INSERT INTO deltas (lineage, commit_seq, delta) VALUES ($1, $2, $3)")
@@ -75,13 +80,13 @@ async fn recognise(change: &mut SqliteConnection, batch: &BatchCommit) -> Result
     decode_receipt(batch.batch, columns.get("receipt")?).map(Some)
 }
 
-/// Moves the volume and its lineage on by one commit.
+/// Moves the volume and its lineage on by one commit. `None`: the volume is deleted.
 async fn advance(
     change: &mut SqliteConnection,
     gateway: GatewayId,
     part: &VolumeCommit,
-) -> Result<VolumeOutcome> {
-    let sql = "SELECT v.lineage, v.destaged_through, v.deleted, n.last_commit, l.gateway, l.generation, \
+) -> Result<Option<(CommitSeq, DomainId)>> {
+    let sql = "SELECT v.lineage, v.domain, v.destaged_through, v.deleted, n.last_commit, l.gateway, l.generation, \
                l.held_since, l.released, l.expires_at FROM volumes v JOIN lineages n ON n.id = v.lineage \
                LEFT JOIN leases l ON l.volume = v.id WHERE v.id = $1";
     let row = sqlx::query(sql)
@@ -90,10 +95,10 @@ async fn advance(
         .await
         .map_err(failed(DOING))?;
     // No row: deleted and purged. Its lease was acquired once, so it did exist.
-    let Some(row) = row else { return Ok(VolumeOutcome::Deleted) };
+    let Some(row) = row else { return Ok(None) };
     let columns = Columns::new(&row, "volume");
     if columns.get("deleted")? {
-        return Ok(VolumeOutcome::Deleted);
+        return Ok(None);
     }
     LeaseState::check(LeaseState::of(&row)?.as_ref(), part.volume, gateway, part.generation)?;
     if columns.identity("lineage", LineageId::from_bytes)? != part.lineage {
@@ -107,19 +112,33 @@ async fn advance(
         return Err(CatalogError::NotNext { volume: part.volume, base: part.base, committed });
     }
     let commit = CommitSeq::new(columns.number("last_commit")?).next();
-    sqlx::query("UPDATE volumes SET destaged_through = $1 WHERE id = $2")
-        .bind(int(part.through.get())?)
-        .bind(&part.volume.as_bytes()[..])
-        .execute(&mut *change)
-        .await
-        .map_err(failed(DOING))?;
+    move_on(change, part).await?;
     sqlx::query("UPDATE lineages SET last_commit = $1 WHERE id = $2")
         .bind(int(commit.get())?)
         .bind(&part.lineage.as_bytes()[..])
         .execute(change)
         .await
         .map_err(failed(DOING))?;
-    Ok(VolumeOutcome::Committed(commit))
+    Ok(Some((commit, columns.identity("domain", DomainId::from_bytes)?)))
+}
+
+async fn move_on(change: &mut SqliteConnection, part: &VolumeCommit) -> Result<()> {
+    let sql = "UPDATE volumes SET destaged_through = $1, written_bytes = written_bytes + $2, \
+               zero_bytes = zero_bytes + $3, shared_bytes = shared_bytes + $4, unique_bytes = unique_bytes + $5, \
+               stored_bytes = stored_bytes + $6 WHERE id = $7";
+    let done = &part.reduction;
+    sqlx::query(sql)
+        .bind(int(part.through.get())?)
+        .bind(int(done.written_bytes)?)
+        .bind(int(done.zero_bytes)?)
+        .bind(int(done.shared_bytes)?)
+        .bind(int(done.unique_bytes)?)
+        .bind(int(done.stored_bytes)?)
+        .bind(&part.volume.as_bytes()[..])
+        .execute(change)
+        .await
+        .map(drop)
+        .map_err(failed(DOING))
 }
 
 async fn insert_segments(change: &mut SqliteConnection, batch: &BatchCommit) -> Result<()> {
@@ -137,33 +156,58 @@ async fn insert_segments(change: &mut SqliteConnection, batch: &BatchCommit) -> 
             .await
             .map_err(|error| refused(error, ("segment", &receipt.segment()), ("node", &receipt.node())))?;
     }
-    let sql = "UPDATE totals SET segments = segments + $1, segment_bytes = segment_bytes + $2, \
-               containers = containers + $3";
-    sqlx::query(sql)
+    sqlx::query("UPDATE totals SET segments = segments + $1, segment_bytes = segment_bytes + $2")
         .bind(int(batch.segments.len() as u64)?)
         .bind(int(bytes)?)
-        .bind(int(batch.containers.len() as u64)?)
         .execute(change)
         .await
         .map(drop)
         .map_err(failed(DOING))
 }
 
-async fn insert_containers(change: &mut SqliteConnection, batch: &BatchCommit) -> Result<()> {
+/// Returns those that are recorded: of domains that are there.
+async fn insert_containers(
+    change: &mut SqliteConnection,
+    batch: &BatchCommit,
+) -> Result<HashSet<(DomainId, ContainerId)>> {
+    let mut live = BTreeMap::new();
+    let mut fresh = HashSet::with_capacity(batch.containers.len());
+    let (mut stored, mut raw) = (0, 0);
     for container in &batch.containers {
-        let sql = "INSERT INTO containers (id, segment, segment_offset, length_bytes, directory) \
-                   VALUES ($1, $2, $3, $4, $5)";
+        let domain = container.domain;
+        if let Entry::Vacant(unknown) = live.entry(domain) {
+            unknown.insert(domains::exists(change, domain).await?);
+        }
+        if !live[&domain] {
+            continue;
+        }
+        let sql = "INSERT INTO containers (id, segment, segment_offset, length_bytes, raw_bytes, domain, directory) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7)";
         sqlx::query(sql)
             .bind(&container.id.as_bytes()[..])
             .bind(&container.segment.as_bytes()[..])
             .bind(int(container.offset)?)
             .bind(i64::from(container.length))
+            .bind(int(container.raw_bytes)?)
+            .bind(&domain.as_bytes()[..])
             .bind(&container.directory[..])
             .execute(&mut *change)
             .await
             .map_err(|error| refused(error, ("container", &container.id), ("segment", &container.segment)))?;
+        fresh.insert((domain, container.id));
+        stored += u64::from(container.length);
+        raw = container.raw_bytes.saturating_add(raw);
     }
-    Ok(())
+    let sql = "UPDATE totals SET containers = containers + $1, container_bytes = container_bytes + $2, \
+               container_raw_bytes = container_raw_bytes + $3";
+    sqlx::query(sql)
+        .bind(int(fresh.len() as u64)?)
+        .bind(int(stored)?)
+        .bind(int(raw)?)
+        .execute(change)
+        .await
+        .map_err(failed(DOING))?;
+    Ok(fresh)
 }
 
 /// The error of an insertion: `new` may exist already, `base`, which it refers to, may not exist.
@@ -181,46 +225,51 @@ fn refused(
     }
 }
 
-/// Fails when a committed delta points at a container that is neither new in the batch nor known.
+/// A container that a delta points at: the domain of the delta's volume, the container, the volume.
+type Needed = (DomainId, ContainerId, VolumeId);
+
+/// Fails when a committed delta points at a container that is neither new in the batch nor known, or of another domain. `domains` has
+/// the domain of each part that is committed.
 async fn check_containers(
     change: &mut SqliteConnection,
     batch: &BatchCommit,
-    receipt: &CommitReceipt,
+    domains: &[Option<DomainId>],
+    fresh: &HashSet<(DomainId, ContainerId)>,
 ) -> Result<()> {
-    let fresh: HashSet<ContainerId> = batch.containers.iter().map(|container| container.id).collect();
-    let mut needed: Vec<(ContainerId, VolumeId)> = Vec::new();
-    for (part, receipt) in batch.volumes.iter().zip(&receipt.volumes) {
-        if receipt.outcome == VolumeOutcome::Deleted {
-            continue;
-        }
+    let mut needed: Vec<Needed> = Vec::new();
+    for (part, domain) in batch.volumes.iter().zip(domains) {
+        let Some(domain) = *domain else { continue };
         let mut latest = None;
         for op in &part.delta.ops {
             let MapTarget::Chunk(ChunkRef { chunk, .. }) = op.target else { continue };
-            if latest.replace(chunk.container) != Some(chunk.container) && !fresh.contains(&chunk.container) {
-                needed.push((chunk.container, part.volume));
+            let container = chunk.container;
+            if latest.replace(container) != Some(container) && !fresh.contains(&(domain, container)) {
+                needed.push((domain, container, part.volume));
             }
         }
     }
     needed.sort_unstable();
-    needed.dedup_by_key(|(container, _)| *container);
-    for keys in needed.chunks(KEYS_AT_ONCE) {
+    needed.dedup_by_key(|(domain, container, _)| (*domain, *container));
+    let of_one_domain = needed.chunk_by(|one, next| one.0 == next.0);
+    for keys in of_one_domain.flat_map(|keys| keys.chunks(KEYS_AT_ONCE)) {
         let known = known_containers(change, keys).await?;
-        if let Some((container, volume)) = keys.iter().find(|(container, _)| !known.contains(container)) {
+        if let Some((_, container, volume)) = keys.iter().find(|(_, container, _)| !known.contains(container))
+        {
             return Err(CatalogError::UnknownContainer { volume: *volume, container: *container });
         }
     }
     Ok(())
 }
 
-async fn known_containers(
-    change: &mut SqliteConnection,
-    keys: &[(ContainerId, VolumeId)],
-) -> Result<BTreeSet<ContainerId>> {
-    static KNOWN: LazyLock<KeyListQuery> =
-        LazyLock::new(|| KeyListQuery::new("SELECT id FROM containers WHERE id IN ({keys})", 1));
+/// Which of `keys`, all of one domain, are there.
+async fn known_containers(change: &mut SqliteConnection, keys: &[Needed]) -> Result<BTreeSet<ContainerId>> {
+    static KNOWN: LazyLock<KeyListQuery> = LazyLock::new(|| {
+        KeyListQuery::new("SELECT id FROM containers WHERE domain = $1 AND id IN ({keys})", 2)
+    });
+    let Some((domain, _, _)) = keys.first() else { return Ok(BTreeSet::new()) };
     let (sql, length) = KeyListQuery::for_length(&KNOWN, keys.len());
-    let mut query = sqlx::query(sql);
-    for (container, _) in filled_up(keys, length) {
+    let mut query = sqlx::query(sql).bind(domain.as_bytes().to_vec());
+    for (_, container, _) in filled_up(keys, length) {
         query = query.bind(container.as_bytes().to_vec());
     }
     let rows = query.fetch_all(change).await.map_err(failed(DOING))?;

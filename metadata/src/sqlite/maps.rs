@@ -78,7 +78,7 @@ fn leaf_of(row: &SqliteRow) -> Result<(LeafIndex, MapLeaf)> {
     Ok((index, leaf))
 }
 
-fn index_of(columns: &Columns<'_>) -> Result<LeafIndex> {
+pub(super) fn index_of(columns: &Columns<'_>) -> Result<LeafIndex> {
     let index = columns.small_number("leaf")?;
     LeafIndex::new(index).ok_or_else(|| columns.bad("leaf", &index.to_string()))
 }

@@ -1,6 +1,6 @@
 //! Opening a catalog file: is it one, is it not newer than this program, bring its schema up to date.
 
-use super::{Result, SqliteCatalog, failed, primary_code};
+use super::{Result, SqliteCatalog, failed, primary_code, uncounted};
 use crate::{CatalogError, FORMAT_VERSION};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
@@ -8,7 +8,7 @@ use sqlx::{Connection, SqliteConnection, SqlitePool};
 use std::path::Path;
 use std::time::Duration;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// What the first migration writes into the file's header.
 const APPLICATION_ID: i64 = 1_130_459_758;
@@ -37,8 +37,8 @@ pub(super) async fn open(path: &Path, create: bool) -> Result<SqliteCatalog> {
         .pragma("wal_autocheckpoint", "4096")
         .pragma("journal_size_limit", "67108864");
     let reading = options.create_if_missing(false).pragma("cache_size", "-4096").pragma("query_only", "ON");
-    let writer = pool(1).connect_lazy_with(writing);
-    prepare(&writer, path).await?;
+    let writer = pool(1).connect_lazy_with(writing.clone());
+    prepare(&writer, writing, path).await?;
     if create {
         sync_directory_of(path).await.map_err(file_error)?;
     }
@@ -57,7 +57,7 @@ fn pool(connections: u32) -> SqlitePoolOptions {
 }
 
 /// Nothing is written before the file is known to be ours and not newer.
-async fn prepare(writer: &SqlitePool, path: &Path) -> Result<()> {
+async fn prepare(writer: &SqlitePool, options: SqliteConnectOptions, path: &Path) -> Result<()> {
     let doing = "opening the catalog";
     let name = || path.display().to_string();
     let mut connection = writer.acquire().await.map_err(|error| not_a_database(error, path))?;
@@ -86,13 +86,9 @@ async fn prepare(writer: &SqlitePool, path: &Path) -> Result<()> {
             name()
         )));
     }
+    migrate(options).await?;
+    uncounted::sum_up(&mut connection).await?;
     drop(connection);
-    MIGRATIONS.run(writer).await.map_err(|error| match error {
-        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
-            failed("bringing the schema up to date")(source)
-        }
-        error => CatalogError::Migration(error),
-    })?;
     let format: Option<u32> = sqlx::query_scalar("SELECT format_version FROM site")
         .fetch_optional(writer)
         .await
@@ -101,6 +97,20 @@ async fn prepare(writer: &SqlitePool, path: &Path) -> Result<()> {
         return Err(CatalogError::NewerFormat { catalog: name(), found, known: FORMAT_VERSION });
     }
     Ok(())
+}
+
+/// Brings the schema up to date, over a connection without foreign keys: SQLite wants it so where tables change, and it cannot be switched
+/// inside a transaction, which each migration is.
+async fn migrate(options: SqliteConnectOptions) -> Result<()> {
+    let migrating = pool(1).connect_lazy_with(options.foreign_keys(false));
+    let migrated = MIGRATIONS.run(&migrating).await;
+    migrating.close().await;
+    migrated.map_err(|error| match error {
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
+            failed("bringing the schema up to date")(source)
+        }
+        error => CatalogError::Migration(error),
+    })
 }
 
 /// The last migration that was applied; `None` without any.

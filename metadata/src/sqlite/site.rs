@@ -1,27 +1,36 @@
-//! Site, keys, gateways, totals.
+//! Site, gateways, totals.
 
 use super::columns::{Columns, int};
 use super::{Result, SqliteCatalog, failed, is_duplicate};
-use crate::{CatalogError, GatewayRow, KeyRow, SiteRow, Totals, WalState};
-use cairn_model::crypto::KeyId;
-use cairn_model::{GatewayId, SiteId, WallTime};
+use crate::{CatalogError, GatewayRow, SiteRow, Totals, WalState};
+use cairn_model::{DomainId, GatewayId, SiteId, WallTime};
 use sqlx::sqlite::SqliteRow;
 
 pub(super) async fn create(catalog: &SqliteCatalog, site: &SiteRow) -> Result<()> {
+    let doing = "creating the site";
+    let mut change = catalog.begin().await?;
     let sql = "INSERT INTO site (singleton, id, name, created_at, format_version) VALUES (1, $1, $2, $3, $4)";
     let created = sqlx::query(sql)
         .bind(&site.id.as_bytes()[..])
         .bind(&site.name)
         .bind(int(site.created_at.unix_millis())?)
         .bind(i64::from(site.format_version))
-        .execute(&catalog.writer)
+        .execute(&mut *change)
         .await;
     match created {
         Err(error) if is_duplicate(&error) => {
-            Err(CatalogError::AlreadyExists { what: "the site of this catalog", id: site.id.to_string() })
+            let id = site.id.to_string();
+            return Err(CatalogError::AlreadyExists { what: "the site of this catalog", id });
         }
-        created => created.map(drop).map_err(failed("creating the site")),
-    }
+        created => created.map_err(failed(doing))?,
+    };
+    sqlx::query("UPDATE domains SET created_at = $1 WHERE id = $2")
+        .bind(int(site.created_at.unix_millis())?)
+        .bind(&DomainId::DEFAULT.as_bytes()[..])
+        .execute(&mut *change)
+        .await
+        .map_err(failed(doing))?;
+    change.commit().await.map_err(failed(doing))
 }
 
 pub(super) async fn get(catalog: &SqliteCatalog) -> Result<SiteRow> {
@@ -37,41 +46,6 @@ pub(super) async fn get(catalog: &SqliteCatalog) -> Result<SiteRow> {
         created_at: WallTime::from_unix_millis(columns.number("created_at")?),
         format_version: columns.small_number("format_version")?,
     })
-}
-
-pub(super) async fn put_key(catalog: &SqliteCatalog, key: &KeyRow) -> Result<()> {
-    let sql =
-        "INSERT INTO keys (purpose, key_id, wrapped_by, wrapped, created_at) VALUES ($1, $2, $3, $4, $5)";
-    let put = sqlx::query(sql)
-        .bind(&key.purpose)
-        .bind(&key.key_id.as_bytes()[..])
-        .bind(&key.wrapped_by.as_bytes()[..])
-        .bind(&key.wrapped)
-        .bind(int(key.created_at.unix_millis())?)
-        .execute(&catalog.writer)
-        .await;
-    match put {
-        Err(error) if is_duplicate(&error) => {
-            Err(CatalogError::AlreadyExists { what: "key", id: key.key_id.to_string() })
-        }
-        put => put.map(drop).map_err(failed("storing a key")),
-    }
-}
-
-pub(super) async fn keys(catalog: &SqliteCatalog) -> Result<Vec<KeyRow>> {
-    let sql = "SELECT purpose, key_id, wrapped_by, wrapped, created_at FROM keys ORDER BY created_at, purpose, key_id";
-    let rows = sqlx::query(sql).fetch_all(&catalog.readers).await.map_err(failed("reading the keys"))?;
-    let key = |row: &SqliteRow| {
-        let columns = Columns::new(row, "key");
-        Ok(KeyRow {
-            purpose: columns.get("purpose")?,
-            key_id: KeyId::from_bytes(columns.array("key_id")?),
-            wrapped_by: KeyId::from_bytes(columns.array("wrapped_by")?),
-            wrapped: columns.get("wrapped")?,
-            created_at: WallTime::from_unix_millis(columns.number("created_at")?),
-        })
-    };
-    rows.iter().map(key).collect()
 }
 
 pub(super) async fn register_gateway(
@@ -144,7 +118,7 @@ pub(super) async fn set_wal_state(catalog: &SqliteCatalog, id: GatewayId, state:
 }
 
 pub(super) async fn totals(catalog: &SqliteCatalog) -> Result<Totals> {
-    let row = sqlx::query("SELECT volumes, segments, segment_bytes, containers FROM totals")
+    let row = sqlx::query("SELECT * FROM totals")
         .fetch_one(&catalog.readers)
         .await
         .map_err(failed("reading the totals"))?;
@@ -154,5 +128,8 @@ pub(super) async fn totals(catalog: &SqliteCatalog) -> Result<Totals> {
         segments: columns.number("segments")?,
         segment_bytes: columns.number("segment_bytes")?,
         containers: columns.number("containers")?,
+        logical_bytes: columns.number("logical_bytes")?,
+        container_bytes: columns.number("container_bytes")?,
+        container_raw_bytes: columns.number("container_raw_bytes")?,
     })
 }

@@ -2,9 +2,12 @@
 
 use super::columns::{Columns, int};
 use super::leases::check_held;
-use super::{Result, SqliteCatalog, failed, is_duplicate};
-use crate::{CatalogError, HeldLease, LeaseHolder, NewVolume, VolumeName, VolumeRow};
-use cairn_model::{CommitSeq, Durability, GatewayId, Generation, LineageId, VolumeId, WallTime, WriteSeq};
+use super::{Result, SqliteCatalog, domains, failed, is_duplicate};
+use crate::{CatalogError, HeldLease, LeaseHolder, NewVolume, VolumeName, VolumeRow, VolumeUsage};
+use cairn_model::{
+    CommitSeq, DomainId, Durability, GatewayId, Generation, LineageId, Reduction, VolumeId, WallTime,
+    WriteSeq,
+};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
@@ -12,6 +15,9 @@ pub(super) async fn create(catalog: &SqliteCatalog, volume: &NewVolume) -> Resul
     let doing = "creating a volume";
     let mut change = catalog.begin().await?;
     refuse_namesake(&mut change, &volume.name, None).await?;
+    if !domains::exists(&mut change, volume.domain).await? {
+        return Err(CatalogError::not_found("domain", &volume.domain));
+    }
     let created = insert(&mut change, volume).await?;
     if let Err(error) = created {
         if is_duplicate(&error) {
@@ -19,7 +25,7 @@ pub(super) async fn create(catalog: &SqliteCatalog, volume: &NewVolume) -> Resul
         }
         return Err(failed(doing)(error));
     }
-    change_total(&mut change, 1).await?;
+    change_totals(&mut change, 1, 0).await?;
     change.commit().await.map_err(failed(doing))
 }
 
@@ -39,7 +45,7 @@ async fn insert(
         return Ok(Err(error));
     }
     let sql = "INSERT INTO volumes (id, name, size_bytes, durability, lineage, compress, dedupe, read_only, options, \
-               created_at, destaged_through) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0)";
+               created_at, domain, destaged_through) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0)";
     let inserted = sqlx::query(sql)
         .bind(&volume.id.as_bytes()[..])
         .bind(volume.name.as_str())
@@ -51,6 +57,7 @@ async fn insert(
         .bind(i64::from(volume.read_only))
         .bind(&volume.options)
         .bind(int(volume.created_at.unix_millis())?)
+        .bind(&volume.domain.as_bytes()[..])
         .execute(change)
         .await;
     Ok(inserted.map(drop))
@@ -75,9 +82,10 @@ async fn refuse_namesake(
     }
 }
 
-async fn change_total(change: &mut SqliteConnection, by: i64) -> Result<()> {
-    sqlx::query("UPDATE totals SET volumes = volumes + $1")
-        .bind(by)
+async fn change_totals(change: &mut SqliteConnection, volumes: i64, logical_bytes: i64) -> Result<()> {
+    sqlx::query("UPDATE totals SET volumes = volumes + $1, logical_bytes = logical_bytes + $2")
+        .bind(volumes)
+        .bind(logical_bytes)
         .execute(change)
         .await
         .map(drop)
@@ -159,6 +167,21 @@ fn volume_of(row: &SqliteRow) -> Result<VolumeRow> {
         folded_through: CommitSeq::new(columns.number("folded_through")?),
         generation,
         holder,
+        domain: columns.identity("domain", DomainId::from_bytes)?,
+        usage: usage_of(&columns)?,
+    })
+}
+
+fn usage_of(columns: &Columns<'_>) -> Result<VolumeUsage> {
+    Ok(VolumeUsage {
+        logical_bytes: columns.number("logical_bytes")?,
+        reduction: Reduction {
+            written_bytes: columns.number("written_bytes")?,
+            zero_bytes: columns.number("zero_bytes")?,
+            shared_bytes: columns.number("shared_bytes")?,
+            unique_bytes: columns.number("unique_bytes")?,
+            stored_bytes: columns.number("stored_bytes")?,
+        },
     })
 }
 
@@ -211,13 +234,14 @@ fn found(rows: u64, id: VolumeId) -> Result<()> {
 pub(super) async fn delete(catalog: &SqliteCatalog, id: VolumeId) -> Result<()> {
     let doing = "deleting a volume";
     let mut change = catalog.begin().await?;
-    let deleted = sqlx::query("UPDATE volumes SET deleted = 1 WHERE id = $1 AND deleted = 0")
+    let sql = "UPDATE volumes SET deleted = 1 WHERE id = $1 AND deleted = 0 RETURNING logical_bytes";
+    let logical_bytes: Option<i64> = sqlx::query_scalar(sql)
         .bind(&id.as_bytes()[..])
-        .execute(&mut *change)
+        .fetch_optional(&mut *change)
         .await
         .map_err(failed(doing))?;
-    found(deleted.rows_affected(), id)?;
-    change_total(&mut change, -1).await?;
+    let logical_bytes = logical_bytes.ok_or_else(|| CatalogError::not_found("volume", &id))?;
+    change_totals(&mut change, -1, -logical_bytes).await?;
     change.commit().await.map_err(failed(doing))
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod classify;
 mod credentials;
 mod directory;
 mod health;
+mod keys;
 mod location;
 mod marker;
 mod node;
@@ -15,6 +16,7 @@ mod s3;
 
 pub use credentials::Credentials;
 pub use health::{HealthSnapshot, LastError, NodeHealth};
+pub use keys::{KEYS_BYTES_MAX, KEYS_KEY};
 pub use location::{NodeUrl, S3Url};
 pub use marker::MARKER_KEY;
 pub use node::{DataNode, GET_BYTES_MAX};

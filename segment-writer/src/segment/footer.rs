@@ -1,12 +1,12 @@
 //! The footer's content: what the catalog is told about a segment.
 
-use super::frame::{HEADER_BYTES, array};
+use super::frame::{HEADER_BYTES, Header, VERSION_1, array};
 use super::{BatchHeader, VolumeHeader};
 use crate::container::ContainerDirectory;
 use crate::error::Damaged;
 use cairn_model::{
-    BatchId, ContainerId, GatewayId, Generation, LineageId, MapDelta, SegmentId, SiteId, VolumeId, WriteSeq,
-    varint,
+    BatchId, ContainerFingerprints, ContainerId, DomainId, Fingerprint, GatewayId, Generation, LineageId,
+    MapDelta, SegmentId, VolumeId, WriteSeq, varint,
 };
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ const SHORT: Damaged = Damaged("its footer is cut short");
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Footer {
     pub batch: BatchHeader,
+    /// The domain of all that the segment holds and tells.
+    pub domain: DomainId,
     pub segment: SegmentId,
     /// Position in the batch, from 0.
     pub index: u32,
@@ -34,6 +36,9 @@ pub struct SegmentContainer {
     /// Of its first byte in the object.
     pub offset: u64,
     pub directory: Arc<ContainerDirectory>,
+    pub domain: DomainId,
+    /// Of its blocks, when they were fingerprinted.
+    pub fingerprints: Option<Arc<ContainerFingerprints>>,
 }
 
 impl SegmentContainer {
@@ -59,6 +64,7 @@ impl Footer {
         if let Some(previous) = self.batch.previous {
             out.extend_from_slice(previous.as_bytes());
         }
+        varint::put(&mut out, u64::from(self.batch.attempt));
         varint::put(&mut out, u64::from(self.index));
         out.push(u8::from(self.last));
         varint::put(&mut out, self.containers.len() as u64);
@@ -66,6 +72,9 @@ impl Footer {
             out.extend_from_slice(container.id.as_bytes());
             varint::put(&mut out, container.offset);
             put_bytes(&mut out, &container.directory.encode());
+            let prints = container.fingerprints.as_ref().map_or(&[][..], |prints| prints.blocks());
+            varint::put(&mut out, prints.len() as u64);
+            out.extend(prints.iter().flat_map(Fingerprint::as_bytes));
         }
         varint::put(&mut out, self.volumes.len() as u64);
         for VolumeDelta { header, delta } in &self.volumes {
@@ -82,27 +91,32 @@ impl Footer {
         out
     }
 
-    /// Reads the plaintext of the footer of `segment`, whose footer begins at `footer_offset`.
+    /// Reads the plaintext of the footer that begins at `footer_offset` behind `header`.
     pub(crate) fn decode(
         bytes: &[u8],
-        site: SiteId,
-        segment: SegmentId,
+        header: &Header,
+        domain: DomainId,
         footer_offset: u64,
     ) -> Result<Self, Damaged> {
         let mut input = Input(bytes);
-        let batch = BatchHeader {
-            site,
+        let mut batch = BatchHeader {
+            site: header.site,
             batch: BatchId::from_bytes(input.id()?),
             gateway: GatewayId::from_bytes(input.id()?),
             previous: if input.flag()? { Some(BatchId::from_bytes(input.id()?)) } else { None },
+            attempt: 1,
         };
+        if header.version != VERSION_1 {
+            batch.attempt = u32::try_from(input.varint()?)
+                .map_err(|_| Damaged("its footer has an impossible attempt"))?;
+        }
         let index =
             u32::try_from(input.varint()?).map_err(|_| Damaged("its footer has an impossible index"))?;
         let last = input.flag()?;
         let mut containers = Vec::new();
         let mut at = HEADER_BYTES as u64;
         for _ in 0..input.count()? {
-            let container = input.container()?;
+            let container = input.container(header.version, domain)?;
             if container.offset != at {
                 return Err(Damaged("its containers do not lie one behind the other"));
             }
@@ -119,7 +133,7 @@ impl Footer {
         if !input.0.is_empty() {
             return Err(Damaged("its footer has bytes behind its end"));
         }
-        Ok(Self { batch, segment, index, last, containers, volumes })
+        Ok(Self { batch, domain, segment: header.segment, index, last, containers, volumes })
     }
 }
 
@@ -166,12 +180,35 @@ impl<'a> Input<'a> {
         self.take(length)
     }
 
-    fn container(&mut self) -> Result<SegmentContainer, Damaged> {
-        Ok(SegmentContainer {
-            id: ContainerId::from_bytes(self.id()?),
-            offset: self.varint()?,
-            directory: Arc::new(ContainerDirectory::decode(self.bytes()?)?),
-        })
+    fn container(&mut self, version: u16, domain: DomainId) -> Result<SegmentContainer, Damaged> {
+        let id = ContainerId::from_bytes(self.id()?);
+        let offset = self.varint()?;
+        let directory = ContainerDirectory::decode(self.bytes()?)?;
+        let fingerprints = if version == VERSION_1 { None } else { self.fingerprints(id, &directory)? };
+        Ok(SegmentContainer { id, offset, directory: Arc::new(directory), domain, fingerprints })
+    }
+
+    /// None at all, or one for each block of the directory's chunks.
+    fn fingerprints(
+        &mut self,
+        id: ContainerId,
+        directory: &ContainerDirectory,
+    ) -> Result<Option<Arc<ContainerFingerprints>>, Damaged> {
+        const OTHER: Damaged =
+            Damaged("its footer has another number of fingerprints than its containers have blocks");
+        let count = self.varint()?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let chunk_blocks: Vec<u8> = directory.iter().map(|(_, entry)| entry.raw_blocks).collect();
+        if chunk_blocks.iter().map(|blocks| u64::from(*blocks)).sum::<u64>() != count {
+            return Err(OTHER);
+        }
+        let length =
+            usize::try_from(count).map_err(|_| SHORT)?.checked_mul(Fingerprint::BYTES).ok_or(SHORT)?;
+        let (prints, _) = self.take(length)?.as_chunks();
+        let prints = prints.iter().copied().map(Fingerprint::from_bytes).collect();
+        ContainerFingerprints::new(id, chunk_blocks, prints).map(|prints| Some(Arc::new(prints))).ok_or(OTHER)
     }
 
     fn volume(&mut self) -> Result<VolumeDelta, Damaged> {
@@ -193,15 +230,33 @@ impl<'a> Input<'a> {
 mod tests {
     use super::*;
     use crate::compress::Codec;
-    use cairn_model::{ChunkId, ChunkIndex, ChunkRef, Lba, LbaRange, MapOp, MapTarget};
+    use crate::segment::VERSION;
+    use cairn_model::crypto::{Encryption, KeyId};
+    use cairn_model::{ChunkId, ChunkIndex, ChunkRef, Lba, LbaRange, MapOp, MapTarget, SiteId};
     use proptest::prelude::*;
 
-    fn site() -> SiteId {
-        SiteId::from_bytes([1; 16])
+    const DOMAIN: DomainId = DomainId::from_bytes([3; 16]);
+
+    fn header(version: u16) -> Header {
+        Header {
+            version,
+            encryption: Encryption::Aes256Gcm,
+            key: KeyId::from_bytes([4; 8]),
+            site: SiteId::from_bytes([1; 16]),
+            segment: SegmentId::from_bytes([2; 16]),
+        }
     }
 
-    fn segment() -> SegmentId {
-        SegmentId::from_bytes([2; 16])
+    fn decode(bytes: &[u8], offset: u64) -> Result<Footer, Damaged> {
+        Footer::decode(bytes, &header(VERSION), DOMAIN, offset)
+    }
+
+    fn fingerprints(id: ContainerId, directory: &ContainerDirectory, seed: u8) -> Arc<ContainerFingerprints> {
+        let chunk_blocks: Vec<u8> = directory.iter().map(|(_, entry)| entry.raw_blocks).collect();
+        let blocks = chunk_blocks.iter().map(|blocks| usize::from(*blocks)).sum();
+        let prints =
+            (0..blocks).map(|at| Fingerprint::from_bytes([seed ^ at.to_le_bytes()[0]; 16])).collect();
+        Arc::new(ContainerFingerprints::new(id, chunk_blocks, prints).unwrap())
     }
 
     fn directories() -> impl Strategy<Value = ContainerDirectory> {
@@ -235,14 +290,17 @@ mod tests {
 
     prop_compose! {
         fn footers()(
-            batch: [u8; 16], gateway: [u8; 16], previous: Option<[u8; 16]>, index: u32, last: bool,
-            directories in prop::collection::vec((any::<[u8; 16]>(), directories()), 0..4),
+            batch: [u8; 16], gateway: [u8; 16], previous: Option<[u8; 16]>, attempt: u32, index: u32, last: bool,
+            directories in prop::collection::vec((any::<[u8; 16]>(), directories(), any::<Option<u8>>()), 0..4),
             volumes in prop::collection::vec((any::<[[u8; 16]; 2]>(), any::<[u64; 3]>(), deltas()), 0..4),
         ) -> (Footer, u64) {
             let mut offset = HEADER_BYTES as u64;
-            let containers = directories.into_iter().map(|(id, directory)| {
+            let containers = directories.into_iter().map(|(id, directory, prints)| {
                 let id = ContainerId::from_bytes(id);
-                let container = SegmentContainer { id, offset, directory: Arc::new(directory) };
+                let prints = prints.filter(|_| !directory.is_empty());
+                let fingerprints = prints.map(|seed| fingerprints(id, &directory, seed));
+                let directory = Arc::new(directory);
+                let container = SegmentContainer { id, offset, directory, domain: DOMAIN, fingerprints };
                 offset += container.length_bytes();
                 container
             });
@@ -258,12 +316,14 @@ mod tests {
                 VolumeDelta { header, delta }
             });
             let batch = BatchHeader {
-                site: site(),
+                site: header(VERSION).site,
                 batch: BatchId::from_bytes(batch),
                 gateway: GatewayId::from_bytes(gateway),
                 previous: previous.map(BatchId::from_bytes),
+                attempt,
             };
-            (Footer { batch, segment: segment(), index, last, containers, volumes: volumes.collect() }, offset)
+            let segment = header(VERSION).segment;
+            (Footer { batch, domain: DOMAIN, segment, index, last, containers, volumes: volumes.collect() }, offset)
         }
     }
 
@@ -271,20 +331,20 @@ mod tests {
         #[test]
         fn round_trips((footer, offset) in footers()) {
             let bytes = footer.encode();
-            prop_assert_eq!(Footer::decode(&bytes, site(), segment(), offset).unwrap(), footer);
+            prop_assert_eq!(decode(&bytes, offset).unwrap(), footer);
         }
 
         #[test]
         fn a_footer_cut_short_or_with_a_tail_is_refused((footer, offset) in footers(), cut in any::<prop::sample::Index>()) {
             let bytes = footer.encode();
-            prop_assert!(Footer::decode(&bytes[..cut.index(bytes.len())], site(), segment(), offset).is_err());
-            prop_assert!(Footer::decode(&[&bytes[..], &[0]].concat(), site(), segment(), offset).is_err());
+            prop_assert!(decode(&bytes[..cut.index(bytes.len())], offset).is_err());
+            prop_assert!(decode(&[&bytes[..], &[0]].concat(), offset).is_err());
         }
 
         #[test]
         fn containers_that_do_not_fill_the_object_are_refused((footer, offset) in footers(), other in 0u64..100_000) {
             prop_assume!(other != offset);
-            prop_assert!(Footer::decode(&footer.encode(), site(), segment(), other).is_err());
+            prop_assert!(decode(&footer.encode(), other).is_err());
         }
 
         #[test]

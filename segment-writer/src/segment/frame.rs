@@ -1,15 +1,20 @@
 //! Header and trailer of a segment, and the seal of its footer.
 
 use super::Footer;
+use crate::domain::Domain;
 use crate::error::Damaged;
-use cairn_model::crypto::{Cipher, KeyId, SecretKey, TAG_BYTES};
+use crate::seal::{FOOTER, Protection};
+use cairn_model::crypto::{Encryption, KeyId};
 use cairn_model::{SegmentId, SiteId};
 
 const HEADER_MAGIC: [u8; 8] = *b"CAIRNSEG";
 const TRAILER_MAGIC: [u8; 8] = *b"CAIRNEND";
 
 /// The version this program writes, and the highest it reads.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
+
+/// The first version: always encrypted, and its footers have no fingerprints.
+pub(crate) const VERSION_1: u16 = 1;
 
 pub const HEADER_BYTES: usize = 64;
 pub const TRAILER_BYTES: usize = 32;
@@ -17,11 +22,11 @@ pub const TRAILER_BYTES: usize = 32;
 /// A footer is a few bytes per chunk; what claims to be larger is damaged.
 pub(crate) const FOOTER_BYTES_MAX: u32 = 16 << 20;
 
-const FOOTER_CONTEXT: &str = "cairn 2026-11 segment footer";
-
 /// What a segment says about itself in the clear.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Header {
+    pub(crate) version: u16,
+    pub(crate) encryption: Encryption,
     pub(crate) key: KeyId,
     pub(crate) site: SiteId,
     pub(crate) segment: SegmentId,
@@ -35,10 +40,19 @@ pub(crate) enum HeaderError {
 }
 
 impl Header {
+    /// Of a segment as this program writes it.
+    pub(crate) fn new(domain: &Domain, site: SiteId, segment: SegmentId) -> Self {
+        Self { version: VERSION, encryption: domain.encryption(), key: domain.key_id(), site, segment }
+    }
+
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut out = [0; HEADER_BYTES];
         out[..8].copy_from_slice(&HEADER_MAGIC);
-        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        out[8..10].copy_from_slice(&self.version.to_le_bytes());
+        out[10] = match self.encryption {
+            Encryption::Aes256Gcm => 0,
+            Encryption::Off => 1,
+        };
         out[16..24].copy_from_slice(self.key.as_bytes());
         out[32..48].copy_from_slice(self.site.as_bytes());
         out[48..].copy_from_slice(self.segment.as_bytes());
@@ -53,10 +67,18 @@ impl Header {
         if version > VERSION {
             return Err(HeaderError::Newer(version));
         }
-        if version == 0 || bytes[10..16] != [0; 6] || bytes[24..32] != [0; 8] {
+        let encryption = match bytes[10] {
+            0 => Some(Encryption::Aes256Gcm),
+            1 if version > VERSION_1 => Some(Encryption::Off),
+            _ => None,
+        };
+        let written = version != 0 && bytes[11..16] == [0; 5] && bytes[24..32] == [0; 8];
+        let Some(encryption) = encryption.filter(|_| written) else {
             return Err(HeaderError::Damaged(Damaged("its header has values that no version writes")));
-        }
+        };
         Ok(Self {
+            version,
+            encryption,
             key: KeyId::from_bytes(array(&bytes[16..24])),
             site: SiteId::from_bytes(array(&bytes[32..48])),
             segment: SegmentId::from_bytes(array(&bytes[48..])),
@@ -123,51 +145,61 @@ fn checksum(header: &[u8], footer: &[u8], trailer: &[u8]) -> [u8; 8] {
     array(&hasher.finalize().as_bytes()[..8])
 }
 
-fn footer_cipher(domain_key: &SecretKey, segment: SegmentId) -> Cipher {
-    Cipher::new(&domain_key.derive(FOOTER_CONTEXT, segment.as_bytes()))
-}
-
 /// Footer and trailer of a segment whose containers end at `offset`: the bytes behind them.
 pub(crate) fn seal_tail(
-    domain_key: &SecretKey,
+    domain: &Domain,
     segment: SegmentId,
     header: &[u8],
     footer: &Footer,
     offset: u64,
 ) -> Vec<u8> {
-    let mut tail = footer.encode();
-    let tag = footer_cipher(domain_key, segment).seal_in_place(0, header, &mut tail);
+    seal_footer(domain, segment, header, footer.encode(), offset)
+}
+
+/// The same for the plaintext of a footer.
+pub(crate) fn seal_footer(
+    domain: &Domain,
+    segment: SegmentId,
+    header: &[u8],
+    plaintext: Vec<u8>,
+    offset: u64,
+) -> Vec<u8> {
+    let mut tail = plaintext;
+    let tag = Protection::new(domain, &FOOTER, segment.as_bytes()).seal_in_place(0, header, &mut tail);
     tail.extend_from_slice(&tag);
     let trailer = Trailer::encode(header, &tail, offset);
     tail.extend_from_slice(&trailer);
     tail
 }
 
-/// Checks and opens a footer: `sealed` are the bytes that the trailer points at.
+/// Checks and opens a footer: `sealed` are the bytes that the trailer points at, `domains` knows a domain by the name
+/// of its key.
 pub(crate) fn open_footer(
-    domain_key: &SecretKey,
+    domains: impl FnOnce(KeyId) -> Option<Domain>,
     header: &[u8; HEADER_BYTES],
     trailer: &Trailer,
     sealed: &mut [u8],
 ) -> Result<Footer, HeaderError> {
+    let damaged = |reason| Err(HeaderError::Damaged(Damaged(reason)));
     let parsed = Header::decode(header)?;
     if sealed.len() != trailer.footer.length as usize
         || checksum(header, sealed, &trailer.first_half()) != trailer.checksum
     {
-        return Err(HeaderError::Damaged(Damaged("its header or footer fails its checksum")));
+        return damaged("its header or footer fails its checksum");
     }
-    if parsed.key != domain_key.id() {
-        return Err(HeaderError::Damaged(Damaged("it is sealed with another domain key")));
+    let Some(domain) = domains(parsed.key) else {
+        return damaged("it is sealed with another domain key");
+    };
+    // What a domain's segments are is for the domain to say: else whoever can write to the pool could say it.
+    if parsed.encryption != domain.encryption() {
+        return damaged("it is encrypted and its domain is not, or the other way round");
     }
-    if sealed.len() < TAG_BYTES {
-        return Err(HeaderError::Damaged(Damaged("its footer is cut short")));
-    }
-    let opened = footer_cipher(domain_key, parsed.segment)
-        .open_in_place(0, header, sealed)
-        .map_err(|_| HeaderError::Damaged(Damaged("its footer fails authentication")))?;
-    let footer = Footer::decode(opened, parsed.site, parsed.segment, trailer.footer.offset)
-        .map_err(HeaderError::Damaged)?;
-    Ok(footer)
+    let Ok(opened) =
+        Protection::new(&domain, &FOOTER, parsed.segment.as_bytes()).open_in_place(0, header, sealed)
+    else {
+        return damaged("its footer fails authentication");
+    };
+    Footer::decode(opened, &parsed, domain.id(), trailer.footer.offset).map_err(HeaderError::Damaged)
 }
 
 pub(super) fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {

@@ -3,14 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "this is test code")]
 
 use bytes::Bytes;
-use cairn_model::crypto::SecretKey;
+use cairn_model::crypto::{Encryption, SecretKey};
 use cairn_model::{
-    BLOCK_SIZE, BatchId, Clock, Entropy, GatewayId, Generation, Lba, LbaRange, LineageId, MapTarget,
-    Monotonic, NodeId, Ports, SeededEntropy, SiteId, ThreadSpawn, VolumeId, WallTime, WriteSeq,
+    BLOCK_SIZE, BatchId, Clock, DomainId, Entropy, GatewayId, Generation, Lba, LbaRange, LineageId, MapDelta,
+    MapTarget, Monotonic, NodeId, Ports, SeededEntropy, SiteId, ThreadSpawn, VolumeId, WallTime, WriteSeq,
 };
 use cairn_segment_writer::{
-    BatchHeader, ContainerCipher, ContainerLocation, DataNode, NodeAccess, NodeUrl, PackConfig, PackedBatch,
-    Packer, Pool, RequestPolicy, SealedSegment, VolumeDelta, VolumeHeader,
+    BatchHeader, ContainerCipher, ContainerLocation, DataNode, Dedupe, Domain, NodeAccess, NodeUrl,
+    PackConfig, PackedBatch, PackedDelta, Packer, Pool, RequestPolicy, SealedSegment, VolumeDelta,
+    VolumeHeader, VolumePacking,
 };
 use object_store::ObjectStore;
 use std::collections::BTreeMap;
@@ -25,8 +26,18 @@ pub(crate) fn site() -> SiteId {
     SiteId::from_bytes([1; 16])
 }
 
-pub(crate) fn domain_key() -> SecretKey {
-    SecretKey::from_bytes([7; 32])
+/// The domain that is meant when nothing else is said.
+pub(crate) fn domain() -> Domain {
+    Domain::new(DomainId::DEFAULT, SecretKey::from_bytes([7; 32]), Encryption::Aes256Gcm)
+}
+
+/// One without encryption.
+pub(crate) fn open_domain() -> Domain {
+    Domain::new(DomainId::from_bytes([20; 16]), SecretKey::from_bytes([21; 32]), Encryption::Off)
+}
+
+pub(crate) fn packing() -> VolumePacking {
+    VolumePacking::new(domain())
 }
 
 pub(crate) fn batch() -> BatchHeader {
@@ -34,6 +45,7 @@ pub(crate) fn batch() -> BatchHeader {
         site: site(),
         gateway: GatewayId::from_bytes([2; 16]),
         batch: BatchId::from_bytes([3; 16]),
+        attempt: 1,
         previous: Some(BatchId::from_bytes([4; 16])),
     }
 }
@@ -49,7 +61,7 @@ pub(crate) fn volume(number: u8) -> VolumeHeader {
 }
 
 pub(crate) fn packer<'a>(config: PackConfig) -> Packer<'a> {
-    Packer::new(config, &domain_key(), batch(), Ports::system())
+    Packer::new(config, batch(), Ports::system())
 }
 
 /// Bytes that do not compress.
@@ -143,31 +155,37 @@ pub(crate) fn finish(mut packer: Packer<'_>) -> Packed {
     Packed { segments, batch }
 }
 
-/// All blocks that a delta maps, read from the pool: `None` for holes.
+/// What a footer tells of a volume when it tells all of it.
+pub(crate) fn told(packed: &PackedDelta) -> VolumeDelta {
+    VolumeDelta { header: packed.header, delta: packed.delta.clone() }
+}
+
+/// All blocks that a delta maps into segments of that domain, read from the pool: `None` for holes.
 pub(crate) async fn read_back(
     pool: &Pool,
+    domain: &Domain,
     segments: &[SealedSegment],
-    delta: &VolumeDelta,
+    delta: &MapDelta,
 ) -> BTreeMap<Lba, Option<Bytes>> {
     let mut chunks = BTreeMap::new();
     for segment in segments {
-        for container in segment.containers() {
+        for container in segment.containers().iter().filter(|container| container.domain == domain.id()) {
             let location = ContainerLocation {
                 node: node_id(pool),
                 key: segment.key().to_owned(),
                 offset: container.offset,
             };
-            let cipher = ContainerCipher::new(&domain_key(), container.id);
+            let cipher = ContainerCipher::new(domain, container.id);
             let count = u32::try_from(container.directory.len()).unwrap();
             for (index, bytes) in
-                pool.read_chunks(&location, &container.directory, &cipher, 0..count).await.unwrap()
+                pool.read_chunks(&location, &container.directory, &cipher, 0..count, None).await.unwrap()
             {
                 chunks.insert((container.id, index), bytes);
             }
         }
     }
     let mut blocks = BTreeMap::new();
-    for op in &delta.delta.ops {
+    for op in &delta.ops {
         for offset in 0..op.range.blocks() {
             let block = match op.target {
                 MapTarget::Hole => None,
@@ -198,16 +216,24 @@ pub(crate) fn fixture_discard() -> LbaRange {
     LbaRange::new(Lba::new(5000), 1 << 30).unwrap()
 }
 
-pub(crate) fn fixture_segment() -> SealedSegment {
-    let mut packer = Packer::new(PackConfig::default(), &domain_key(), batch(), seeded_ports(2026));
+/// The same in either protection, with blocks that are shared. The second volume is not fingerprinted, so there are two segments.
+pub(crate) fn fixture_segments(domain: &Domain) -> Vec<SealedSegment> {
+    let mut packer = Packer::new(PackConfig::default(), batch(), seeded_ports(2026));
     for (header, runs) in fixture_content() {
-        packer.volume(header);
+        let dedupe = if header == volume(1) { Dedupe::On } else { Dedupe::Off };
+        packer.volume(header, VolumePacking { dedupe, ..VolumePacking::new(domain.clone()) });
         for (start, pieces) in runs {
             packer.run(start, &pieces);
         }
         if header == volume(1) {
+            packer.run(fixture_repeat(), &[text(11, 1)]);
             packer.discard(fixture_discard());
         }
     }
-    finish(packer).segments.remove(0)
+    finish(packer).segments
+}
+
+/// Where the fixtures from version 2 on have the first run's content again.
+pub(crate) fn fixture_repeat() -> Lba {
+    Lba::new(3000)
 }

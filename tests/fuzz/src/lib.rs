@@ -10,6 +10,7 @@
 mod admin;
 mod catalog;
 mod expected_panic;
+mod fingerprints;
 mod gateway;
 mod image;
 mod input;
@@ -41,7 +42,7 @@ pub struct Target {
 }
 
 /// All targets, in the order in which they are run.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "nbd_handshake", run: nbd::handshake::run, seeds: nbd::handshake::seeds, bytes_max: 2048 },
     Target {
         name: "nbd_transmission",
@@ -56,10 +57,28 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "node_marker", run: object::marker::run, seeds: object::marker::seeds, bytes_max: 512 },
     Target { name: "map_delta", run: catalog::delta::run, seeds: catalog::delta::seeds, bytes_max: 4096 },
     Target { name: "map_leaf", run: catalog::leaf::run, seeds: catalog::leaf::seeds, bytes_max: 4096 },
+    Target {
+        name: "fingerprint_records",
+        run: fingerprints::run,
+        seeds: fingerprints::seeds,
+        bytes_max: 1024,
+    },
     Target { name: "qcow2_image", run: image::qcow2::run, seeds: image::qcow2::seeds, bytes_max: 64 << 10 },
     Target { name: "raw_image", run: image::raw::run, seeds: image::raw::seeds, bytes_max: 512 },
-    Target { name: "config", run: gateway::config::run, seeds: gateway::config::seeds, bytes_max: 2048 },
+    Target { name: "config", run: gateway::config::run, seeds: gateway::config::seeds, bytes_max: 4096 },
     Target { name: "key_file", run: gateway::key::run, seeds: gateway::key::seeds, bytes_max: 256 },
+    Target {
+        name: "sealed_key_file",
+        run: gateway::sealed_key::run,
+        seeds: gateway::sealed_key::seeds,
+        bytes_max: 512,
+    },
+    Target {
+        name: "published_keys",
+        run: gateway::published::run,
+        seeds: gateway::published::seeds,
+        bytes_max: 2048,
+    },
     Target { name: "admin_api", run: admin::run, seeds: admin::seeds, bytes_max: 2048 },
 ];
 

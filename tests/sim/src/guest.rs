@@ -2,9 +2,10 @@
 
 use crate::clock::VirtualClock;
 use crate::faults::Faults;
+use crate::limits::Part;
 use crate::settings::{Habits, millis};
 use crate::site::SimSite;
-use crate::stamp::SECTOR;
+use crate::stamp::{COLOURS, SECTOR};
 use crate::volume::{BLOCK_SECTORS, SimVolume, Tenure, steps};
 use cairn_engine::{Engine, EngineError, Volume};
 use cairn_model::{BlockDevice, Clock, ErrorKind, Kinded, Monotonic, WriteFlags};
@@ -51,7 +52,7 @@ enum Request {
     Flush,
     Destage,
     Read { first: u64, sectors: u64 },
-    Write { first: u64, sectors: u64, fua: bool },
+    Write { first: u64, sectors: u64, fua: bool, colour: Option<u64> },
     Zero { first: u64, sectors: u64, fua: bool },
     Discard { first: u64, sectors: u64, fua: bool },
 }
@@ -108,13 +109,15 @@ impl Guest {
         let kind = [is(habits.flushes), is(habits.reads), is(habits.zeroes), is(habits.discards)];
         let (first, sectors) = self.choose();
         let fua = dice.percent(habits.forced);
+        let colour = (dice.percent(habits.common), dice.below(COLOURS));
+        let colour = (colour.0 && self.shared.site.limits.allow(Part::Copies)).then_some(colour.1);
         match kind {
             _ if is_destage => Request::Destage,
             [true, ..] => Request::Flush,
             [_, true, ..] => Request::Read { first, sectors },
             [_, _, true, _] => Request::Zero { first, sectors, fua },
             [.., true] => Request::Discard { first, sectors, fua },
-            _ => Request::Write { first, sectors, fua },
+            _ => Request::Write { first, sectors, fua, colour },
         }
     }
 
@@ -195,8 +198,8 @@ impl Guest {
                     Err(wrong) => self.shared.found(format!("{}, a read: {wrong}", volume.name())),
                 }
             }
-            Request::Write { first, sectors, fua } => {
-                let (data, places) = volume.stamped(self.number, &steps(first, sectors), fua);
+            Request::Write { first, sectors, fua, colour } => {
+                let (data, places) = volume.filled(self.number, &steps(first, sectors), fua, colour);
                 device.write(bytes(first), data, WriteFlags { fua }).await?;
                 self.answered(request);
                 volume.answered(&places);

@@ -6,12 +6,14 @@ use crate::faults::Faults;
 use crate::guest::Shared;
 use crate::limits::Part;
 use crate::settings::{engine_config, millis, pick, request_policy};
-use crate::site::SimSite;
-use cairn_engine::{Engine, EngineConfig, EngineError, EngineParts};
-use cairn_model::crypto::SecretKey;
-use cairn_model::{Entropy, ErrorKind, GatewayId, Kinded, Monotonic, Ports, SeededEntropy};
+use crate::site::{OTHER_DOMAIN, SimSite};
+use cairn_engine::{CpuBudget, Engine, EngineConfig, EngineError, EngineParts};
+use cairn_fingerprints::FingerprintIndex;
+use cairn_flash::SealedCache;
+use cairn_model::crypto::{Encryption, SecretKey};
+use cairn_model::{DomainId, Entropy, ErrorKind, GatewayId, Kinded, Monotonic, Ports, SeededEntropy};
 use cairn_segment_writer::testing::FaultStore;
-use cairn_segment_writer::{DataNode, Pool};
+use cairn_segment_writer::{DataNode, Domain, Pool};
 use cairn_wal::WalError;
 use cairn_wal::testing::{Dice, MemoryDisk, TaskSpawn};
 use parking_lot::Mutex;
@@ -27,6 +29,7 @@ use crate::store::SlowStore;
 const LIFE_MAX: Duration = Duration::from_hours(1);
 const GUESTS_MS_MAX: u64 = 3000;
 const WALL_JUMP_MS_MAX: u64 = 7_200_000;
+const BUDGET_PAUSE_MS_MAX: u64 = 400;
 
 /// How a life is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,9 @@ pub(crate) enum Purpose {
 pub(crate) struct Machine {
     pub(crate) gateway: GatewayId,
     pub(crate) disk: MemoryDisk,
+    /// What the process before has left: it may know what is not in the catalog, and lack what is.
+    pub(crate) index: Arc<FingerprintIndex>,
+    pub(crate) flash: Option<Arc<dyn SealedCache>>,
     pub(crate) clocks: Arc<HostClocks>,
     /// Of a hundred lives: in which the catalog is away for a while.
     pub(crate) catalog_outages: u64,
@@ -57,6 +63,8 @@ pub(crate) struct Life {
     purpose: Purpose,
     dice: Dice,
     disk: MemoryDisk,
+    index: Arc<FingerprintIndex>,
+    flash: Option<Arc<dyn SealedCache>>,
     clocks: Arc<HostClocks>,
     log_may_be_damaged: bool,
     ports: Ports,
@@ -68,7 +76,7 @@ pub(crate) struct Life {
 impl Life {
     /// To be called inside the runtime of the process.
     pub(crate) fn new(site: Arc<SimSite>, on: Machine, now: Duration, seed: u64, purpose: Purpose) -> Self {
-        let Machine { gateway, disk, clocks, catalog_outages, log_may_be_damaged } = on;
+        let Machine { gateway, disk, index, flash, clocks, catalog_outages, log_may_be_damaged } = on;
         let dice = Dice::new(seed);
         let clock = Arc::new(VirtualClock::starting_at(now, Arc::clone(&clocks)));
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(dice.below(u64::MAX)));
@@ -84,7 +92,21 @@ impl Life {
         let shared =
             Arc::new(Shared { site: Arc::clone(&site), place, clock, faults, finding: Mutex::default() });
         let engine = Mutex::default();
-        Self { site, gateway, purpose, dice, disk, clocks, log_may_be_damaged, ports, shared, engine }
+        let flash = flash.filter(|_| site.limits.allow(Part::Flash));
+        Self {
+            site,
+            gateway,
+            purpose,
+            dice,
+            disk,
+            index,
+            flash,
+            clocks,
+            log_may_be_damaged,
+            ports,
+            shared,
+            engine,
+        }
     }
 
     pub(crate) fn clock(&self) -> &VirtualClock {
@@ -218,9 +240,14 @@ impl Life {
             gateway: self.gateway,
             catalog: Arc::new(self.site.catalog.with_plan(faults.of_catalog())),
             pool: Arc::new(Pool::single(node.await?)),
-            domain_key: SecretKey::from_bytes([1; 32]),
+            domains: vec![
+                Domain::new(DomainId::DEFAULT, SecretKey::from_bytes([1; 32]), Encryption::Aes256Gcm),
+                Domain::new(OTHER_DOMAIN, SecretKey::from_bytes([3; 32]), Encryption::Off),
+            ],
             wal_key: SecretKey::from_bytes([2; 32]),
             wal_disk: Arc::new(self.disk.clone()),
+            fingerprints: Arc::clone(&self.index),
+            flash: self.flash.clone(),
             ports: self.ports.clone(),
         };
         Engine::start(config, parts).await
@@ -282,7 +309,30 @@ impl Life {
         if self.is_troubled() && self.dice.percent(30) && self.site.limits.allow(Part::WallClocks) {
             attachments.spawn(self.wall_jump(until));
         }
+        if self.dice.percent(30) {
+            attachments.spawn(self.budget_changes(engine, until));
+        }
         while attachments.join_next().await.is_some() {}
+    }
+
+    /// An operator who changes the CPU budget now and then, until `until`.
+    fn budget_changes(&self, engine: &Arc<Engine>, until: Monotonic) -> impl Future<Output = ()> + 'static {
+        let (clock, shared, engine) =
+            (Arc::clone(&self.ports.clock), Arc::clone(&self.shared), Arc::clone(engine));
+        let dice = Dice::new(self.dice.below(u64::MAX));
+        async move {
+            loop {
+                clock.sleep(millis(&dice, BUDGET_PAUSE_MS_MAX)).await;
+                if clock.now() >= until {
+                    return;
+                }
+                let budget = pick(&dice, &CpuBudget::ALL);
+                shared.note(&format_args!("the CPU budget is {}", budget.name()));
+                if let Err(error) = engine.set_cpu_budget(budget) {
+                    shared.found(format!("the CPU budget cannot be changed: {error}"));
+                }
+            }
+        }
     }
 
     /// The host's wall clock jumps, some time before `until`.

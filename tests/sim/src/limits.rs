@@ -24,12 +24,14 @@ pub(crate) enum Part {
     SlowClocks,
     Pauses,
     SecondHost,
+    Flash,
+    Copies,
     Resizes,
     Discards,
     Reads,
 }
 
-const PARTS: [Part; 17] = [
+const PARTS: [Part; 19] = [
     Part::SecondHost,
     Part::Pauses,
     Part::WallClocks,
@@ -44,6 +46,8 @@ const PARTS: [Part; 17] = [
     Part::StoreFaults,
     Part::CatalogOutages,
     Part::CatalogFaults,
+    Part::Flash,
+    Part::Copies,
     Part::Resizes,
     Part::Discards,
     Part::Reads,

@@ -1,7 +1,7 @@
 //! The sizes and habits of a seed.
 
 use crate::limits::{Limits, Part};
-use cairn_engine::EngineConfig;
+use cairn_engine::{CpuBudget, EngineConfig};
 use cairn_segment_writer::RequestPolicy;
 use cairn_wal::WalConfig;
 use cairn_wal::testing::Dice;
@@ -37,7 +37,8 @@ pub(crate) fn engine_config(dice: &Dice, lease_ttl: Duration) -> EngineConfig {
     config.read_ahead_bytes = pick(dice, &[0, 256 << 10]);
     config.read_deadline = Duration::from_secs(20);
     config.lease_ttl = lease_ttl;
-    config.compute_threads = pick(dice, &[1, 2]);
+    config.cores = pick(dice, &[1, 2, 5]);
+    config.cpu_budget = pick(dice, &CpuBudget::ALL);
     config
 }
 
@@ -72,6 +73,8 @@ pub(crate) struct Habits {
     pub(crate) discards: u64,
     /// Of a hundred writes.
     pub(crate) forced: u64,
+    /// Writes of blocks that are written elsewhere too.
+    pub(crate) common: u64,
     /// Requests that go to the first few blocks, of a hundred.
     pub(crate) hot: u64,
 }
@@ -90,6 +93,7 @@ impl Habits {
             discards: pick(dice, &[0, 10]),
             forced: pick(dice, &[0, 10, 50]),
             hot: pick(dice, &[0, 50]),
+            common: pick(dice, &[0, 30, 80]),
         };
         let discards = if limits.allow(Part::Discards) { habits.discards } else { 0 };
         let reads = if limits.allow(Part::Reads) { habits.reads } else { 0 };

@@ -4,14 +4,17 @@ use crate::limits::Limits;
 use crate::settings::{millis, pick, request_policy};
 use crate::stamp::SECTOR;
 use crate::trace::Trace;
-use crate::volume::SimVolume;
+use crate::volume::{SimVolume, VolumeHabits};
+use cairn_engine::VolumeOptions;
 use cairn_metadata::memory::MemoryCatalog;
 use cairn_metadata::{
-    Catalog, CatalogError, FORMAT_VERSION, NewVolume, NodeRow, NodeState, SiteRow, VolumeName,
+    Catalog, CatalogError, DomainRow, FORMAT_VERSION, KeyRow, NewVolume, NodeRow, NodeState, SiteRow,
+    VolumeName,
 };
+use cairn_model::crypto::{Encryption, SecretKey};
 use cairn_model::{
-    Durability, Entropy, GatewayId, LineageId, NodeId, Ports, SeededEntropy, SiteId, SystemClock, VolumeId,
-    WallTime,
+    DomainId, Durability, Entropy, GatewayId, LineageId, NodeId, Ports, SeededEntropy, SiteId, SystemClock,
+    VolumeId, WallTime,
 };
 use cairn_segment_writer::DataNode;
 use cairn_wal::testing::{Dice, TaskSpawn};
@@ -21,6 +24,9 @@ use std::time::Duration;
 use system_tests::oracle::verdict::Promise;
 
 const BEGINNING: WallTime = WallTime::from_unix_millis(1_800_000_000_000);
+
+/// Not encrypted: the rules of sharing are the same.
+pub(crate) const OTHER_DOMAIN: DomainId = DomainId::from_bytes([7; 16]);
 
 /// See the module.
 pub(crate) struct SimSite {
@@ -50,9 +56,15 @@ impl SimSite {
         let catalog = MemoryCatalog::new();
         let numbers = 1..=1 + dice.below(3);
         let volumes = numbers.map(|number| {
-            let (sectors, always) = (pick(dice, &[512, 1000, 2048]), dice.percent(15));
+            let sectors = pick(dice, &[512, 1000, 2048]);
+            let habits = VolumeHabits {
+                always: dice.percent(15),
+                dedupe: dice.percent(90),
+                verify: dice.percent(20),
+                domain: if dice.percent(75) { DomainId::DEFAULT } else { OTHER_DOMAIN },
+            };
             let id = VolumeId::from_bytes(identity());
-            Arc::new(SimVolume::new(id, number, sectors, always, catalog.clone()))
+            Arc::new(SimVolume::new(id, number, sectors, habits, catalog.clone()))
         });
         let volumes: Vec<_> = volumes.collect();
         let volumes =
@@ -112,6 +124,17 @@ impl SimSite {
             options: "{}".to_owned(),
         };
         catalog.add_node(&row).await?;
+        let key = SecretKey::from_bytes([3; 32]);
+        let key = KeyRow {
+            purpose: DomainRow::key_purpose(OTHER_DOMAIN),
+            key_id: key.id(),
+            wrapped_by: key.id(),
+            wrapped: Vec::new(),
+            created_at,
+        };
+        let name = "other".parse().expect("a plain name");
+        let domain = DomainRow { id: OTHER_DOMAIN, name, encryption: Encryption::Off, created_at };
+        catalog.create_domain(&domain, &key).await?;
         for volume in &self.volumes {
             let mut lineage = [0; 16];
             entropy.fill(&mut lineage);
@@ -119,12 +142,14 @@ impl SimSite {
                 id: volume.id,
                 name: VolumeName::new(volume.name()).expect("a plain name"),
                 size_bytes: volume.sectors * SECTOR as u64,
-                durability: if volume.always { Durability::Always } else { Durability::Flush },
+                durability: if volume.habits.always { Durability::Always } else { Durability::Flush },
                 lineage: LineageId::from_bytes(lineage),
                 compress: true,
-                dedupe: false,
+                dedupe: volume.habits.dedupe,
                 read_only: false,
-                options: "{}".to_owned(),
+                options: VolumeOptions { verify_dedupe: volume.habits.verify, ..VolumeOptions::default() }
+                    .encode(),
+                domain: volume.habits.domain,
                 created_at,
             };
             catalog.create_volume(&new).await?;

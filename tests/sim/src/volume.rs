@@ -1,11 +1,12 @@
 //! A volume as the oracle knows it: what was asked, what was answered, what is there.
 
-use crate::stamp::{self, SECTOR};
+use crate::stamp::{self, COLOURS, Held, SECTOR};
 use bytes::{Bytes, BytesMut};
 use cairn_engine::{EngineError, Volume};
 use cairn_metadata::memory::{MemoryCatalog, MemoryHolder};
-use cairn_model::{BlockDevice, GatewayId, Generation, ReadBuffer, VolumeId};
+use cairn_model::{BlockDevice, DomainId, GatewayId, Generation, ReadBuffer, VolumeId};
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
 use system_tests::oracle::journal::{Effect, Flush, Journal, Moment, Read, Write};
@@ -86,15 +87,25 @@ impl Sum for Requests {
     }
 }
 
+/// How a volume is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VolumeHabits {
+    /// Every write is durable when it is answered.
+    pub(crate) always: bool,
+    pub(crate) dedupe: bool,
+    /// What is shared is compared first.
+    pub(crate) verify: bool,
+    pub(crate) domain: DomainId,
+}
+
 /// See the module. The oracle's granule is a sector here.
 #[derive(Debug)]
 pub(crate) struct SimVolume {
     pub(crate) id: VolumeId,
+    pub(crate) habits: VolumeHabits,
     pub(crate) number: u64,
     /// At its largest.
     pub(crate) sectors: u64,
-    /// Every write is durable when it is answered.
-    pub(crate) always: bool,
     catalog: MemoryCatalog,
     past: Mutex<Past>,
     /// Since the last check.
@@ -106,16 +117,24 @@ pub(crate) struct SimVolume {
     requests: Mutex<Requests>,
     /// Changes of the size that were asked for, and those whose outcome is known.
     resizes: Mutex<(u64, u64)>,
+    /// The write that put a colour to a block.
+    colours: Mutex<HashMap<(u64, u64), u64>>,
 }
 
 impl SimVolume {
-    pub(crate) fn new(id: VolumeId, number: u64, sectors: u64, always: bool, catalog: MemoryCatalog) -> Self {
+    pub(crate) fn new(
+        id: VolumeId,
+        number: u64,
+        sectors: u64,
+        habits: VolumeHabits,
+        catalog: MemoryCatalog,
+    ) -> Self {
         let base = vec![Seen::Zero; usize::try_from(sectors).expect("a small volume")];
         Self {
             id,
+            habits,
             number,
             sectors,
-            always,
             catalog,
             past: Mutex::new(Past {
                 last: None,
@@ -129,6 +148,7 @@ impl SimVolume {
             next_write: AtomicU64::new(1),
             requests: Mutex::default(),
             resizes: Mutex::default(),
+            colours: Mutex::default(),
         }
     }
 
@@ -255,7 +275,7 @@ impl SimVolume {
                 first_block: step.first,
                 blocks: step.sectors,
                 effect,
-                fua: fua || self.always,
+                fua: fua || self.habits.always,
                 sent: self.now(),
                 answered: None,
             });
@@ -290,7 +310,17 @@ impl SimVolume {
     fn decode(&self, first: u64, data: &ReadBuffer) -> Result<Vec<Seen>, String> {
         let bytes = data.to_vec();
         let sectors = (first..).zip(bytes.chunks_exact(SECTOR));
-        sectors.map(|(sector, bytes)| stamp::read(bytes, self.number, sector)).collect()
+        let colours = self.colours.lock();
+        let seen = sectors.map(|(sector, bytes)| match stamp::read(bytes, self.number, sector)? {
+            Held::Zero => Ok(Seen::Zero),
+            Held::Write(number) => Ok(Seen::Write(number)),
+            Held::Common(colour) => {
+                let write = colours.get(&(sector / BLOCK_SECTORS, colour));
+                let write = write.copied().map(Seen::Write);
+                write.ok_or_else(|| format!("sector {sector} holds common block {colour}, written elsewhere"))
+            }
+        });
+        seen.collect()
     }
 
     /// Reads everything and judges it by what is promised after what has happened since the last time; from here on it is what the volume
@@ -374,15 +404,42 @@ impl SimVolume {
         }
     }
 
-    /// The bytes of a write of these steps, stamped, and their places in the journal.
-    pub(crate) fn stamped(&self, guest: usize, steps: &[Step], fua: bool) -> (Bytes, Vec<usize>) {
+    /// The bytes of a write of these steps, and their places in the journal: stamped, or whole blocks from `colour` on in the order of
+    /// colours, as a copy of something would be, where none of them was written to its place before.
+    pub(crate) fn filled(
+        &self,
+        guest: usize,
+        steps: &[Step],
+        fua: bool,
+        colour: Option<u64>,
+    ) -> (Bytes, Vec<usize>) {
         let mut bytes = BytesMut::new();
         let places = self.sent(guest, steps, Effect::Stamps, fua, |step, number| {
             let from = bytes.len();
             bytes.resize(from + usize::try_from(step.sectors).expect("a short write") * SECTOR, 0);
-            stamp::stamp(&mut bytes[from..], self.number, step.first, number);
+            if colour.is_none_or(|colour| !self.colour(&mut bytes[from..], step, number, colour)) {
+                stamp::stamp(&mut bytes[from..], self.number, step.first, number);
+            }
         });
         (bytes.freeze(), places)
+    }
+
+    /// Whether the step could be filled with common blocks.
+    fn colour(&self, bytes: &mut [u8], step: Step, number: u64, first_colour: u64) -> bool {
+        if !step.first.is_multiple_of(BLOCK_SECTORS) || !step.sectors.is_multiple_of(BLOCK_SECTORS) {
+            return false;
+        }
+        let blocks = step.first / BLOCK_SECTORS..(step.first + step.sectors) / BLOCK_SECTORS;
+        let coloured: Vec<_> = blocks.zip((first_colour..).map(|colour| colour % COLOURS)).collect();
+        let mut colours = self.colours.lock();
+        if coloured.iter().any(|place| colours.contains_key(place)) {
+            return false;
+        }
+        for ((block, colour), bytes) in coloured.into_iter().zip(bytes.chunks_exact_mut(SECTOR * 8)) {
+            stamp::colour(bytes, colour);
+            colours.insert((block, colour), number);
+        }
+        true
     }
 }
 

@@ -7,7 +7,10 @@ use crate::process::Process;
 use crate::report::{Counts, Report};
 use crate::settings::{millis, pick};
 use crate::site::SimSite;
-use cairn_model::GatewayId;
+use cairn_fingerprints::FingerprintIndex;
+use cairn_flash::SealedCache;
+use cairn_flash::testing::{MemoryFlash, Outliving};
+use cairn_model::{GatewayId, SeededEntropy};
 use cairn_wal::testing::{Dice, MemoryDisk};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +36,8 @@ const SYNCS_BEFORE_DAMAGE: u64 = 4;
 struct Host {
     gateway: GatewayId,
     disk: MemoryDisk,
+    index: Arc<FingerprintIndex>,
+    flash: Option<Arc<dyn SealedCache>>,
     clocks: Arc<HostClocks>,
     dice: Dice,
     /// The disk is a new one, was found lying by a power cut, or has flipped bits: the log may be gone or call itself damaged.
@@ -66,6 +71,21 @@ pub(crate) fn run_within(seed: u64, limits: &Limits) -> Result<Report, String> {
     Ok(world.report())
 }
 
+/// The flash of a host, empty: it outlives the processes that use it, loses chunks and returns damaged ones.
+fn flash(dice: &Dice) -> Option<Arc<dyn SealedCache>> {
+    let (is_there, faulty) = (dice.percent(60), dice.percent(50));
+    let entropy = Arc::new(SeededEntropy::new(dice.below(u64::MAX)));
+    let capacity = pick(dice, &[64 << 10, 16 << 20]);
+    let percent = if faulty { 20 } else { 0 };
+    let flash = MemoryFlash::new(capacity).with_damage_max(u64::MAX).with_seeded_faults(entropy, percent);
+    is_there.then(|| Arc::new(Outliving(Arc::new(flash))) as _)
+}
+
+/// An empty index that soon forgets, or one that does not.
+fn index(dice: &Dice) -> Arc<FingerprintIndex> {
+    Arc::new(FingerprintIndex::in_memory(pick(dice, &[32 << 10, 16 << 20])))
+}
+
 impl World {
     fn new(dice: &Dice, limits: &Limits) -> Self {
         let second = dice.percent(60);
@@ -83,6 +103,8 @@ impl World {
             Host {
                 gateway,
                 disk: MemoryDisk::new(dice.below(u64::MAX)),
+                index: index(&dice),
+                flash: flash(&dice),
                 clocks: Arc::new(HostClocks::new(
                     if limits.allow(Part::WallClocks) { wrong } else { 0 },
                     if limits.allow(Part::SlowClocks) { pace } else { PACE },
@@ -137,12 +159,14 @@ impl World {
     fn start(&mut self, host: usize, purpose: Purpose) {
         self.counts.lives += 1;
         let (site, now) = (Arc::clone(&self.site), self.now);
-        let Host { gateway, disk, clocks, dice, log_may_be_damaged, catalog_outages, state } =
+        let Host { gateway, disk, index, flash, clocks, dice, log_may_be_damaged, catalog_outages, state } =
             &mut self.hosts[host];
         let (seed, clocks) = (dice.below(u64::MAX), Arc::clone(clocks));
         let on = Machine {
             gateway: *gateway,
             disk: disk.clone(),
+            index: Arc::clone(index),
+            flash: flash.clone(),
             clocks,
             catalog_outages: *catalog_outages,
             log_may_be_damaged: *log_may_be_damaged,
@@ -192,7 +216,8 @@ impl World {
     /// The process is gone: what its end did to the host.
     fn ended(&mut self, host: usize, result: Result<(), String>) -> Result<(), String> {
         let (now, lives, limits) = (self.now, self.counts.lives, self.site.limits.clone());
-        let Host { state, dice, disk, gateway, log_may_be_damaged, .. } = &mut self.hosts[host];
+        let Host { state, dice, disk, index: known, flash: held, gateway, log_may_be_damaged, .. } =
+            &mut self.hosts[host];
         let down = State::Down { until: now + pick(dice, &[Duration::ZERO, self.site.lease_ttl * 2]) };
         let (State::Up(process) | State::Paused { process, .. }) = std::mem::replace(state, down) else {
             unreachable!("only what runs can end")
@@ -222,6 +247,13 @@ impl World {
             self.counts.power_cuts += 1;
         }
         disk.restart();
+        // Both are local and may be lost at any time; what they say need not be true any more.
+        if dice.percent(30) {
+            *known = index(dice);
+        }
+        if dice.percent(20) {
+            *held = flash(dice);
+        }
         if is_troubled && flipped_bit && limits.allow(Part::BitFlips) {
             // No excuse: the log says that it is damaged, or nothing is missing.
             if let Some(bit) = disk.flip_a_bit(SYNCS_BEFORE_DAMAGE) {

@@ -3,7 +3,7 @@
 use cairn_model::planted::{Bug, plant};
 
 /// Seeds that a bug may take.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 800;
 
 fn is_found(bug: Bug) {
     let planted = plant(bug);
@@ -58,4 +58,6 @@ found! {
     an_answer_without_a_lease_is_found: AnswerWithoutLease,
     a_commit_without_a_lease_is_found: CommitWithoutLease,
     a_cache_that_returns_the_neighbour_is_found: ReturnNeighbour,
+    a_batch_that_shares_what_is_not_there_is_found: ShareUnchecked,
+    a_block_shared_with_the_neighbour_is_found: ShareNeighbour,
 }

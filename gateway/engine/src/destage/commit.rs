@@ -1,14 +1,18 @@
 //! A prepared batch becomes what the catalog says; then the log may forget it.
 
 use super::Waiter;
-use super::prepare::Prepared;
+use super::prepare::{Prepared, Sharing, prepare};
 use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::lease::{fence, gone};
 use crate::volume::Condition;
-use cairn_metadata::{BatchCommit, CommitReceipt, ContainerRow, SegmentRow, VolumeCommit, VolumeOutcome};
+use cairn_metadata::{
+    BatchCommit, CatalogError, CommitReceipt, ContainerRow, SegmentRow, VolumeCommit, VolumeOutcome,
+};
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{ErrorKind, Kinded, VolumeId};
+use cairn_model::{ContainerId, ErrorKind, Kinded, Reduction, VolumeId};
+use cairn_segment_writer::SegmentContainer;
+use std::sync::Arc;
 use std::time::Duration;
 
 const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -18,7 +22,7 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5);
 const UNFOLDED_MAX: usize = 2_000_000;
 
 /// Commits until the catalog has the batch, shows it to readers, and frees the log. Returns who waits for it.
-pub(super) async fn commit(shared: &Shared, prepared: Prepared) -> Vec<Waiter> {
+pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Result<Vec<Waiter>, EngineError> {
     if is_planted(Bug::FreeBeforeCommit) {
         shared.wal.free_through(prepared.batch.through);
     }
@@ -27,8 +31,24 @@ pub(super) async fn commit(shared: &Shared, prepared: Prepared) -> Vec<Waiter> {
             shared.pressure.released(volume.state().lock().buffer.retire(layer));
         }
     }
+    let mut reduction = Reduction::default();
     if !prepared.batch.parts.is_empty() {
-        let receipt = commit_until_done(shared, &prepared).await;
+        let receipt = loop {
+            match commit_until_done(shared, &prepared).await {
+                Ok(receipt) => break receipt,
+                Err(NotThere(container)) => {
+                    tracing::info!(%container, "a batch shared what is not there; it is packed again");
+                    shared.dedupe.refused(container, containers(&prepared));
+                    prepared = prepare(shared, prepared.batch, Sharing::WithinBatch).await?;
+                }
+            }
+        };
+        shared.dedupe.committed(containers(&prepared));
+        for part in &prepared.deltas {
+            if matches!(outcome_of(&receipt, part.header.volume), Some(VolumeOutcome::Committed(_))) {
+                reduction += part.reduction;
+            }
+        }
         show(shared, &prepared, &receipt);
     }
     shared.wal.free_through(prepared.batch.through);
@@ -36,20 +56,28 @@ pub(super) async fn commit(shared: &Shared, prepared: Prepared) -> Vec<Waiter> {
     {
         let mut status = shared.destage.status.lock();
         status.batches_committed += 1;
-        status.destaged_bytes += prepared.stats.raw_bytes;
+        status.reduction += reduction;
         status.problem = None;
     }
     shared.fold_wake.notify_one();
     wait_for_folding(shared, &prepared).await;
-    prepared.batch.waiters
+    Ok(prepared.batch.waiters)
 }
 
-async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> CommitReceipt {
+fn containers(prepared: &Prepared) -> impl Iterator<Item = &SegmentContainer> {
+    prepared.segments.iter().flat_map(|stored| &stored.containers)
+}
+
+/// The batch points at a container that the catalog does not have, or not in the volume's domain.
+struct NotThere(ContainerId);
+
+async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> Result<CommitReceipt, NotThere> {
     let mut batch = batch_commit(shared, prepared);
     let mut pause = RETRY_PAUSE_FIRST;
     loop {
         match shared.catalog.commit_batch(&batch).await {
-            Ok(receipt) => return receipt,
+            Ok(receipt) => return Ok(receipt),
+            Err(CatalogError::UnknownContainer { container, .. }) => return Err(NotThere(container)),
             Err(error) if error.kind() == ErrorKind::Fenced => {
                 let error = EngineError::from(error);
                 let fenced = find_fenced(shared, &batch).await;
@@ -97,8 +125,10 @@ fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
         stored.containers.iter().map(|container| ContainerRow {
             id: container.id,
             segment: stored.receipt.segment(),
+            domain: container.domain,
             offset: container.offset,
             length: container.directory.stored_bytes(),
+            raw_bytes: container.directory.raw_bytes(),
             directory: container.directory.encode(),
         })
     });
@@ -121,6 +151,7 @@ fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
                 base: part.header.base,
                 through: part.header.through,
                 delta: part.delta.clone(),
+                reduction: part.reduction,
             })
             .collect(),
     }
@@ -144,6 +175,7 @@ fn show(shared: &Shared, prepared: &Prepared, receipt: &CommitReceipt) {
             continue;
         }
         state.map.apply(commit, &part.delta);
+        state.committed_at = shared.ports.clock.now();
         if !is_planted(Bug::RetireBeforeCommit) {
             shared.pressure.released(state.buffer.retire(layer));
         }

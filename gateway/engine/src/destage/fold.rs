@@ -24,22 +24,29 @@ const FOLD_FROM_PIECES: usize = 200_000;
 /// A volume with fewer pieces is folded when its oldest delta is this many commits old, so that starting does not have
 /// to read many deltas.
 const FOLD_FROM_COMMITS: u64 = 64;
+/// A volume without a commit for so long is folded whatever waits: then what the catalog counts of it is exact.
+const REST: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Folds what needs it whenever a batch was committed, until the engine stops.
 pub(crate) async fn fold_until_stopped(shared: Arc<Shared>) {
     loop {
+        let is_any_unfolded =
+            shared.registry.all().iter().any(|volume| volume.state().lock().map.unfolded_commits() > 0);
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => return,
             () = shared.fold_wake.notified() => {}
+            () = shared.ports.clock.sleep(REST), if is_any_unfolded => {}
         }
+        let now = shared.ports.clock.now();
         for volume in shared.registry.all() {
             let is_due = {
                 let state = volume.state().lock();
                 let (unfolded, commits) = (state.map.unfolded_len(), state.map.unfolded_commits());
+                let is_at_rest = commits > 0 && now.since(state.committed_at) >= REST;
                 state.condition == Condition::Serving
-                    && (unfolded >= FOLD_FROM_PIECES || commits >= FOLD_FROM_COMMITS)
+                    && (unfolded >= FOLD_FROM_PIECES || commits >= FOLD_FROM_COMMITS || is_at_rest)
             };
             if !is_due {
                 continue;

@@ -13,6 +13,7 @@
 //!   commit and free leaves records that the catalog has already: recovery skips them by `destaged_through`;
 //! - the log is freed after the commit returned, never on a guess. A commit whose reply was lost is repeated under the same
 //!   batch id, which the catalog recognises;
+//! - what a batch shares is checked by its commit; a batch that is refused for it is packed again (see `dedupe`);
 //! - nothing is dropped: what fails is tried again until it succeeds, the problem is shown in the status, and writers
 //!   wait when the log is full. Only losing ownership of a volume, or deleting it, ends its part of a batch.
 
@@ -28,16 +29,20 @@ use crate::status::DestageStatus;
 use crate::volume::Volume;
 use crate::volume::buffer::Layer;
 use cairn_model::{BatchId, Lsn};
+use cairn_segment_writer::Dedupe;
 use commit::commit;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use parking_lot::Mutex;
-use prepare::{Prepared, prepare};
+use prepare::{Prepared, Sharing, prepare};
 use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
+
+/// Batches packed and uploaded at the same time, however many threads there are: each holds up to twice its size in memory.
+const BATCHES_IN_FLIGHT_MAX: usize = 8;
 
 /// Answers when everything written before the request is in the pool and in the catalog.
 type Waiter = oneshot::Sender<()>;
@@ -46,8 +51,13 @@ type Waiter = oneshot::Sender<()>;
 pub(crate) struct Batch {
     id: BatchId,
     previous: Option<BatchId>,
+    /// Its place in the order of commits, from 0.
+    turn: u64,
+    /// Times it was packed, or begun to be.
+    attempts: u32,
     /// Last record of the cut.
     through: Lsn,
+    /// Grouped by domain, and by whether they are deduplicated.
     parts: Vec<(Arc<Volume>, Arc<Layer>)>,
     waiters: Vec<Waiter>,
 }
@@ -129,7 +139,7 @@ pub(crate) fn cut(shared: &Shared) -> Cut {
 /// What the task does next.
 enum Event {
     Prepared(Box<Prepared>),
-    Committed(Vec<Waiter>),
+    Committed(Result<Vec<Waiter>, EngineError>),
     Cut(Vec<Waiter>),
 }
 
@@ -138,15 +148,15 @@ enum Event {
 /// Cuts do not wait for room: a pool or a catalog that is away must not make the active layer grow, since only a frozen
 /// layer can let go of its bytes.
 pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mpsc::Receiver<Waiter>) {
-    let mut previous = None;
+    let mut order = Order::default();
     let mut in_flight = FuturesOrdered::new();
-    let mut committing: Option<BoxFuture<'_, Vec<Waiter>>> = None;
+    let mut committing: Option<BoxFuture<'_, Result<Vec<Waiter>, EngineError>>> = None;
     let recovered = std::mem::take(&mut *shared.destage.recovered.lock());
     let mut waiting: VecDeque<_> = recovered.into_iter().map(|cut| (cut, Vec::new())).collect();
     loop {
-        let room = in_flight.len() < shared.config.batches_in_flight;
+        let room = in_flight.len() < batches_max(&shared);
         if room && let Some((cut, waiters)) = waiting.pop_front() {
-            in_flight.push_back(start(&shared, cut, &mut previous, waiters));
+            in_flight.push_back(start(&shared, cut, &mut order, waiters));
             shared.destage.status.lock().batches_in_flight = in_flight.len() as u64;
             continue;
         }
@@ -172,7 +182,8 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
         };
         match event {
             Event::Prepared(prepared) => committing = Some(Box::pin(commit(&shared, *prepared))),
-            Event::Committed(waiters) => {
+            Event::Committed(Err(error)) => return give_up(&shared, &error),
+            Event::Committed(Ok(waiters)) => {
                 committing = None;
                 shared.destage.status.lock().batches_in_flight = in_flight.len() as u64;
                 if in_flight.is_empty() && waiting.is_empty() {
@@ -188,22 +199,41 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
     }
 }
 
+/// A batch is packed by one compute thread at a time: fewer batches than threads would leave threads idle.
+fn batches_max(shared: &Shared) -> usize {
+    let configured = shared.config.batches_in_flight;
+    shared.compute.threads().clamp(configured, configured.max(BATCHES_IN_FLIGHT_MAX))
+}
+
 /// A bug ends destage: trying again would end the same way. The log keeps everything for the next start.
 fn give_up(shared: &Shared, error: &dyn std::fmt::Display) {
     shared.destage.problem(&format!("destage has stopped, restart the gateway: {error}"));
     tracing::error!(%error, "preparing a batch failed in a way that it must not; the log keeps everything");
 }
 
+/// The place of the next batch.
+#[derive(Default)]
+struct Order {
+    previous: Option<BatchId>,
+    turn: u64,
+}
+
 fn start(
     shared: &Arc<Shared>,
     cut: Cut,
-    previous: &mut Option<BatchId>,
+    order: &mut Order,
     waiters: Vec<Waiter>,
 ) -> tokio::task::JoinHandle<Option<Result<Box<Prepared>, EngineError>>> {
     let id = BatchId::fresh(&*shared.ports.clock, &*shared.ports.entropy);
-    let batch = Batch { id, previous: previous.replace(id), through: cut.through, parts: cut.parts, waiters };
+    let mut parts = cut.parts;
+    // A segment is of one domain, and all of it is fingerprinted or none.
+    parts.sort_by_key(|(volume, _)| (volume.packing().domain.id(), volume.packing().dedupe == Dedupe::Off));
+    let turn = order.turn;
+    order.turn += 1;
+    let previous = order.previous.replace(id);
+    let batch = Batch { id, previous, turn, attempts: 0, through: cut.through, parts, waiters };
     let shared_too = Arc::clone(shared);
-    shared.tasks.spawn(async move { prepare(&shared_too, batch).await.map(Box::new) })
+    shared.tasks.spawn(async move { prepare(&shared_too, batch, Sharing::Indexed).await.map(Box::new) })
 }
 
 /// Completes when a cut is due: by size, and while there is room for another batch also by age and pressure.

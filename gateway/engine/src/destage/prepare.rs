@@ -1,14 +1,16 @@
 //! A batch becomes durable segments.
 
 use super::Batch;
+use crate::dedupe::{Packing, ToCompare, bring_candidates, checker};
 use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::volume::buffer::{Buffered, Layer};
 use bytes::Bytes;
+use cairn_flash::Source;
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BLOCK_SIZE, ErrorKind, Kinded, Lba, LbaRange, Lsn, UploadReceipt};
 use cairn_segment_writer::{
-    BatchHeader, PackStats, Packer, SealedSegment, SegmentContainer, VolumeDelta, VolumeHeader,
+    BatchHeader, Dedupe, PackedDelta, Packer, SealedSegment, SegmentContainer, VolumeHeader, VolumePacking,
 };
 use cairn_wal::WalError;
 use std::collections::HashMap;
@@ -33,20 +35,34 @@ pub(super) struct StoredSegment {
     pub(super) receipt: UploadReceipt,
 }
 
+/// What a batch may share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sharing {
+    /// What the index knows.
+    Indexed,
+    /// Only what it holds itself: the catalog did not have what the index knew.
+    WithinBatch,
+}
+
 /// A batch whose segments are all durable. What it was made of may be committed now.
 pub(super) struct Prepared {
     pub(super) batch: Batch,
     pub(super) segments: Vec<StoredSegment>,
-    pub(super) deltas: Vec<VolumeDelta>,
-    pub(super) stats: PackStats,
+    pub(super) deltas: Vec<PackedDelta>,
 }
 
 /// Packs and uploads until it succeeds. Only a panic, which would come again, is an error.
-pub(super) async fn prepare(shared: &Arc<Shared>, batch: Batch) -> Result<Prepared, EngineError> {
+pub(super) async fn prepare(
+    shared: &Arc<Shared>,
+    mut batch: Batch,
+    sharing: Sharing,
+) -> Result<Prepared, EngineError> {
     let mut pause = RETRY_PAUSE_FIRST;
     loop {
-        match try_prepare(shared, &batch).await {
-            Ok((segments, deltas, stats)) => return Ok(Prepared { batch, segments, deltas, stats }),
+        // What an attempt left in the pool is told from the next one's by the number.
+        batch.attempts += 1;
+        match try_prepare(shared, &batch, sharing).await {
+            Ok((segments, deltas)) => return Ok(Prepared { batch, segments, deltas }),
             Err(error @ EngineError::Panicked(_)) => return Err(error),
             Err(error) => {
                 shared.destage.problem(&error);
@@ -60,7 +76,50 @@ pub(super) async fn prepare(shared: &Arc<Shared>, batch: Batch) -> Result<Prepar
 
 /// Ends with the attempt that it belongs to.
 type Upload = AbortOnDropHandle<Option<StoredSegment>>;
-type Uploads = Vec<Upload>;
+
+/// The segments of an attempt on their way.
+struct Uploads {
+    running: Vec<Upload>,
+    slots: Arc<Semaphore>,
+    /// What they hold.
+    packed: Packing,
+}
+
+impl Uploads {
+    fn new(at_once: usize) -> Self {
+        Self { running: Vec::new(), slots: Arc::new(Semaphore::new(at_once)), packed: Packing::new() }
+    }
+
+    /// Starts an upload when a slot is free; packing waits for it, which bounds the segments in memory.
+    async fn start(&mut self, shared: &Arc<Shared>, segment: SealedSegment) {
+        self.packed.extend(
+            segment.containers().iter().filter_map(|container| {
+                Some((container.domain, Arc::clone(container.fingerprints.as_ref()?)))
+            }),
+        );
+        let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
+        let shared_too = Arc::clone(shared);
+        self.running.push(AbortOnDropHandle::new(shared.tasks.spawn(async move {
+            let receipt = put(&shared_too, &segment).await;
+            if let Some(flash) = &shared_too.flash {
+                for (chunk, stored) in segment.stored_chunks() {
+                    flash.insert(chunk, stored, Source::Destage);
+                }
+            }
+            drop(slot);
+            StoredSegment { containers: segment.containers().to_vec(), receipt }
+        })));
+    }
+
+    /// All of them in the pool.
+    async fn end(self) -> Result<Vec<StoredSegment>, EngineError> {
+        let mut segments = Vec::with_capacity(self.running.len());
+        for upload in self.running {
+            segments.push(upload.await.ok().flatten().ok_or(EngineError::Stopped)?);
+        }
+        Ok(segments)
+    }
+}
 
 /// What goes to the packer in one go.
 #[derive(Default)]
@@ -70,7 +129,7 @@ struct Slice {
 }
 
 enum Step {
-    Volume(VolumeHeader),
+    Volume(VolumeHeader, Box<VolumePacking>),
     Discard(LbaRange),
     Run { start: Lba, pieces: Vec<Bytes> },
 }
@@ -78,28 +137,26 @@ enum Step {
 async fn try_prepare(
     shared: &Arc<Shared>,
     batch: &Batch,
-) -> Result<(Vec<StoredSegment>, Vec<VolumeDelta>, PackStats), EngineError> {
+    sharing: Sharing,
+) -> Result<(Vec<StoredSegment>, Vec<PackedDelta>), EngineError> {
     if batch.parts.is_empty() {
-        return Ok((Vec::new(), Vec::new(), PackStats::default()));
+        shared.dedupe.packed(batch.turn, Packing::new());
+        return Ok((Vec::new(), Vec::new()));
     }
-    let header =
-        BatchHeader { site: shared.site, gateway: shared.gateway, batch: batch.id, previous: batch.previous };
-    let chunks = Arc::clone(&shared.chunks);
-    // A copy: the cache must not keep a guest's whole request alive for one chunk of it.
-    let sink = Box::new(move |id, bytes: Bytes| chunks.keep(id, Bytes::copy_from_slice(&bytes)));
-    let mut packer = Packer::new(shared.config.pack, &shared.domain_key, header, shared.ports.clone())
-        .with_chunk_sink(sink);
-    let mut uploads = Uploads::new();
-    let slots = Arc::new(Semaphore::new(shared.config.uploads_in_flight));
+    let mut packer = new_packer(shared, batch, sharing);
+    let mut uploads = Uploads::new(shared.config.uploads_in_flight);
     let mut slice = Slice::default();
     for (volume, layer) in &batch.parts {
-        slice.steps.push(Step::Volume(VolumeHeader {
+        let header = VolumeHeader {
             volume: volume.id(),
             lineage: volume.lineage(),
             generation: volume.generation(),
             base: layer.base,
             through: layer.through,
-        }));
+        };
+        let is_compared = volume.packing().dedupe == Dedupe::Verify && sharing == Sharing::Indexed;
+        let compared = is_compared.then(|| volume.packing());
+        slice.steps.push(Step::Volume(header, Box::new(volume.packing().clone())));
         let read_back = read_back(shared, layer).await?;
         let left_out = is_planted(Bug::DropLastRun).then(|| layer.runs.iter().last()).flatten();
         for (range, what) in layer.runs.iter() {
@@ -120,23 +177,69 @@ async fn try_prepare(
                 }
             }
             if slice.blocks >= SLICE_BLOCKS || slice.steps.len() >= SLICE_STEPS {
-                packer = pack(shared, packer, std::mem::take(&mut slice), &mut uploads, &slots).await?;
+                slice.bring_candidates(shared, compared).await;
+                packer = pack(shared, packer, std::mem::take(&mut slice), &mut uploads).await?;
             }
         }
+        slice.bring_candidates(shared, compared).await;
     }
-    packer = pack(shared, packer, slice, &mut uploads, &slots).await?;
+    packer = pack(shared, packer, slice, &mut uploads).await?;
     let done = shared.compute.run(move || packer.finish()).await?;
     for segment in done.segments {
-        uploads.push(upload(shared, segment, &slots).await);
+        uploads.start(shared, segment).await;
     }
-    let mut segments = Vec::with_capacity(uploads.len());
-    for upload in uploads {
-        segments.push(upload.await.ok().flatten().ok_or(EngineError::Stopped)?);
+    shared.dedupe.collided(done.stats.collisions);
+    let fingerprints = std::mem::take(&mut uploads.packed);
+    let containers: Vec<_> = fingerprints.iter().map(|(_, container)| container.container()).collect();
+    let (shared_too, turn) = (Arc::clone(shared), batch.turn);
+    shared.compute.run(move || shared_too.dedupe.packed(turn, fingerprints)).await?;
+    match uploads.end().await {
+        Ok(segments) => Ok((segments, done.deltas)),
+        Err(error) => {
+            // The next attempt has other containers.
+            shared.dedupe.release(containers.into_iter());
+            Err(error)
+        }
     }
-    Ok((segments, done.deltas, done.stats))
+}
+
+/// A packer for one attempt at the batch.
+fn new_packer(shared: &Shared, batch: &Batch, sharing: Sharing) -> Packer<'static> {
+    let header = BatchHeader {
+        site: shared.site,
+        gateway: shared.gateway,
+        batch: batch.id,
+        attempt: batch.attempts,
+        previous: batch.previous,
+    };
+    let chunks = Arc::clone(&shared.chunks);
+    // A copy: the cache must not keep a guest's whole request alive for one chunk of it.
+    let sink = Box::new(move |id, bytes: Bytes| chunks.keep(id, Bytes::copy_from_slice(&bytes)));
+    let packer = Packer::new(shared.config.pack, header, shared.ports.clone())
+        .with_chunk_sink(sink)
+        .with_checker(checker(&shared.chunks));
+    match sharing {
+        Sharing::Indexed => packer.with_finder(shared.dedupe.finder()),
+        Sharing::WithinBatch => packer,
+    }
 }
 
 impl Slice {
+    /// Before the rest of a volume in this slice is packed: what it may share is brought in to be compared, if the volume wants that.
+    async fn bring_candidates(&self, shared: &Shared, compared: Option<&VolumePacking>) {
+        let Some(packing) = compared else { return };
+        let own = self.steps.iter().rev().take_while(|step| !matches!(step, Step::Volume(..)));
+        let runs = own.filter_map(|step| match step {
+            Step::Run { pieces, .. } => Some(ToCompare {
+                domain: packing.domain.id(),
+                key: packing.domain.fingerprints(),
+                pieces: pieces.clone(),
+            }),
+            Step::Volume(..) | Step::Discard(_) => None,
+        });
+        bring_candidates(shared, runs.collect()).await;
+    }
+
     fn discard(&mut self, range: LbaRange) {
         self.steps.push(Step::Discard(range));
     }
@@ -189,14 +292,13 @@ async fn pack(
     mut packer: Packer<'static>,
     slice: Slice,
     uploads: &mut Uploads,
-    slots: &Arc<Semaphore>,
 ) -> Result<Packer<'static>, EngineError> {
     let (packer, segments) = shared
         .compute
         .run(move || {
             for step in slice.steps {
                 match step {
-                    Step::Volume(header) => packer.volume(header),
+                    Step::Volume(header, packing) => packer.volume(header, *packing),
                     Step::Discard(range) => packer.discard(range),
                     Step::Run { start, pieces } => packer.run(start, &pieces),
                 }
@@ -206,20 +308,9 @@ async fn pack(
         })
         .await?;
     for segment in segments {
-        uploads.push(upload(shared, segment, slots).await);
+        uploads.start(shared, segment).await;
     }
     Ok(packer)
-}
-
-/// Starts an upload when a slot is free; packing waits for it, which bounds the segments in memory.
-async fn upload(shared: &Arc<Shared>, segment: SealedSegment, slots: &Arc<Semaphore>) -> Upload {
-    let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
-    let shared_too = Arc::clone(shared);
-    AbortOnDropHandle::new(shared.tasks.spawn(async move {
-        let receipt = put(&shared_too, &segment).await;
-        drop(slot);
-        StoredSegment { containers: segment.containers().to_vec(), receipt }
-    }))
 }
 
 /// Puts a segment until the pool takes it. The same key and the same bytes each time: a put whose reply was lost is

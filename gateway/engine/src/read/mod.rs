@@ -1,28 +1,33 @@
-//! Chunks from the pool, decoded, kept in RAM.
+//! Chunks decoded and kept in RAM, from flash or from the pool.
 //!
 //! The unit of a fetch is a *region*: the chunks of a container whose first byte lies in one aligned window of it, because what was
 //! written together is read together. Concurrent misses on a region share one fetch. Every chunk is authenticated before
 //! anyone sees it; a reader that stops waiting does not stop the fetch for the others.
+//!
+//! Flash is asked before the pool and believed only after authentication: what fails there is counted, and the pool is asked. It is filled with
+//! what the pool returned, in its stored form, once that is verified.
 
 mod streams;
 
 pub(crate) use streams::ReadStreams;
 
 use crate::cache::{Cache, cache};
+use crate::domains::Domains;
 use crate::error::EngineError;
 use crate::patience::patiently;
 use crate::tasks::Tasks;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use cairn_flash::{SealedCache, Source};
 use cairn_metadata::Catalog;
-use cairn_model::crypto::SecretKey;
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{ChunkId, ChunkIndex, ContainerId, Ports};
-use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool};
+use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool, StoredSink};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -83,7 +88,8 @@ pub(crate) struct ChunkReader {
     limits: ReaderLimits,
     catalog: Arc<dyn Catalog>,
     pool: Arc<Pool>,
-    domain_key: SecretKey,
+    flash: Option<Arc<dyn SealedCache>>,
+    domains: Arc<Domains>,
     ports: Ports,
     tasks: Tasks,
     chunks: Cache<ChunkId, Bytes, ChunkWeight>,
@@ -96,6 +102,15 @@ impl std::fmt::Debug for ChunkReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChunkReader").field("limits", &self.limits).finish_non_exhaustive()
     }
+}
+
+/// Where a flight looks first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Via {
+    /// On flash, for all of the region.
+    Flash,
+    /// Flash was asked and did not have what is wanted.
+    Pool,
 }
 
 /// Ends a flight however its task ends: the next miss starts another.
@@ -115,7 +130,8 @@ impl ChunkReader {
         limits: ReaderLimits,
         catalog: Arc<dyn Catalog>,
         pool: Arc<Pool>,
-        domain_key: SecretKey,
+        flash: Option<Arc<dyn SealedCache>>,
+        domains: Arc<Domains>,
         ports: Ports,
         tasks: Tasks,
     ) -> Self {
@@ -132,7 +148,8 @@ impl ChunkReader {
             limits,
             catalog,
             pool,
-            domain_key,
+            flash,
+            domains,
             ports,
             tasks,
         }
@@ -148,6 +165,11 @@ impl ChunkReader {
         self.chunks.get(&chunk)
     }
 
+    /// The chunk, if it is in RAM, for somebody who is no reader: it does not count as asked for.
+    pub(crate) fn peek(&self, chunk: ChunkId) -> Option<Bytes> {
+        self.chunks.peek(&chunk)
+    }
+
     /// Takes a chunk that was just packed: what was written lately is likely read soon.
     pub(crate) fn keep(&self, chunk: ChunkId, bytes: Bytes) {
         self.chunks.insert(chunk, bytes);
@@ -157,14 +179,18 @@ impl ChunkReader {
         self.chunks.weight()
     }
 
-    /// The chunk, from RAM or from the pool.
+    /// The chunk, from RAM, flash or the pool.
     pub(crate) async fn fetch(self: &Arc<Self>, chunk: ChunkId) -> Result<Bytes, EngineError> {
         if let Some(bytes) = self.cached(chunk) {
             return Ok(bytes);
         }
         let container = self.container(chunk.container).await?;
+        if let Some(bytes) = self.on_flash(&container, chunk.index).await {
+            self.keep(chunk, bytes.clone());
+            return Ok(bytes);
+        }
         let region = self.region_of(&container, chunk.index)?;
-        let chunks = self.flight(container, region).await?;
+        let chunks = self.flight(container, region, Via::Pool).await?;
         let position = chunks.binary_search_by_key(&chunk.index, |(index, _)| *index);
         position
             .map(|position| chunks[position].1.clone())
@@ -190,7 +216,7 @@ impl ChunkReader {
                 let key = (chunk.container, region);
                 if flights.last().is_none_or(|(last, _)| *last != key) && !reader.chunks.contains_key(&chunk)
                 {
-                    flights.push((key, reader.flight(container, region)));
+                    flights.push((key, reader.flight(container, region, Via::Flash)));
                 }
             }
             for (_, flight) in flights {
@@ -220,14 +246,14 @@ impl ChunkReader {
         let directory =
             ContainerDirectory::decode(&found.directory).map_err(|_| EngineError::NoSuchContainer(id))?;
         let location = ContainerLocation { node: found.node, key: found.key, offset: found.offset };
-        let cipher = ContainerCipher::new(&self.domain_key, id);
+        let cipher = ContainerCipher::new(&self.domains.get(found.domain)?, id);
         let container = Arc::new(Container { id, location, directory, cipher });
         self.containers.insert(id, Arc::clone(&container));
         Ok(container)
     }
 
     /// The fetch of a region that is under way, or a new one.
-    fn flight(self: &Arc<Self>, container: Arc<Container>, region: u32) -> Flight {
+    fn flight(self: &Arc<Self>, container: Arc<Container>, region: u32, via: Via) -> Flight {
         let key = (container.id, region);
         let mut flights = self.flights.lock();
         if let Some(flight) = flights.get(&key) {
@@ -236,7 +262,10 @@ impl ChunkReader {
         let reader = Arc::clone(self);
         let task = self.tasks.spawn(async move {
             let _landing = Landing { reader: &reader, key };
-            let fetched = reader.fetch_region(&container, region).await;
+            let fetched = match reader.region_from_flash(&container, region, via).await {
+                Some(chunks) => Ok(chunks),
+                None => reader.fetch_region(&container, region).await,
+            };
             if let Ok(chunks) = &fetched {
                 for (index, bytes) in chunks.iter() {
                     reader.keep(ChunkId { container: key.0, index: *index }, bytes.clone());
@@ -261,19 +290,64 @@ impl ChunkReader {
     }
 
     async fn fetch_region_once(&self, container: &Container, region: u32) -> Result<Region, EngineError> {
+        let chunks = self.chunks_of(container, region)?;
+        let (location, directory, cipher) = (&container.location, &container.directory, &container.cipher);
+        let verified = |index, stored: Bytes| {
+            if let Some(flash) = &self.flash {
+                flash.insert(ChunkId { container: container.id, index }, stored, Source::Fetch);
+            }
+        };
+        let stored_too = self.flash.is_some().then_some(&verified as StoredSink<'_>);
+        let read = self.pool.read_chunks(location, directory, cipher, chunks, stored_too);
+        Ok(Arc::new(read.await?))
+    }
+
+    /// The chunks whose first byte lies in the region.
+    fn chunks_of(&self, container: &Container, region: u32) -> Result<Range<u32>, EngineError> {
         let start = u64::from(region) * u64::from(self.limits.region_bytes);
         let window = start..start + u64::from(self.limits.region_bytes);
-        let overlapping = container.directory.chunks_overlapping(window.clone());
-        let first = overlapping
-            .clone()
-            .map(ChunkIndex::new)
-            .find(|index| {
-                container.directory.get(*index).is_some_and(|entry| u64::from(entry.offset) >= start)
-            })
-            .ok_or(EngineError::NoSuchContainer(container.id))?;
-        let chunks = first.get()..overlapping.end;
-        let read =
-            self.pool.read_chunks(&container.location, &container.directory, &container.cipher, chunks);
-        Ok(Arc::new(read.await?))
+        let overlapping = container.directory.chunks_overlapping(window);
+        let begins_here = |index: &u32| {
+            let entry = container.directory.get(ChunkIndex::new(*index));
+            entry.is_some_and(|entry| u64::from(entry.offset) >= start)
+        };
+        let first =
+            overlapping.clone().find(begins_here).ok_or(EngineError::NoSuchContainer(container.id))?;
+        Ok(first..overlapping.end)
+    }
+
+    /// A region whose chunks are all on flash.
+    async fn region_from_flash(&self, container: &Container, region: u32, via: Via) -> Option<Region> {
+        if via == Via::Pool || self.flash.is_none() {
+            return None;
+        }
+        let mut chunks = Vec::new();
+        for index in self.chunks_of(container, region).ok()? {
+            let index = ChunkIndex::new(index);
+            let chunk = ChunkId { container: container.id, index };
+            let bytes = match self.chunks.get(&chunk) {
+                Some(bytes) => bytes,
+                None => self.on_flash(container, index).await?,
+            };
+            chunks.push((index, bytes));
+        }
+        Some(Arc::new(chunks))
+    }
+
+    /// The chunk, if flash has it and it is authentic.
+    async fn on_flash(&self, container: &Container, index: ChunkIndex) -> Option<Bytes> {
+        let flash = self.flash.as_ref()?;
+        let entry = container.directory.get(index)?;
+        let chunk = ChunkId { container: container.id, index };
+        let stored = flash.get(chunk).await?;
+        let mut stored = stored.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        match container.cipher.open_chunk(index, entry, &mut stored) {
+            Ok(bytes) => Some(bytes),
+            Err(damaged) => {
+                flash.damaged(chunk);
+                tracing::warn!(?chunk, %damaged, "a chunk on flash is damaged; the pool is asked");
+                None
+            }
+        }
     }
 }

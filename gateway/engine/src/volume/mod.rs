@@ -24,9 +24,10 @@ use bytes::Bytes;
 use cairn_metadata::CatalogError;
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
-    AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, ReadBuffer, VolumeId,
-    WriteFlags,
+    AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, Monotonic, ReadBuffer,
+    VolumeId, WriteFlags,
 };
+use cairn_segment_writer::VolumePacking;
 use map::ExtentMap;
 use parking_lot::Mutex;
 use std::future::Future;
@@ -49,6 +50,8 @@ pub(crate) struct VolumeState {
     pub(crate) condition: Condition,
     pub(crate) buffer: WriteBuffer,
     pub(crate) map: ExtentMap,
+    /// When the last batch with a part of the volume was committed.
+    pub(crate) committed_at: Monotonic,
 }
 
 /// A virtual disk that this gateway owns and serves.
@@ -56,6 +59,7 @@ pub(crate) struct VolumeState {
 pub struct Volume {
     id: VolumeId,
     durability: Durability,
+    packing: VolumePacking,
     lease: LeaseTerm,
     shared: Arc<Shared>,
     state: Mutex<VolumeState>,
@@ -66,10 +70,12 @@ pub struct Volume {
 
 impl Volume {
     pub(crate) fn new(open: OpenVolume, shared: Arc<Shared>) -> Self {
-        let OpenVolume { row, lease, map, buffer, .. } = open;
+        let OpenVolume { row, packing, lease, map, buffer, .. } = open;
+        let committed_at = shared.ports.clock.now();
         Self {
             id: row.id,
             durability: row.durability,
+            packing,
             lease,
             shared,
             state: Mutex::new(VolumeState {
@@ -79,6 +85,7 @@ impl Volume {
                 condition: Condition::Serving,
                 buffer,
                 map,
+                committed_at,
             }),
             streams: ReadStreams::default(),
             read_since_flush: AtomicBool::new(false),
@@ -99,6 +106,11 @@ impl Volume {
 
     pub fn durability(&self) -> Durability {
         self.durability
+    }
+
+    /// How its data is packed.
+    pub(crate) fn packing(&self) -> &VolumePacking {
+        &self.packing
     }
 
     pub fn generation(&self) -> Generation {

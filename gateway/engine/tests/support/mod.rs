@@ -2,15 +2,17 @@
 
 use bytes::Bytes;
 use cairn_engine::{Engine, EngineConfig, EngineError, EngineParts, Volume};
+use cairn_fingerprints::{FingerprintIndex, IndexConfig};
+use cairn_flash::SealedCache;
 use cairn_metadata::{
     Catalog, CatalogError, Lease, NewVolume, NodeRow, NodeState, SiteRow, SqliteCatalog, VolumeName,
 };
-use cairn_model::crypto::SecretKey;
+use cairn_model::crypto::{Encryption, SecretKey};
 use cairn_model::{
-    BlockDevice, Durability, Entropy, GatewayId, LineageId, Ports, SeededEntropy, SiteId, VolumeId,
+    BlockDevice, DomainId, Durability, Entropy, GatewayId, LineageId, Ports, SeededEntropy, SiteId, VolumeId,
     WriteFlags,
 };
-use cairn_segment_writer::{DataNode, Pool, RequestPolicy};
+use cairn_segment_writer::{DataNode, Domain, Pool, RequestPolicy};
 use cairn_wal::{FileDisk, WalConfig};
 use object_store::ObjectStore;
 use std::path::PathBuf;
@@ -29,6 +31,7 @@ pub(crate) struct Site {
     pub(crate) config: EngineConfig,
     pub(crate) policy: RequestPolicy,
     pub(crate) ports: Ports,
+    pub(crate) flash: Option<Arc<dyn SealedCache>>,
 }
 
 impl Site {
@@ -60,6 +63,7 @@ impl Site {
             config,
             policy: RequestPolicy::default(),
             ports,
+            flash: None,
         };
         let catalog = SqliteCatalog::create(&site.directory.path().join("catalog.db")).await.unwrap();
         let now = site.ports.clock.wall();
@@ -99,8 +103,9 @@ impl Site {
             size_bytes,
             durability: Durability::Flush,
             lineage: LineageId::fresh(clock, entropy),
+            domain: DomainId::DEFAULT,
             compress: true,
-            dedupe: false,
+            dedupe: true,
             read_only: false,
             options: "{}".to_owned(),
             created_at: clock.wall(),
@@ -113,6 +118,19 @@ impl Site {
 
     pub(crate) async fn catalog(&self) -> Arc<dyn Catalog> {
         Arc::new(SqliteCatalog::open(&self.directory.path().join("catalog.db")).await.unwrap())
+    }
+
+    /// Keeps a copy of the catalog, which nobody has open.
+    pub(crate) fn copy_the_catalog(&self) {
+        std::fs::copy(self.directory.path().join("catalog.db"), self.directory.path().join("copy")).unwrap();
+    }
+
+    /// The catalog is as it was when it was copied.
+    pub(crate) fn put_back_the_catalog(&self) {
+        for left in ["catalog.db-wal", "catalog.db-shm"] {
+            let _ = std::fs::remove_file(self.directory.path().join(left));
+        }
+        std::fs::copy(self.directory.path().join("copy"), self.directory.path().join("catalog.db")).unwrap();
     }
 
     /// Registers another gateway of the site.
@@ -147,12 +165,28 @@ impl Site {
             gateway,
             catalog: self.catalog().await,
             pool: Arc::new(Pool::single(opened.await.unwrap())),
-            domain_key: SecretKey::from_bytes([1; 32]),
+            domains: vec![Domain::new(
+                DomainId::DEFAULT,
+                SecretKey::from_bytes([1; 32]),
+                Encryption::Aes256Gcm,
+            )],
             wal_key: SecretKey::from_bytes([2; 32]),
             wal_disk: Arc::new(FileDisk::open(&self.directory.path().join(log)).unwrap()),
+            fingerprints: Arc::new(self.index(log)),
+            flash: self.flash.clone(),
             ports: self.ports.clone(),
         };
         Engine::start(self.config.clone(), parts).await
+    }
+
+    /// The index of the gateway with this log, on disk.
+    fn index(&self, log: &str) -> FingerprintIndex {
+        let config = IndexConfig {
+            path: self.directory.path().join(format!("{log}-index")),
+            cache_bytes: 4 << 20,
+            containers_max: 1000,
+        };
+        FingerprintIndex::open(&config, self.id, &SecretKey::from_bytes([3; 32])).unwrap().0
     }
 
     pub(crate) async fn start(&self) -> Arc<Engine> {
@@ -170,6 +204,11 @@ impl Checked {
     pub(crate) fn fresh(volume: Arc<Volume>) -> Self {
         let expected = vec![0; usize::try_from(volume.size_bytes()).unwrap()];
         Self { volume, expected }
+    }
+
+    /// What it must show, without the volume: an engine's files are free when nobody holds it any more.
+    pub(crate) fn into_expected(self) -> Vec<u8> {
+        self.expected
     }
 
     pub(crate) async fn write(&mut self, offset: u64, bytes: Vec<u8>) {

@@ -92,9 +92,7 @@ async fn a_log_cut_anywhere_gives_whole_batches_in_order() {
             .map(|(commit, _)| commit)
             .collect();
         assert_eq!(deltas, (1..=commits).map(CommitSeq::new).collect::<Vec<_>>());
-        let totals =
-            Totals { volumes: 1, segments: commits, segment_bytes: commits * 4096, containers: commits };
-        assert_eq!(catalog.totals().await.unwrap(), totals);
+        assert_eq!(catalog.totals().await.unwrap(), World::totals(1, commits));
         seen.push(commits);
     }
     assert!(seen.is_sorted_by(|a, b| a >= b), "{seen:?}");

@@ -19,7 +19,7 @@ const NAMES: [&str; 8] = ["a", "b", "c.1", ".bad", "", "%ff", "b%2Fc", "nobody"]
 const SIZES: [u64; 8] = [512, 4096, 65_536, 1 << 20, 0, 513, 64 << 40, u64::MAX];
 const METHODS: [Method; 7] =
     [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD, Method::OPTIONS];
-const PATHS: [&str; 10] = [
+const PATHS: [&str; 12] = [
     "/v1/status",
     "/v1/health",
     "/v1/volumes",
@@ -30,6 +30,8 @@ const PATHS: [&str; 10] = [
     "/v1/volumes/a/flush",
     "/v1/nodes",
     "/v1/nodes/pool",
+    "/v1/cpu",
+    "/metrics",
 ];
 const REQUESTS_MAX: usize = 16;
 

@@ -54,7 +54,7 @@ pub(crate) fn seeds() -> Seeds {
     vec![
         ("own".to_owned(), own(&text)),
         ("own-windows".to_owned(), own(&text.replace('\n', "\r\n"))),
-        ("own-newer".to_owned(), own(&text.replace("key-1", "key-2"))),
+        ("own-newer".to_owned(), own(&text.replace("key-1", "key-3"))),
         ("own-longer".to_owned(), own(&(text + "more"))),
         ("changed".to_owned(), [&[1], &[7; 32][..], &[20, b'x']].concat()),
         ("capital".to_owned(), [&[1], &[0xab; 32][..], &[20, b'A']].concat()),

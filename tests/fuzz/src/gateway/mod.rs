@@ -1,4 +1,6 @@
-//! Files that a gateway reads when it starts.
+//! What a gateway reads when it starts.
 
 pub(crate) mod config;
 pub(crate) mod key;
+pub(crate) mod published;
+pub(crate) mod sealed_key;

@@ -43,8 +43,16 @@ pub(crate) fn seeds() -> Seeds {
         ),
         ("zstd-bomb".to_owned(), vec![3, 0x10, 0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x58, 0xff, 0xff, 0x0f, b'x']),
     ];
-    let plaintext = super::whole::footer_plaintext(stored);
     let offset = super::whole::footer_offset(stored).to_le_bytes();
-    seeds.push(("footer".to_owned(), [&[1], &offset[..], &plaintext].concat()));
+    let prints: Vec<[u8; 16]> = (0..17).map(|block| [block; 16]).collect();
+    for (name, prints) in
+        [("footer-v1", None), ("footer", Some(&prints[..])), ("footer-without-fingerprints", Some(&[]))]
+    {
+        let plaintext = super::whole::footer_plaintext(stored, prints);
+        seeds.push((name.to_owned(), [&[1], &offset[..], &plaintext].concat()));
+    }
+    let old = super::whole::FIXTURE_1;
+    let size = (old.len() as u64).to_le_bytes();
+    seeds.push(("frame-v1".to_owned(), [&[2], &size[..], &old[..64], &old[old.len() - 32..]].concat()));
     seeds
 }

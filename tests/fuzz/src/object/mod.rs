@@ -4,18 +4,23 @@ pub(crate) mod bytes;
 pub(crate) mod marker;
 pub(crate) mod whole;
 
-use cairn_model::crypto::SecretKey;
-use cairn_model::{NodeId, Ports, SiteId};
-use cairn_segment_writer::{DataNode, Pool, RequestPolicy};
+use cairn_model::crypto::{Encryption, SecretKey};
+use cairn_model::{DomainId, NodeId, Ports, SiteId};
+use cairn_segment_writer::{DataNode, Domain, Pool, RequestPolicy};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The key and the site of the format fixtures.
-fn domain_key() -> SecretKey {
-    SecretKey::from_bytes([7; 32])
+/// The domain and the site of the format fixtures.
+fn domain() -> Domain {
+    Domain::new(DomainId::DEFAULT, SecretKey::from_bytes([7; 32]), Encryption::Aes256Gcm)
+}
+
+/// The domain of the fixtures without encryption.
+fn open_domain() -> Domain {
+    Domain::new(DomainId::from_bytes([20; 16]), SecretKey::from_bytes([21; 32]), Encryption::Off)
 }
 
 fn site() -> SiteId {

@@ -1,0 +1,189 @@
+//! A catalog of schema 2, with data, opened by this program.
+
+use super::FileStore;
+use crate::conformance::{blocks, written};
+use crate::sqlite::open::MIGRATIONS;
+use crate::{BatchCommit, Catalog, FoldPlan, LeafIndex, MapLeaf, SqliteCatalog, VolumeCommit, VolumeUsage};
+use cairn_model::{
+    BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, Reduction,
+    VolumeId, WriteSeq,
+};
+use sqlx::{Connection, SqliteConnection};
+use std::sync::Arc;
+
+const KEPT: ([u8; 16], [u8; 16]) = ([1; 16], [2; 16]);
+const GONE: ([u8; 16], [u8; 16]) = ([3; 16], [4; 16]);
+const GATEWAY: [u8; 16] = [5; 16];
+const SEGMENT: [u8; 16] = [6; 16];
+const CONTAINER: ContainerId = ContainerId::from_bytes([7; 16]);
+const OTHER_CONTAINER: ContainerId = ContainerId::from_bytes([8; 16]);
+/// A leaf whose bytes are damaged.
+const DAMAGED: u32 = 200;
+
+fn index(number: u32) -> LeafIndex {
+    LeafIndex::new(number).unwrap()
+}
+
+fn leaf(number: u32, mapped: u64) -> MapLeaf {
+    let ops = written(blocks(index(number).range().start().get(), mapped), CONTAINER).ops;
+    MapLeaf::from_ops(index(number), ops)
+}
+
+async fn put_leaf(old: &mut SqliteConnection, lineage: [u8; 16], number: u32, commit: i64, data: Vec<u8>) {
+    sqlx::query("INSERT INTO leaves (lineage, leaf, commit_seq, data) VALUES ($1, $2, $3, $4)")
+        .bind(lineage.to_vec())
+        .bind(i64::from(number))
+        .bind(commit)
+        .bind(data)
+        .execute(old)
+        .await
+        .unwrap();
+}
+
+async fn put_container(old: &mut SqliteConnection, id: ContainerId, directory: &[u8]) {
+    let sql = "INSERT INTO containers (id, segment, segment_offset, length_bytes, directory) VALUES ($1, $2, 0, 1000, $3)";
+    sqlx::query(sql)
+        .bind(id.as_bytes().to_vec())
+        .bind(SEGMENT.to_vec())
+        .bind(directory.to_vec())
+        .execute(old)
+        .await
+        .unwrap();
+}
+
+/// Two volumes, one of them deleted; leaves in several versions; two containers and one damaged leaf.
+async fn schema_2() -> FileStore {
+    let store = FileStore::new().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.path()).create_if_missing(true);
+    let mut old = SqliteConnection::connect_with(&options).await.unwrap();
+    MIGRATIONS.run_to(2, &mut old).await.unwrap();
+    for sql in [
+        "INSERT INTO site VALUES (1, zeroblob(16), 'home', 77, 1)",
+        "INSERT INTO gateways VALUES (x'05050505050505050505050505050505', 'first', 'dirty', 1, 0)",
+        "INSERT INTO nodes VALUES (zeroblob(16), 'disk', 'file:///pool', NULL, 'active', 1, '{}')",
+        "INSERT INTO segments VALUES (x'06060606060606060606060606060606', zeroblob(16), 'key', 4096)",
+        "UPDATE totals SET volumes = 1, segments = 1, segment_bytes = 4096, containers = 3",
+    ] {
+        sqlx::query(sql).execute(&mut old).await.unwrap();
+    }
+    for ((volume, lineage), deleted) in [(KEPT, 0), (GONE, 1)] {
+        let sql = "INSERT INTO lineages VALUES ($1, 2, 0)";
+        sqlx::query(sql).bind(lineage.to_vec()).execute(&mut old).await.unwrap();
+        let sql = "INSERT INTO volumes VALUES ($1, 'a', 1048576, 'flush', $2, 1, 0, 0, '{}', 1, 0, $3)";
+        let volume_row = sqlx::query(sql).bind(volume.to_vec()).bind(lineage.to_vec()).bind(deleted);
+        volume_row.execute(&mut old).await.unwrap();
+        let sql = "INSERT INTO leases VALUES ($1, $2, 1, 1, 0, 1, 30000)";
+        let lease = sqlx::query(sql).bind(volume.to_vec()).bind(GATEWAY.to_vec());
+        lease.execute(&mut old).await.unwrap();
+        put_leaf(&mut old, lineage, 0, 1, leaf(0, 500).encode(index(0))).await;
+        put_leaf(&mut old, lineage, 0, 2, leaf(0, 40).encode(index(0))).await;
+        put_leaf(&mut old, lineage, 1, 1, leaf(1, 7).encode(index(1))).await;
+        // More than are read at once.
+        for number in 2..152 {
+            put_leaf(&mut old, lineage, number, 2, leaf(number, 3).encode(index(number))).await;
+        }
+        put_leaf(&mut old, lineage, DAMAGED, 2, b"damaged".to_vec()).await;
+    }
+    // One block as it is and eight in 300 bytes; sixteen in five bytes; a damaged one.
+    put_container(&mut old, CONTAINER, &[1, 2, 0x00, 0x17, 0xac, 0x02]).await;
+    put_container(&mut old, OTHER_CONTAINER, &[1, 1, 0x1f, 0x05]).await;
+    put_container(&mut old, ContainerId::from_bytes([9; 16]), b"damaged").await;
+    old.close().await.unwrap();
+    store
+}
+
+async fn mapped(catalog: &SqliteCatalog) -> u64 {
+    let bytes = catalog.volume(VolumeId::from_bytes(KEPT.0)).await.unwrap().usage.logical_bytes;
+    assert_eq!(catalog.totals().await.unwrap().logical_bytes, bytes);
+    bytes / 4096
+}
+
+fn fold(leaves: &[(u32, u64)], emptied: Vec<LbaRange>) -> FoldPlan {
+    let leaves = leaves.iter().map(|(number, mapped)| (index(*number), Arc::new(leaf(*number, *mapped))));
+    FoldPlan {
+        lineage: LineageId::from_bytes(KEPT.1),
+        gateway: GatewayId::from_bytes(GATEWAY),
+        generation: Generation::new(1),
+        through: CommitSeq::new(2),
+        leaves: leaves.collect(),
+        emptied,
+        forget: None,
+    }
+}
+
+#[tokio::test]
+async fn sums_are_made_once_and_are_exact() {
+    let store = schema_2().await;
+    // The second opening finds them made.
+    for _ in 0..2 {
+        let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+        let row = catalog.volume(VolumeId::from_bytes(KEPT.0)).await.unwrap();
+        let usage = VolumeUsage { logical_bytes: (40 + 7 + 150 * 3) * 4096, reduction: Reduction::default() };
+        assert_eq!((row.domain, row.usage), (DomainId::DEFAULT, usage));
+        let totals = catalog.totals().await.unwrap();
+        assert_eq!(totals.logical_bytes, usage.logical_bytes);
+        assert_eq!((totals.container_bytes, totals.container_raw_bytes), (3000, 25 * 4096));
+        let found = catalog.containers_before(None, 10).await.unwrap();
+        let raw: Vec<_> =
+            found.iter().map(|container| (container.domain, container.raw_bytes / 4096)).collect();
+        assert_eq!(raw, [0, 16, 9].map(|blocks| (DomainId::DEFAULT, blocks)));
+        assert_eq!(catalog.domains().await.unwrap()[0].created_at.unix_millis(), 77);
+        let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_all(&catalog.writer).await.unwrap();
+        assert!(dangling.is_empty());
+        catalog.close().await;
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_was_cut_short_before_its_sums_makes_them_later() {
+    let store = schema_2().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.path()).foreign_keys(false);
+    let mut cut_short = SqliteConnection::connect_with(&options).await.unwrap();
+    MIGRATIONS.run(&mut cut_short).await.unwrap();
+    cut_short.close().await.unwrap();
+    let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+    assert_eq!(mapped(&catalog).await, 40 + 7 + 150 * 3);
+    assert_eq!(catalog.totals().await.unwrap().container_raw_bytes, 25 * 4096);
+}
+
+#[tokio::test]
+async fn leaves_that_do_not_say_what_they_map_are_counted_when_they_are_replaced() {
+    let store = schema_2().await;
+    let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+    let before = mapped(&catalog).await;
+    // Leaf by leaf, in both lengths of a statement, and as a range of more than are read at once.
+    catalog.fold(&fold(&[(0, 10), (1, 20)], Vec::new())).await.unwrap();
+    assert_eq!(mapped(&catalog).await, before - 40 - 7 + 30);
+    let sixteen: Vec<_> = (2..18).map(|number| (number, 100)).collect();
+    catalog.fold(&fold(&sixteen, Vec::new())).await.unwrap();
+    assert_eq!(mapped(&catalog).await, 30 + 16 * 100 + 134 * 3);
+    let range = LbaRange::between(index(10).range().start(), index(151).range().start());
+    catalog.fold(&fold(&[(DAMAGED, 5)], vec![range])).await.unwrap();
+    assert_eq!(mapped(&catalog).await, 30 + 8 * 100 + 3 + 5);
+    catalog.delete_volume(VolumeId::from_bytes(KEPT.0)).await.unwrap();
+    while catalog.purge_deleted(50).await.unwrap() {}
+    assert_eq!(catalog.totals().await.unwrap().logical_bytes, 0);
+}
+
+#[tokio::test]
+async fn containers_of_the_time_before_are_of_the_default_domain() {
+    let store = schema_2().await;
+    let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+    let part = VolumeCommit {
+        volume: VolumeId::from_bytes(KEPT.0),
+        lineage: LineageId::from_bytes(KEPT.1),
+        generation: Generation::new(1),
+        base: WriteSeq::ZERO,
+        through: WriteSeq::new(1),
+        delta: written(blocks(0, 4), OTHER_CONTAINER),
+        reduction: Reduction::default(),
+    };
+    let batch = BatchCommit {
+        batch: BatchId::from_bytes([1; 16]),
+        gateway: GatewayId::from_bytes(GATEWAY),
+        segments: Vec::new(),
+        containers: Vec::new(),
+        volumes: vec![part],
+    };
+    catalog.commit_batch(&batch).await.unwrap();
+}
