@@ -7,5 +7,8 @@ mod abuse;
 mod clients;
 mod crash;
 mod filesystems;
+mod flash;
 mod gateway;
 mod linearizable;
+mod reduction;
+mod secrecy;

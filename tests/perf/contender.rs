@@ -67,9 +67,17 @@ pub(crate) enum Running {
 pub(crate) struct PoolCounters {
     pub(crate) puts: f64,
     pub(crate) put_bytes: f64,
+    pub(crate) gets: f64,
 }
 
 const VOLUME: &str = "bench";
+
+/// The least that a gateway takes: what is read from flash must not come from memory.
+const SMALL_MEMORY: &str = "[memory]\nblock_cache = \"16MiB\"\n";
+
+fn set_configuration(gateway: &Gateway, text: &str) -> Result<()> {
+    Ok(std::fs::write(gateway.dir().join("cairn.toml"), text)?)
+}
 
 impl Running {
     pub(crate) fn start(contender: Contender, size: u64) -> Result<Self> {
@@ -155,18 +163,47 @@ impl Running {
                 .as_f64()
                 .with_context(|| format!("status has no number pool.{field}: {status}"))
         };
-        Ok(Some(PoolCounters { puts: number("put_requests")?, put_bytes: number("put_bytes")? }))
+        Ok(Some(PoolCounters {
+            puts: number("put_requests")?,
+            put_bytes: number("put_bytes")?,
+            gets: number("get_requests")?,
+        }))
     }
 
-    /// Stops and starts the server, and makes the kernel forget what it has in memory.
+    /// Stops and starts the server with hardly any memory of its own, so that what it reads comes from its flash, or from the kernel's
+    /// caches, which everybody keeps.
+    pub(crate) fn restart_with_flash(&mut self) -> Result<()> {
+        self.stop()?;
+        if let Self::Cairn(gateway) = self {
+            set_configuration(gateway, SMALL_MEMORY)?;
+        }
+        self.start_again()
+    }
+
+    /// Stops and starts the server, and makes everybody forget what they have in memory and on flash.
     pub(crate) fn restart_cold(&mut self) -> Result<()> {
-        match self {
-            Self::Cairn(gateway) => gateway.stop()?,
-            Self::Peer(peer) => peer.kill()?,
-            Self::Disk { .. } => {}
+        self.stop()?;
+        if let Self::Cairn(gateway) = self {
+            set_configuration(gateway, "")?;
+            let flash = gateway.dir().join("flash");
+            if flash.exists() {
+                std::fs::remove_dir_all(flash)?;
+            }
         }
         Tool::new("sync").timeout(Duration::from_mins(5)).run()?;
         Tool::as_root("sysctl").args(["-q", "-w", "vm.drop_caches=3"]).run()?;
+        self.start_again()
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        match self {
+            Self::Cairn(gateway) => gateway.stop(),
+            Self::Peer(peer) => peer.kill(),
+            Self::Disk { .. } => Ok(()),
+        }
+    }
+
+    fn start_again(&mut self) -> Result<()> {
         match self {
             Self::Cairn(gateway) => gateway.start(),
             Self::Peer(peer) => peer.restart(),

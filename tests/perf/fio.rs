@@ -21,6 +21,7 @@ pub(crate) struct Job {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Done {
     pub(crate) operations_per_second: f64,
+    pub(crate) operations: f64,
     pub(crate) bytes: f64,
     pub(crate) seconds: f64,
 }
@@ -55,6 +56,7 @@ impl Job {
             |field: &str| side[field].as_f64().with_context(|| format!("fio reports no {field}: {said}"));
         Ok(Done {
             operations_per_second: number("iops")?,
+            operations: number("total_ios")?,
             bytes: number("io_bytes")?,
             seconds: number("runtime")? / 1000.0,
         })

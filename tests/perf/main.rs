@@ -15,6 +15,7 @@ mod sequential;
 
 use anyhow::{Context, Result, bail};
 use contender::Contender;
+use report::CoreLimits;
 use serde_json::Value;
 use std::path::PathBuf;
 use system_tests::settings;
@@ -75,8 +76,7 @@ impl Options {
     }
 }
 
-/// What one core can compress and seal, from the segment writer's own measurement.
-fn core_limits() -> Result<Value> {
+fn core_limits() -> Result<CoreLimits> {
     let program = settings::target_folder().join("release/examples/cpu_limits");
     if !program.is_file() {
         bail!(
@@ -84,7 +84,8 @@ fn core_limits() -> Result<Value> {
         );
     }
     let said = Tool::new(program).run()?.stdout;
-    serde_json::from_str(&said).with_context(|| said.clone())
+    let report: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    CoreLimits::of(&report)
 }
 
 fn main() -> Result<()> {

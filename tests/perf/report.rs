@@ -21,14 +21,19 @@ pub(crate) enum Row {
     QemuImgWrite,
     QemuImgRead,
     SequentialWrite,
+    SequentialNoise,
+    SequentialRepeats,
     SequentialRead,
+    ScatteredRead,
+    FlashRead1,
+    FlashRead32,
     ColdFirstRead,
     ColdRead1,
     ColdSequentialRead,
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Write1,
         Self::Write32,
         Self::Read1,
@@ -40,7 +45,12 @@ impl Row {
         Self::QemuImgWrite,
         Self::QemuImgRead,
         Self::SequentialWrite,
+        Self::SequentialNoise,
+        Self::SequentialRepeats,
         Self::SequentialRead,
+        Self::ScatteredRead,
+        Self::FlashRead1,
+        Self::FlashRead32,
         Self::ColdFirstRead,
         Self::ColdRead1,
         Self::ColdSequentialRead,
@@ -58,7 +68,12 @@ impl Row {
             Self::WriteFlush32Every32 => "4 KiB random write, flush every 32, QD32",
             Self::QemuImgWrite => "qemu-img bench, 4 KiB write, depth 32",
             Self::QemuImgRead => "qemu-img bench, 4 KiB read, depth 32",
-            Self::SequentialWrite => "1 MiB sequential write, sustained",
+            Self::SequentialWrite => "1 MiB sequential write, programs",
+            Self::SequentialNoise => "1 MiB sequential write, noise",
+            Self::SequentialRepeats => "1 MiB sequential write, repeats",
+            Self::FlashRead1 => "4 KiB random read, QD1, from flash",
+            Self::FlashRead32 => "4 KiB random read, QD32, from flash",
+            Self::ScatteredRead => "1 MiB sequential read, after random writes",
             Self::SequentialRead => "1 MiB sequential read, warm",
             Self::ColdFirstRead => "first 4 KiB read after a restart",
             Self::ColdRead1 => "4 KiB random read, QD1, cold",
@@ -68,7 +83,12 @@ impl Row {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::SequentialWrite | Self::SequentialRead | Self::ColdSequentialRead => "MB/s",
+            Self::SequentialWrite
+            | Self::SequentialNoise
+            | Self::SequentialRepeats
+            | Self::SequentialRead
+            | Self::ScatteredRead
+            | Self::ColdSequentialRead => "MB/s",
             Self::ColdFirstRead => "ms",
             _ => "op/s",
         }
@@ -76,6 +96,29 @@ impl Row {
 
     fn less_is_better(self) -> bool {
         self == Self::ColdFirstRead
+    }
+}
+
+/// What one core can do, in MB/s, from the segment writer's own measurement.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CoreLimits {
+    /// Programs, compressed and sealed.
+    compress_and_seal: f64,
+    /// Noise, fingerprinted and sealed.
+    hash_and_seal: f64,
+}
+
+impl CoreLimits {
+    /// From the report of `cpu_limits`.
+    pub(crate) fn of(report: &Value) -> Result<Self> {
+        let limit = |what: &str| {
+            let rate = report.pointer(&format!("/{what}/mb_per_s")).and_then(Value::as_f64);
+            rate.with_context(|| format!("cpu_limits reports no {what}.mb_per_s: {report}"))
+        };
+        Ok(Self {
+            compress_and_seal: limit("compress_and_seal")?,
+            hash_and_seal: limit("fingerprint_and_seal_random_data")?,
+        })
     }
 }
 
@@ -91,7 +134,8 @@ pub(crate) struct Cost {
 pub(crate) struct Results {
     samples: BTreeMap<(Row, Contender), Vec<f64>>,
     cpu: BTreeMap<(Row, Contender), Vec<f64>>,
-    costs: Vec<Cost>,
+    costs: BTreeMap<Row, Vec<Cost>>,
+    pool_reads: BTreeMap<Row, Vec<f64>>,
 }
 
 impl Results {
@@ -104,8 +148,13 @@ impl Results {
         self.cpu.entry((row, contender)).or_default().push(seconds_per_gib);
     }
 
-    pub(crate) fn add_cost(&mut self, cost: Cost) {
-        self.costs.push(cost);
+    pub(crate) fn add_cost(&mut self, row: Row, cost: Cost) {
+        self.costs.entry(row).or_default().push(cost);
+    }
+
+    /// Requests to Cairn's pool for each read of a guest.
+    pub(crate) fn add_pool_reads(&mut self, row: Row, per_read: f64) {
+        self.pool_reads.entry(row).or_default().push(per_read);
     }
 
     fn median(&self, contender: Contender, row: Row) -> Option<f64> {
@@ -135,7 +184,7 @@ fn figure(value: f64) -> String {
     }
 }
 
-pub(crate) fn markdown(results: &Results, options: &Options, limits: &Value) -> Result<String> {
+pub(crate) fn markdown(results: &Results, options: &Options, limits: &CoreLimits) -> Result<String> {
     let mut page = String::from(
         "# Performance\n\nMade by `just bench`, which overwrites this page. Everything was measured in one run on one machine, the \
          contenders in turn, round after round; figures are medians, and in brackets how many times as good as `qemu-nbd`. \
@@ -202,18 +251,21 @@ fn speeds(page: &mut String, results: &Results, options: &Options) -> Result<()>
 }
 
 /// What we want to reach, as ratios.
-fn targets(page: &mut String, results: &Results, limits: &Value) -> Result<()> {
-    let limit = limits
-        .pointer("/compress_and_seal/mb_per_s")
-        .and_then(Value::as_f64)
-        .with_context(|| format!("cpu_limits reports no compress_and_seal.mb_per_s: {limits}"))?;
-    let sustained = results.median(Contender::Cairn, Row::SequentialWrite).map(|rate| rate / limit);
+fn targets(page: &mut String, results: &Results, limits: &CoreLimits) -> Result<()> {
+    let CoreLimits { compress_and_seal: compress, hash_and_seal: hash } = *limits;
+    let of = |row, limit: f64| results.median(Contender::Cairn, row).map(|rate| rate / limit);
     let ratio = |row| results.ratio(Contender::Cairn, row);
     let lines = [
         ("4 KiB random write QD32, of qemu-nbd", ratio(Row::Write32), 1.0),
         ("4 KiB random read QD32 from RAM, of qemu-nbd", ratio(Row::Read32), 1.0),
         ("4 KiB write + flush QD1, of qemu-nbd", ratio(Row::WriteFlush1), 1.2),
-        ("sustained sequential write, of one core's compress + seal", sustained, 0.5),
+        ("4 KiB random read QD32 from flash, of qemu-nbd", ratio(Row::FlashRead32), 0.5),
+        (
+            "sequential write of programs, of one core's compress + seal",
+            of(Row::SequentialWrite, compress),
+            0.5,
+        ),
+        ("sequential write of noise, of one core's hash + seal", of(Row::SequentialNoise, hash), 0.6),
     ];
     page.push_str("## Targets\n\n| what | target | measured | |\n|---|---:|---:|---|\n");
     for (what, target, measured) in lines.map(|(what, measured, target)| (what, target, measured)) {
@@ -221,7 +273,10 @@ fn targets(page: &mut String, results: &Results, limits: &Value) -> Result<()> {
         let verdict = if measured >= target { "met" } else { "**missed**" };
         writeln!(page, "| {what} | {target:.1} | {measured:.2} | {verdict} |")?;
     }
-    writeln!(page, "\nOne core compresses and seals {limit:.0} MB/s of this kind of data (`cpu_limits`).\n")?;
+    writeln!(
+        page,
+        "\nOne core compresses and seals {compress:.0} MB/s of programs, and hashes and seals {hash:.0} MB/s of noise (`cpu_limits`).\n"
+    )?;
     Ok(())
 }
 
@@ -235,8 +290,17 @@ fn costs(page: &mut String, results: &Results, options: &Options) -> Result<()> 
     page.push_str("\n|---|");
     page.push_str(&"---:|".repeat(servers.len()));
     page.push('\n');
-    for row in [Row::Write32, Row::Read32, Row::SequentialWrite, Row::SequentialRead, Row::ColdSequentialRead]
-    {
+    for row in [
+        Row::Write32,
+        Row::Read32,
+        Row::FlashRead32,
+        Row::SequentialWrite,
+        Row::SequentialNoise,
+        Row::SequentialRepeats,
+        Row::SequentialRead,
+        Row::ScatteredRead,
+        Row::ColdSequentialRead,
+    ] {
         write!(page, "| {} |", row.name())?;
         for contender in &servers {
             match results.cpu.get(&(row, *contender)) {
@@ -247,15 +311,27 @@ fn costs(page: &mut String, results: &Results, options: &Options) -> Result<()> 
         page.push('\n');
     }
     page.push('\n');
-    if !results.costs.is_empty() {
-        let of = |pick: fn(&Cost) -> f64| figure(median(&results.costs.iter().map(pick).collect::<Vec<_>>()));
-        writeln!(
-            page,
-            "Sequential writing asks the pool for {} puts per GiB written and puts {} bytes per byte written.\n",
-            of(|cost| cost.puts_per_gib),
-            of(|cost| cost.bytes_put_per_byte)
-        )?;
+    pool_costs(page, results)
+}
+
+fn pool_costs(page: &mut String, results: &Results) -> Result<()> {
+    if results.costs.is_empty() {
+        return Ok(());
     }
+    page.push_str(
+        "What Cairn asks of its pool.\n\n| workload | puts per GiB | bytes put per byte | gets per read |\n|---|---:|---:|---:|\n",
+    );
+    for row in Row::ALL {
+        if let Some(costs) = results.costs.get(&row) {
+            let of = |pick: fn(&Cost) -> f64| figure(median(&costs.iter().map(pick).collect::<Vec<_>>()));
+            let (puts, bytes) = (of(|cost| cost.puts_per_gib), of(|cost| cost.bytes_put_per_byte));
+            writeln!(page, "| {} | {puts} | {bytes} | – |", row.name())?;
+        }
+        if let Some(reads) = results.pool_reads.get(&row) {
+            writeln!(page, "| {} | – | – | {:.3} |", row.name(), median(reads))?;
+        }
+    }
+    page.push('\n');
     Ok(())
 }
 
@@ -266,11 +342,15 @@ fn method(page: &mut String, options: &Options) -> Result<()> {
     }
     page.push_str(
         "\nEvery round gives every contender fresh storage on the same disk, fills the area, reads it once, and runs the workloads in one \
-         order: reads, writes, `qemu-img bench`, cold reads, sustained writing. Servers are reached over a Unix socket by fio's nbd \
-         engine. Between write workloads everything is flushed, and Cairn's log is brought to the pool. Sustained writing sends \
-         programs from `/usr/bin`, every block made unique, eight requests in flight; the clock stops when everything is flushed \
-         and, for Cairn, in the pool. Cold means that the server was restarted and the kernel's caches were dropped. `nbdkit memory` \
-         has nothing to restart with.\n",
+         order: reads, writes, `qemu-img bench`, reads from flash, cold reads, sustained writing. Servers are reached over a Unix socket by \
+         fio's nbd engine. Between write workloads everything is flushed, and Cairn's log is brought to the pool.\n\n\
+         Sequential writing goes on round and round over 8 GiB, eight requests in flight; the clock stops when everything is flushed and, \
+         for Cairn, in the pool. *Programs* are the content of `/usr/bin`, every block made unique. *Noise* is random, every block unique: \
+         nothing to compress, nothing to share. *Repeats* are 64 MiB of `/usr/bin` again and again at other addresses, after the first \
+         time, which is not counted. Noise and repeats are written for a third of the time.\n\n\
+         From flash means that the area was read once, then the server was restarted, Cairn with 16 MiB of block cache; the kernel's caches \
+         are kept, with all of the area in them for those who use them. Cold means that the server was restarted, Cairn's flash was emptied and the kernel's caches were dropped. `nbdkit memory` has nothing to \
+         restart with.\n",
     );
     Ok(())
 }

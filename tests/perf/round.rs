@@ -2,9 +2,9 @@
 
 use crate::Options;
 use crate::contender::{Contender, Running};
-use crate::fio::{Job, qemu_img_bench};
+use crate::fio::{Done, Job, qemu_img_bench};
 use crate::report::{Cost, Results, Row};
-use crate::sequential::{self, Source, Until};
+use crate::sequential::{self, Kind, Source, Until};
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ const RANDOM_WRITES: [(Row, Job); 6] = [
 const RANDOM_READS: [(Row, Job); 2] =
     [(Row::Read1, job("randread", 1, 0)), (Row::Read32, job("randread", 32, 0))];
 
+const FLASH_READS: [(Row, Job); 2] =
+    [(Row::FlashRead1, job("randread", 1, 0)), (Row::FlashRead32, job("randread", 32, 0))];
+
 const SEQUENTIAL_READ: Job = Job { mode: "read", block_bytes: 1 << 20, depth: 8, flush_every: 0 };
 
 struct Round<'a> {
@@ -38,19 +41,29 @@ struct Round<'a> {
 }
 
 pub(crate) fn run(contender: Contender, options: &Options, results: &mut Results) -> Result<()> {
-    let mut source = Source::read()?;
+    let mut programs = Source::new(Kind::Programs)?;
     let running = Running::start(contender, SEQUENTIAL_AREA)?;
     let mut round = Round { contender, options, results, running };
-    round.write(&mut source, Until::Bytes(options.area_bytes), options.area_bytes)?;
+    round.write(&mut programs, Until::Bytes(options.area_bytes), options.area_bytes)?;
     round.running.settle()?;
     // One pass warms every cache that wants to be warm.
     SEQUENTIAL_READ.run(&round.running, options.area_bytes, 0)?;
-    round.random()?;
     round.sequential_read(Row::SequentialRead)?;
+    round.random()?;
+    round.sequential_read(Row::ScatteredRead)?;
     round.qemu_img()?;
     round.running.settle()?;
+    round.flash()?;
     round.cold()?;
-    round.sustained_write(&mut source)
+    let whole = Duration::from_secs(options.sustained_seconds.into());
+    round.sustained_write(Row::SequentialWrite, &mut programs, whole)?;
+    drop(programs);
+    round.sustained_write(Row::SequentialNoise, &mut Source::new(Kind::Noise)?, whole / 3)?;
+    let mut repeats = Source::new(Kind::Repeats)?;
+    // The first copy is everybody's; the clock is for the others.
+    round.write(&mut repeats, Until::Bytes(Source::ROUND_BYTES), SEQUENTIAL_AREA)?;
+    round.running.settle()?;
+    round.sustained_write(Row::SequentialRepeats, &mut repeats, whole / 3)
 }
 
 impl Round<'_> {
@@ -64,14 +77,14 @@ impl Round<'_> {
         }
     }
 
-    fn measure(&mut self, row: Row, job: Job) -> Result<()> {
+    fn measure(&mut self, row: Row, job: Job) -> Result<Done> {
         let before = self.running.cpu_seconds()?;
         let done = job.run(&self.running, self.options.area_bytes, self.options.seconds)?;
         self.results.add(self.contender, row, done.operations_per_second);
         if let (Some(before), Some(after)) = (before, self.running.cpu_seconds()?) {
             self.results.add_cpu(self.contender, row, (after - before) / (done.bytes / GIB));
         }
-        Ok(())
+        Ok(done)
     }
 
     fn random(&mut self) -> Result<()> {
@@ -104,6 +117,23 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// Random reads after a restart, of what was read before it. The server's memory is cold, its flash and the kernel's caches are not.
+    fn flash(&mut self) -> Result<()> {
+        if self.contender == Contender::NbdkitMemory {
+            return Ok(());
+        }
+        SEQUENTIAL_READ.run(&self.running, self.options.area_bytes, 0)?;
+        self.running.restart_with_flash()?;
+        for (row, job) in FLASH_READS {
+            let before = self.running.pool()?;
+            let done = self.measure(row, job)?;
+            if let (Some(before), Some(after)) = (before, self.running.pool()?) {
+                self.results.add_pool_reads(row, (after.gets - before.gets) / done.operations);
+            }
+        }
+        Ok(())
+    }
+
     fn cold(&mut self) -> Result<()> {
         if self.contender == Contender::NbdkitMemory {
             // It has nothing to come back with.
@@ -122,25 +152,27 @@ impl Round<'_> {
         self.sequential_read(Row::ColdSequentialRead)
     }
 
-    /// Writes for a minute, and counts the time until everything is where it stays.
-    fn sustained_write(&mut self, source: &mut Source) -> Result<()> {
+    /// Writes for a while, and counts the time until everything is where it stays.
+    fn sustained_write(&mut self, row: Row, source: &mut Source, time: Duration) -> Result<()> {
         let (cpu, pool) = (self.running.cpu_seconds()?, self.running.pool()?);
         let started = Instant::now();
-        let until = Until::Elapsed(Duration::from_secs(self.options.sustained_seconds.into()));
-        let bytes = self.write(source, until, SEQUENTIAL_AREA)?;
+        let bytes = self.write(source, Until::Elapsed(time), SEQUENTIAL_AREA)?;
         self.running.settle()?;
         let seconds = started.elapsed().as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate needs no 53 bits")]
         let bytes = bytes as f64;
-        self.results.add(self.contender, Row::SequentialWrite, bytes / seconds / 1e6);
+        self.results.add(self.contender, row, bytes / seconds / 1e6);
         if let (Some(before), Some(after)) = (cpu, self.running.cpu_seconds()?) {
-            self.results.add_cpu(self.contender, Row::SequentialWrite, (after - before) / (bytes / GIB));
+            self.results.add_cpu(self.contender, row, (after - before) / (bytes / GIB));
         }
         if let (Some(before), Some(after)) = (pool, self.running.pool()?) {
-            self.results.add_cost(Cost {
-                puts_per_gib: (after.puts - before.puts) / (bytes / GIB),
-                bytes_put_per_byte: (after.put_bytes - before.put_bytes) / bytes,
-            });
+            self.results.add_cost(
+                row,
+                Cost {
+                    puts_per_gib: (after.puts - before.puts) / (bytes / GIB),
+                    bytes_put_per_byte: (after.put_bytes - before.put_bytes) / bytes,
+                },
+            );
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! Sustained sequential writing of real data, which fio cannot make: the content of `/usr/bin`, every block made unique,
-//! so that it compresses as programs do and never repeats.
+//! Sustained sequential writing of data that fio cannot make. Its clock stops at the last reply, not when everything is where it stays;
+//! of its buffers only the incompressible ones (`refill_buffers`) are like anything real, and they cost the generator a core that
+//! the server needs; its `dedupe_percentage` repeats single requests in random order, which is nothing like a second copy of an image.
 
 use anyhow::{Context, Result, bail};
 use std::fs::File;
@@ -13,38 +14,69 @@ const REQUEST: usize = 1 << 20;
 const DEPTH: usize = 8;
 const SOURCE_BYTES: usize = 64 << 20;
 
-/// Real bytes, kept in memory.
+/// What a stream is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The content of `/usr/bin`, every block made unique: it compresses as programs do and never repeats.
+    Programs,
+    /// Random bytes, every block made unique: nothing to compress, nothing to share.
+    Noise,
+    /// The content of `/usr/bin` as it is, again and again at other addresses: all but the first round of it was seen before.
+    Repeats,
+}
+
+/// Bytes kept in memory.
 pub(crate) struct Source {
     bytes: Vec<u8>,
-    stamp: u64,
+    /// Unique in each block; nothing when blocks are to repeat.
+    stamp: Option<u64>,
 }
 
 impl Source {
-    pub(crate) fn read() -> Result<Self> {
-        let mut files: Vec<_> =
-            std::fs::read_dir("/usr/bin")?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-        files.sort();
-        let mut bytes = Vec::with_capacity(SOURCE_BYTES);
-        for file in files.iter().filter(|file| file.is_file()) {
-            let room = SOURCE_BYTES - bytes.len();
-            File::open(file)?.take(room as u64).read_to_end(&mut bytes)?;
-        }
-        if bytes.len() < SOURCE_BYTES {
-            bail!("/usr/bin holds only {} bytes, {SOURCE_BYTES} are needed", bytes.len());
-        }
-        Ok(Self { bytes, stamp: 0 })
+    pub(crate) fn new(kind: Kind) -> Result<Self> {
+        Ok(match kind {
+            Kind::Programs => Self { bytes: programs()?, stamp: Some(0) },
+            Kind::Noise => Self { bytes: noise()?, stamp: Some(0) },
+            Kind::Repeats => Self { bytes: programs()?, stamp: None },
+        })
     }
 
-    /// The next MiB, each of its blocks changed so that none was ever written before.
+    /// After so many bytes a source begins again.
+    pub(crate) const ROUND_BYTES: u64 = SOURCE_BYTES as u64;
+
+    /// The next MiB, each of its blocks changed, unless they are to repeat, so that none was ever written before.
     fn next(&mut self, at: usize) -> &[u8] {
         let start = at % (SOURCE_BYTES / REQUEST) * REQUEST;
         let bytes = &mut self.bytes[start..start + REQUEST];
-        for block in bytes.chunks_exact_mut(4096) {
-            self.stamp += 1;
-            block[..8].copy_from_slice(&self.stamp.to_le_bytes());
+        if let Some(stamp) = &mut self.stamp {
+            for block in bytes.chunks_exact_mut(4096) {
+                *stamp += 1;
+                block[..8].copy_from_slice(&stamp.to_le_bytes());
+            }
         }
         bytes
     }
+}
+
+fn noise() -> Result<Vec<u8>> {
+    let mut bytes = vec![0; SOURCE_BYTES];
+    getrandom::fill(&mut bytes).context("no random bytes")?;
+    Ok(bytes)
+}
+
+fn programs() -> Result<Vec<u8>> {
+    let mut files: Vec<_> =
+        std::fs::read_dir("/usr/bin")?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    files.sort();
+    let mut bytes = Vec::with_capacity(SOURCE_BYTES);
+    for file in files.iter().filter(|file| file.is_file()) {
+        let room = SOURCE_BYTES - bytes.len();
+        File::open(file)?.take(room as u64).read_to_end(&mut bytes)?;
+    }
+    if bytes.len() < SOURCE_BYTES {
+        bail!("/usr/bin holds only {} bytes, {SOURCE_BYTES} are needed", bytes.len());
+    }
+    Ok(bytes)
 }
 
 /// How long to go on.
