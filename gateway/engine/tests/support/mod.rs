@@ -21,6 +21,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub(crate) const MIB: u64 = 1 << 20;
+/// The key of the default domain.
+pub(crate) const DOMAIN_KEY: [u8; 32] = [1; 32];
 
 pub(crate) struct Site {
     pub(crate) directory: TempDir,
@@ -120,19 +122,6 @@ impl Site {
         Arc::new(SqliteCatalog::open(&self.directory.path().join("catalog.db")).await.unwrap())
     }
 
-    /// Keeps a copy of the catalog, which nobody has open.
-    pub(crate) fn copy_the_catalog(&self) {
-        std::fs::copy(self.directory.path().join("catalog.db"), self.directory.path().join("copy")).unwrap();
-    }
-
-    /// The catalog is as it was when it was copied.
-    pub(crate) fn put_back_the_catalog(&self) {
-        for left in ["catalog.db-wal", "catalog.db-shm"] {
-            let _ = std::fs::remove_file(self.directory.path().join(left));
-        }
-        std::fs::copy(self.directory.path().join("copy"), self.directory.path().join("catalog.db")).unwrap();
-    }
-
     /// Registers another gateway of the site.
     pub(crate) async fn another_gateway(&self, name: &str) -> GatewayId {
         let (clock, catalog) = (&*self.ports.clock, self.catalog().await);
@@ -152,6 +141,15 @@ impl Site {
         gateway: GatewayId,
         log: &str,
     ) -> Result<Arc<Engine>, EngineError> {
+        self.try_start_with(gateway, log, Arc::new(self.index(log))).await
+    }
+
+    pub(crate) async fn try_start_with(
+        &self,
+        gateway: GatewayId,
+        log: &str,
+        fingerprints: Arc<FingerprintIndex>,
+    ) -> Result<Arc<Engine>, EngineError> {
         let opened = DataNode::open_store(
             Arc::clone(&self.store),
             "memory",
@@ -167,12 +165,12 @@ impl Site {
             pool: Arc::new(Pool::single(opened.await.unwrap())),
             domains: vec![Domain::new(
                 DomainId::DEFAULT,
-                SecretKey::from_bytes([1; 32]),
+                SecretKey::from_bytes(DOMAIN_KEY),
                 Encryption::Aes256Gcm,
             )],
             wal_key: SecretKey::from_bytes([2; 32]),
             wal_disk: Arc::new(FileDisk::open(&self.directory.path().join(log)).unwrap()),
-            fingerprints: Arc::new(self.index(log)),
+            fingerprints,
             flash: self.flash.clone(),
             ports: self.ports.clone(),
         };
@@ -180,7 +178,7 @@ impl Site {
     }
 
     /// The index of the gateway with this log, on disk.
-    fn index(&self, log: &str) -> FingerprintIndex {
+    pub(crate) fn index(&self, log: &str) -> FingerprintIndex {
         let config = IndexConfig {
             path: self.directory.path().join(format!("{log}-index")),
             cache_bytes: 4 << 20,
