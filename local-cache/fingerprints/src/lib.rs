@@ -24,6 +24,7 @@ mod format;
 pub mod fuzzing;
 mod horizon;
 mod index;
+mod manifest;
 mod place;
 mod ram;
 mod store;

@@ -10,6 +10,7 @@
 //! On damaged files the store may panic instead of returning an error. Every call goes through `guarded`, which makes that an error.
 
 use crate::horizon::Horizon;
+use crate::manifest;
 use cairn_model::ContainerId;
 use fjall::config::{
     BlockSizePolicy, BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PartitioningPolicy,
@@ -126,6 +127,7 @@ impl Store {
     /// Opens the store of `owner`; returns the number of lists in it.
     pub(crate) fn open(path: &Path, owner: &[u8]) -> Result<(Self, u64), Unusable> {
         let opened = guarded(|| {
+            manifest::check(path)?;
             let (store, owners) = Self::open_parts(path)?;
             let found = owners.get(OWNER_KEY)?;
             Ok((store, found))

@@ -58,6 +58,43 @@ fn still_right(path: &Path) -> (Opened, usize) {
     (opened, answered)
 }
 
+/// Every manifest below `folder` that counts.
+fn manifests(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.path().is_dir() {
+            found.extend(manifests(&entry.path()));
+        } else if entry.file_name() == "current" {
+            let naming = std::fs::read(entry.path()).unwrap();
+            let number = u64::from_le_bytes(*naming.first_chunk().unwrap());
+            found.push(folder.join(format!("v{number}")));
+        }
+    }
+    found
+}
+
+/// The store would allocate for as many entries as a damaged manifest counts, and end the process.
+#[test]
+fn a_damaged_manifest_is_noticed_before_it_is_believed() {
+    let sound = manifests(sound());
+    assert!(sound.len() >= 3, "{sound:?}");
+    let root = self::sound();
+    for manifest in sound {
+        let length = std::fs::metadata(&manifest).unwrap().len();
+        for at in (0..length).step_by(41) {
+            let folder = tempfile::tempdir().unwrap();
+            copy(root, folder.path());
+            let damaged = folder.path().join(manifest.strip_prefix(root).unwrap());
+            let mut bytes = std::fs::read(&damaged).unwrap();
+            bytes[usize::try_from(at).unwrap()] ^= 0xff;
+            std::fs::write(&damaged, bytes).unwrap();
+            let (index, opened) = open(folder.path());
+            assert!(matches!(opened, Opened::Wiped { .. }), "{opened:?}, byte {at} of {}", damaged.display());
+            index.close();
+        }
+    }
+}
+
 #[test]
 fn a_sound_copy_knows_everything() {
     let folder = tempfile::tempdir().unwrap();
