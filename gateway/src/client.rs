@@ -3,13 +3,16 @@
 //! Commands know only this client, so that they do the same thing the same way in both cases.
 
 use crate::admin::types::{
-    AddNode, AddedNode, ChangeCpu, Cpu, CreateDomain, CreateVolume, Domain, Extent, Failure, Key, Node,
-    PublishKeys, RangeQuery, ReplaceKey, Status, UpdateVolume, Volume,
+    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateSnapshot,
+    CreateVolume, Difference, Domain, Extent, Failure, Key, Node, PublishKeys, RangeQuery, Reclaimed,
+    ReplaceKey, RevertVolume, Reverted, Snapshot, Status, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
+use crate::names::SnapshotOf;
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
+use cairn_metadata::SnapshotName;
 use futures::future::{Either, select};
 use http_body_util::{BodyExt, Limited};
 use hyper::{Method, Request, Response, StatusCode};
@@ -115,9 +118,60 @@ impl AdminClient {
         self.json(Method::POST, &volume_path(name, "/flush"), &()).await
     }
 
+    /// The snapshots of all volumes.
+    pub async fn all_snapshots(&self) -> Result<Vec<Snapshot>> {
+        self.json(Method::GET, "/v1/snapshots", &()).await
+    }
+
+    pub async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>> {
+        self.json(Method::GET, &volume_path(volume, "/snapshots"), &()).await
+    }
+
+    pub async fn snapshot(&self, of: &SnapshotOf) -> Result<Snapshot> {
+        self.json(Method::GET, &snapshot_path(of, ""), &()).await
+    }
+
+    pub async fn create_snapshot(&self, volume: &str, new: &CreateSnapshot) -> Result<Snapshot> {
+        self.json(Method::POST, &volume_path(volume, "/snapshots"), new).await
+    }
+
+    pub async fn delete_snapshot(&self, of: &SnapshotOf) -> Result<()> {
+        self.exchange(Method::DELETE, &snapshot_path(of, ""), JSON, Body::empty()).await.map(drop)
+    }
+
+    pub async fn clone_snapshot(&self, of: &SnapshotOf, new: &CloneSnapshot) -> Result<Volume> {
+        self.json(Method::POST, &snapshot_path(of, "/clone"), new).await
+    }
+
+    pub async fn revert_volume(&self, to: &SnapshotOf, how: RevertVolume) -> Result<Reverted> {
+        self.json(Method::POST, &snapshot_path(to, "/revert"), &how).await
+    }
+
+    /// What changed from one snapshot of a volume to another, from `start` on, perhaps not to the end.
+    pub async fn difference(
+        &self,
+        volume: &str,
+        from: &SnapshotName,
+        to: &SnapshotName,
+        start: u64,
+    ) -> Result<Difference> {
+        let (from, to) = (encoded(from.as_str()), encoded(to.as_str()));
+        let path = volume_path(volume, &format!("/diff?from={from}&to={to}&start={start}"));
+        let difference: Difference = self.json(Method::GET, &path, &()).await?;
+        if difference.next_offset_bytes.is_none_or(|next| next > start) {
+            return Ok(difference);
+        }
+        Err(self.bad_answer("a part of the differences that does not go on".to_owned()))
+    }
+
     /// Everything acknowledged before is in the pool when this returns.
     pub async fn destage(&self) -> Result<()> {
         self.json(Method::POST, "/v1/destage", &()).await
+    }
+
+    /// Takes back what nothing points at any more, or tells how much that would be.
+    pub async fn reclaim(&self, how: AskReclaim) -> Result<Reclaimed> {
+        self.json(Method::POST, "/v1/reclaim", &how).await
     }
 
     pub async fn cpu(&self) -> Result<Cpu> {
@@ -265,6 +319,10 @@ fn encoded(segment: &str) -> String {
         }
     }
     text
+}
+
+fn snapshot_path(of: &SnapshotOf, rest: &str) -> String {
+    volume_path(of.volume.as_str(), &format!("/snapshots/{}{rest}", encoded(of.snapshot.as_str())))
 }
 
 fn volume_path(name: &str, rest: &str) -> String {

@@ -13,6 +13,7 @@
 //! | [`client`] | its client, over a socket or in this process |
 //! | [`image`] | disk images in files |
 //! | [`transfer`] | images into volumes and out of them |
+//! | [`names`] | snapshots by name |
 //! | [`sessions`] | who has which volume open |
 
 pub mod admin;
@@ -26,6 +27,7 @@ pub mod human;
 pub mod image;
 pub mod key;
 pub mod logging;
+pub mod names;
 mod notify;
 pub mod pool_url;
 pub mod process;

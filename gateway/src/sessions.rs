@@ -1,5 +1,6 @@
 //! Who has which volume open: the engine's exports, counted.
 
+use crate::names::SEPARATOR;
 use cairn_engine::{Engine, EngineError, Volume};
 use cairn_model::{AllocationExtent, BlockDevice, DeviceInfo, Exports, ReadBuffer, VolumeId, WriteFlags};
 use parking_lot::Mutex;
@@ -7,32 +8,48 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 
-/// Open attachments by volume. Clones count together.
+/// What a client has open: a volume, or a snapshot of it, which is no use of the volume itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Opened {
+    volume: VolumeId,
+    snapshot: Option<String>,
+}
+
+/// Open attachments by volume and snapshot. Clones of this count together.
 #[derive(Debug, Clone, Default)]
 pub struct Sessions {
-    open: Arc<Mutex<HashMap<VolumeId, u64>>>,
+    open: Arc<Mutex<HashMap<Opened, u64>>>,
 }
 
 impl Sessions {
-    /// Connections that have the volume open.
+    /// Connections that have the volume itself open.
     pub fn of(&self, volume: VolumeId) -> u64 {
-        self.open.lock().get(&volume).copied().unwrap_or(0)
+        self.count(&Opened { volume, snapshot: None })
+    }
+
+    /// Connections that have the volume's snapshot of that name open.
+    pub fn of_snapshot(&self, volume: VolumeId, name: &str) -> u64 {
+        self.count(&Opened { volume, snapshot: Some(name.to_owned()) })
     }
 
     pub fn total(&self) -> u64 {
         self.open.lock().values().sum()
     }
 
-    fn begin(&self, volume: VolumeId) {
-        *self.open.lock().entry(volume).or_insert(0) += 1;
+    fn count(&self, opened: &Opened) -> u64 {
+        self.open.lock().get(opened).copied().unwrap_or(0)
     }
 
-    fn end(&self, volume: VolumeId) {
+    fn begin(&self, opened: Opened) {
+        *self.open.lock().entry(opened).or_insert(0) += 1;
+    }
+
+    fn end(&self, opened: &Opened) {
         let mut open = self.open.lock();
-        if let Some(count) = open.get_mut(&volume) {
+        if let Some(count) = open.get_mut(opened) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&volume);
+                open.remove(opened);
             }
         }
     }
@@ -58,23 +75,26 @@ impl Exports for CountedExports {
         self.engine.names()
     }
 
-    fn open(&self, name: &str) -> Option<Arc<Attached>> {
-        let volume = self.engine.open(name)?;
-        self.sessions.begin(volume.id());
-        Some(Arc::new(Attached { volume, sessions: self.sessions.clone() }))
+    async fn open(&self, name: &str) -> Option<Arc<Attached>> {
+        let volume = self.engine.open(name).await?;
+        let snapshot = name.split_once(SEPARATOR).map(|(_, snapshot)| snapshot.to_owned());
+        let opened = Opened { volume: volume.id(), snapshot };
+        self.sessions.begin(opened.clone());
+        Some(Arc::new(Attached { volume, opened, sessions: self.sessions.clone() }))
     }
 }
 
-/// A volume that a client has open; counted until dropped.
+/// A volume or a snapshot that a client has open; counted until dropped.
 #[derive(Debug)]
 pub struct Attached {
     volume: Arc<Volume>,
+    opened: Opened,
     sessions: Sessions,
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.sessions.end(self.volume.id());
+        self.sessions.end(&self.opened);
     }
 }
 
@@ -139,5 +159,31 @@ impl BlockDevice for Attached {
         extents_max: usize,
     ) -> impl Future<Output = Result<Vec<AllocationExtent>, EngineError>> + Send {
         self.volume.allocation(offset, length_bytes, extents_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_a_snapshot_are_no_clients_of_its_volume() {
+        let sessions = Sessions::default();
+        let volume = VolumeId::from_bytes([1; 16]);
+        let of = |snapshot: Option<&str>| Opened { volume, snapshot: snapshot.map(str::to_owned) };
+        sessions.begin(of(Some("monday")));
+        sessions.begin(of(Some("monday")));
+        sessions.begin(of(None));
+        assert_eq!(
+            (sessions.of(volume), sessions.of_snapshot(volume, "monday"), sessions.total()),
+            (1, 2, 3)
+        );
+        sessions.end(&of(None));
+        sessions.end(&of(Some("monday")));
+        assert_eq!(
+            (sessions.of(volume), sessions.of_snapshot(volume, "monday"), sessions.total()),
+            (0, 1, 1)
+        );
+        assert_eq!(sessions.of_snapshot(volume, "tuesday"), 0);
     }
 }

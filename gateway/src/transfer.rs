@@ -2,12 +2,13 @@
 //!
 //! The file is read or written on a thread of its own, joined to the requests by a bounded channel. An import into a volume
 //! that it created skips zeros; into one that was there it writes them, and zeros what the image does not reach. An
-//! export of a volume that is being written is no instant of it: each piece is as it was when it was read.
+//! export of a volume that is being written is no instant of it: each piece is as it was when it was read. That of a snapshot is.
 
 use crate::admin::types::{CreateVolume, Volume};
 use crate::client::AdminClient;
 use crate::error::GatewayError;
 use crate::image::{ImageFormat, ImageReader, ImageWriter, PIECE_BYTES, Piece};
+use crate::names::SnapshotOf;
 use bytes::Bytes;
 use cairn_model::{ErrorKind, Kinded};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -28,6 +29,7 @@ type Result<T> = std::result::Result<T, GatewayError>;
 /// What a transfer moved.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Transfer {
+    /// The volume, or `VOLUME@SNAPSHOT`.
     pub volume: String,
     pub file: PathBuf,
     /// `raw` or `qcow2`.
@@ -219,11 +221,20 @@ async fn write_piece(
 /// Where an export comes from and goes to.
 #[derive(Debug)]
 pub struct Export<'a> {
+    /// Its name, or `VOLUME@SNAPSHOT`.
     pub volume: &'a str,
     pub file: &'a Path,
     pub format: ImageFormat,
     /// Replace a file that exists.
     pub replace: bool,
+}
+
+/// Size of a volume or a snapshot.
+async fn size_of(client: &AdminClient, name: &str) -> Result<u64> {
+    match name.parse::<SnapshotOf>() {
+        Ok(snapshot) => Ok(client.snapshot(&snapshot).await?.size_bytes),
+        Err(_) => Ok(client.volume(name).await?.size_bytes),
+    }
 }
 
 /// Writes a volume into an image file, which appears when it is complete. When `stop` returns first, nothing appears and
@@ -234,13 +245,13 @@ pub async fn export(
     observer: &dyn Observer,
     stop: impl Future<Output = ()>,
 ) -> Result<Transfer> {
-    let volume = client.volume(job.volume).await?;
-    observer.total(volume.size_bytes);
-    let (path, format, size, replace) = (job.file.to_owned(), job.format, volume.size_bytes, job.replace);
+    let size_bytes = size_of(client, job.volume).await?;
+    observer.total(size_bytes);
+    let (path, format, size, replace) = (job.file.to_owned(), job.format, size_bytes, job.replace);
     let mut writer = tokio::task::spawn_blocking(move || ImageWriter::create(&path, format, size, replace))
         .await
         .map_err(died)??;
-    let ranges = Ranges::new(client, &volume, writer.granule_bytes() as u64);
+    let ranges = Ranges::new(client, job.volume, size_bytes, writer.granule_bytes() as u64);
     let (sender, mut receiver) = mpsc::channel::<(u64, Bytes)>(PIECES_QUEUED);
     let writing = tokio::task::spawn_blocking(move || -> Result<(ImageWriter, u64)> {
         let mut data_bytes = 0;
@@ -263,10 +274,10 @@ pub async fn export(
     read?;
     tokio::task::spawn_blocking(move || writer.finish()).await.map_err(died)??;
     Ok(Transfer {
-        volume: volume.name,
+        volume: job.volume.to_owned(),
         file: job.file.to_owned(),
         format: job.format.to_string(),
-        size_bytes: volume.size_bytes,
+        size_bytes,
         data_bytes,
         created: false,
     })
@@ -314,8 +325,7 @@ struct Ranges<'a> {
 }
 
 impl<'a> Ranges<'a> {
-    fn new(client: &'a AdminClient, volume: &'a Volume, granule: u64) -> Self {
-        let (name, size_bytes) = (volume.name.as_str(), volume.size_bytes);
+    fn new(client: &'a AdminClient, name: &'a str, size_bytes: u64, granule: u64) -> Self {
         Self { client, name, size_bytes, granule, offset: 0, end: 0, found: VecDeque::new() }
     }
 

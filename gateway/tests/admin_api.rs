@@ -89,6 +89,153 @@ fn a_volume_is_made_written_read_mapped_and_deleted() {
 }
 
 #[test]
+fn a_snapshot_is_taken_read_compared_cloned_reverted_to_and_deleted() {
+    let api = Api::with_volume();
+    let (first, second) = (noise(1, 8192), noise(2, 4096));
+    let put = |offset: u64, bytes: &[u8]| {
+        let head = format!("PUT /v1/volumes/a/data?offset={offset}");
+        assert_eq!(api.raw(&head, "application/octet-stream", bytes).0, 200);
+    };
+    let get = |name: &str| api.raw(&format!("GET /v1/volumes/{name}/data?offset=0&length=8192"), "", &[]);
+    put(0, &first);
+    let (status, one) = api.json("POST /v1/volumes/a/snapshots", &json!({"name": "one"}));
+    assert_eq!((status, &one["snapshot"], &one["size_bytes"]), (201, &json!("a@one"), &json!(1 << 20)));
+    put(4096, &second);
+    assert_eq!(api.json("POST /v1/volumes/a/zeroes", &json!({"offset": 0, "length": 4096})).0, 200);
+    let (status, auto) = api.json("POST /v1/volumes/a/snapshots", &json!({}));
+    let auto = auto["name"].as_str().unwrap_or_else(|| panic!("{status} {auto}")).to_owned();
+    assert!(status == 201 && auto.starts_with("auto-"), "{auto}");
+    // As it is and as a careful client writes it.
+    assert_eq!(get("a@one"), (200, first.clone()));
+    assert_eq!(get("a%40one"), (200, first.clone()));
+    let now = [&[0; 4096][..], &second].concat();
+    assert_eq!(get("a"), (200, now.clone()));
+    let (_, map) = api.json("GET /v1/volumes/a@one/allocation?offset=0&length=1048576", &json!(null));
+    let expected = json!([
+        {"offset": 0, "length": 8192, "allocated": true},
+        {"offset": 8192, "length": 1_040_384, "allocated": false},
+    ]);
+    assert_eq!(map, expected);
+    let diff =
+        |query: &str| api.json(&format!("GET /v1/volumes/a/diff?from=one&to={auto}{query}"), &json!(null));
+    let ranges = json!([
+        {"offset_bytes": 0, "length_bytes": 4096, "allocated": false},
+        {"offset_bytes": 4096, "length_bytes": 4096, "allocated": true},
+    ]);
+    assert_eq!(diff("").1, json!({"size_bytes": 1 << 20, "ranges": ranges}));
+    assert_eq!(diff("&start=4096&limit=1").1["ranges"], json!([ranges[1]]));
+    assert_eq!(diff("&start=18446744073709551615").1["ranges"], json!([]));
+    let (status, clone) = api.json("POST /v1/volumes/a/snapshots/one/clone", &json!({"name": "c"}));
+    assert_eq!((status, &clone["name"], &clone["state"]), (201, &json!("c"), &json!("serving")));
+    assert_eq!(get("c"), (200, first.clone()));
+    assert_eq!(api.json("GET /v1/volumes/a/snapshots/one", &json!(null)).1["clones"], 1);
+    let (status, reverted) = api.json("POST /v1/volumes/a/snapshots/one/revert", &json!({"force": false}));
+    assert_eq!((status, &reverted["volume"]["snapshots"]), (200, &json!(3)), "{reverted}");
+    let before = reverted["before"]["snapshot"].as_str().unwrap();
+    assert_eq!((get("a"), get(before)), ((200, first), (200, now)));
+    assert_eq!(api.json("GET /v1/snapshots", &json!(null)).1.as_array().unwrap().len(), 3);
+    assert_eq!(api.json("DELETE /v1/volumes/a/snapshots/one", &json!(null)), (200, json!(null)));
+    let left = api.json("GET /v1/volumes/a/snapshots", &json!(null)).1;
+    assert_eq!((left.as_array().unwrap().len(), &left[0]["name"]), (2, &json!(auto)));
+    let page = api.raw("GET /metrics", "", &[]).1;
+    let page = Page::parse(std::str::from_utf8(&page).unwrap());
+    assert_eq!(page.whole("cairn_snapshots"), 2);
+    assert_eq!(page.whole("cairn_volume_snapshots{volume=\"a\"}"), 2);
+    assert_eq!(api.json("DELETE /v1/volumes/a", &json!(null)).1["error"]["kind"], "conflict");
+    assert_eq!(api.json("DELETE /v1/volumes/a?force=true", &json!(null)).0, 200);
+    assert_eq!(api.json("GET /v1/snapshots", &json!(null)), (200, json!([])));
+}
+
+#[test]
+fn every_refusal_of_a_snapshot_says_its_kind_and_why() {
+    let api = Api::with_volume();
+    assert_eq!(api.json("POST /v1/volumes/a/snapshots", &json!({"name": "s"})).0, 201);
+    for (head, body, status, kind) in [
+        ("GET /v1/volumes/b/snapshots", json!(null), 404, "not_found"),
+        ("GET /v1/volumes/a@s", json!(null), 400, "unsupported"),
+        ("GET /v1/volumes/a@s/snapshots", json!(null), 400, "unsupported"),
+        ("DELETE /v1/volumes/a@s", json!(null), 400, "unsupported"),
+        ("PATCH /v1/volumes/a@s", json!({"size_bytes": 512}), 400, "unsupported"),
+        ("POST /v1/volumes", json!({"name": "a@s", "size_bytes": 512}), 400, "unsupported"),
+        ("POST /v1/volumes/a/snapshots", json!({"name": "s"}), 409, "conflict"),
+        ("POST /v1/volumes/a/snapshots", json!({"name": "a@s"}), 400, "unsupported"),
+        ("POST /v1/volumes/a/snapshots", json!({"name": ""}), 400, "unsupported"),
+        ("POST /v1/volumes/a/snapshots", json!({"colour": 1}), 400, "unsupported"),
+        ("POST /v1/volumes/b/snapshots", json!({"name": "s"}), 404, "not_found"),
+        ("GET /v1/volumes/a/snapshots/none", json!(null), 404, "not_found"),
+        ("GET /v1/volumes/a/snapshots/%ff", json!(null), 400, "unsupported"),
+        ("PUT /v1/volumes/a/snapshots/s", json!(null), 400, "unsupported"),
+        ("DELETE /v1/volumes/a/snapshots/none", json!(null), 404, "not_found"),
+        ("DELETE /v1/volumes/a/snapshots/x@y", json!(null), 400, "unsupported"),
+        ("POST /v1/volumes/a/snapshots/none/clone", json!({"name": "c"}), 404, "not_found"),
+        ("POST /v1/volumes/a/snapshots/s/clone", json!({"name": "a"}), 409, "conflict"),
+        ("POST /v1/volumes/a/snapshots/s/clone", json!({"name": "c@d"}), 400, "unsupported"),
+        ("POST /v1/volumes/a/snapshots/s/clone", json!({}), 400, "unsupported"),
+        ("POST /v1/volumes/a/snapshots/none/revert", json!({}), 404, "not_found"),
+        ("POST /v1/volumes/b/snapshots/s/revert", json!({}), 404, "not_found"),
+        ("GET /v1/volumes/a/diff?from=s&to=none", json!(null), 404, "not_found"),
+        ("GET /v1/volumes/a/diff?from=s", json!(null), 400, "unsupported"),
+        ("GET /v1/volumes/a/diff?from=s&to=s&start=-1", json!(null), 400, "unsupported"),
+        ("GET /v1/volumes/a@none/data?offset=0&length=1", json!(null), 404, "not_found"),
+        ("GET /v1/volumes/b@s/data?offset=0&length=1", json!(null), 404, "not_found"),
+        ("GET /v1/volumes/a@/data?offset=0&length=1", json!(null), 400, "unsupported"),
+        ("GET /v1/volumes/a@s@t/data?offset=0&length=1", json!(null), 400, "unsupported"),
+        ("GET /v1/volumes/a@s/data?offset=1048576&length=1", json!(null), 400, "out_of_range"),
+        ("POST /v1/volumes/a@s/zeroes", json!({"offset": 0, "length": 4096}), 403, "read_only"),
+    ] {
+        let (found, answer) = api.json(head, &body);
+        assert_eq!((found, &answer["error"]["kind"]), (status, &json!(kind)), "{head} {body}: {answer}");
+        assert!(answer["error"]["message"].as_str().is_some_and(|text| !text.is_empty()), "{head}: {answer}");
+    }
+    let piece = api.raw("PUT /v1/volumes/a@s/data?offset=0", "application/octet-stream", &[1; 4096]);
+    assert_eq!(piece.0, 403);
+    assert_eq!(api.json("GET /v1/snapshots", &json!(null)).1.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn what_nothing_points_at_is_told_and_taken_back() {
+    let api = Api::with_volume();
+    let bytes = noise(3, 1 << 20);
+    assert_eq!(api.raw("PUT /v1/volumes/a/data?offset=0", "application/octet-stream", &bytes).0, 200);
+    assert_eq!(api.json("POST /v1/destage", &json!(null)).0, 200);
+    let reclaim = |dry_run: bool| {
+        let (status, answer) = api.json("POST /v1/reclaim", &json!({ "dry_run": dry_run }));
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let nothing =
+        json!({"dry_run": false, "containers": 0, "container_bytes": 0, "objects": 0, "object_bytes": 0});
+    assert_eq!(reclaim(false), nothing);
+    assert_eq!(api.json("POST /v1/volumes/a/zeroes", &json!({"offset": 0, "length": 1 << 20})).0, 200);
+    // What is on its way to the pool counts.
+    let planned = reclaim(true);
+    assert_eq!((&planned["dry_run"], &planned["objects"]), (&json!(true), &json!(0)));
+    assert!(planned["container_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{planned}");
+    let done = reclaim(false);
+    assert_eq!(
+        (&done["containers"], &done["container_bytes"]),
+        (&planned["containers"], &planned["container_bytes"])
+    );
+    assert_eq!(reclaim(true)["containers"], 0);
+    assert_eq!(api.json("POST /v1/reclaim", &json!({})), (200, nothing));
+    assert_eq!(api.raw("GET /v1/volumes/a/data?offset=0&length=1048576", "", &[]), (200, vec![0; 1 << 20]));
+    let page = api.raw("GET /metrics", "", &[]).1;
+    let page = Page::parse(std::str::from_utf8(&page).unwrap());
+    assert_eq!(page.whole("cairn_reclaim_passes_total"), 3);
+    assert_eq!(json!(page.whole("cairn_reclaimed_bytes_total")), done["object_bytes"]);
+    assert_eq!(json!(page.whole("cairn_reclaimed_objects_total")), done["objects"]);
+    assert_eq!(json!(page.whole("cairn_segment_deletes_total{node=\"local\"}")), done["objects"]);
+    assert!(page.whole("cairn_segment_delete_requests_total{node=\"local\"}") >= 1);
+    let status = api.json("GET /v1/status", &json!(null)).1;
+    assert_eq!(status["reclaim"]["total"]["objects"], done["objects"]);
+    for wrong in [json!({"dry_run": "yes"}), json!({"force": true})] {
+        let (status, answer) = api.json("POST /v1/reclaim", &wrong);
+        assert_eq!((status, &answer["error"]["kind"]), (400, &json!("unsupported")), "{answer}");
+    }
+    assert_eq!(api.json("GET /v1/reclaim", &json!(null)).0, 400);
+}
+
+#[test]
 fn every_refusal_says_its_kind_and_why() {
     let api = Api::with_volume();
     for (head, body, status, kind) in [

@@ -24,6 +24,10 @@ fn help_names_every_command_that_exists_and_no_other() {
         "serve",
         "node",
         "volume",
+        "snapshot",
+        "clone",
+        "revert",
+        "reclaim",
         "domain",
         "key",
         "status",
@@ -35,6 +39,8 @@ fn help_names_every_command_that_exists_and_no_other() {
     assert_eq!(commands(&home.run(&["help"]).ok()), expected);
     assert_eq!(commands(&home.run(&["node", "--help"]).ok()), ["add", "list", "show", "help"]);
     assert_eq!(commands(&home.run(&["domain", "--help"]).ok()), ["create", "list", "show", "delete", "help"]);
+    let snapshot = ["create", "list", "delete", "diff", "help"];
+    assert_eq!(commands(&home.run(&["snapshot", "--help"]).ok()), snapshot);
     let key = ["show", "rotate", "passphrase", "export", "publish", "help"];
     assert_eq!(commands(&home.run(&["key", "--help"]).ok()), key);
     let volume = ["create", "list", "show", "resize", "rename", "delete", "import", "export", "help"];
@@ -54,13 +60,36 @@ fn help_reads_like_a_manual() {
 #[test]
 fn every_command_explains_itself() {
     let home = Home::fresh();
-    for command in ["up", "init", "serve", "status", "cpu", "completions", "man"] {
+    for command in
+        ["up", "init", "serve", "clone", "revert", "reclaim", "status", "cpu", "completions", "man"]
+    {
         let help = home.run(&[command, "--help"]).ok();
         assert!(help.contains("--dir <DIR>") && help.contains("--json"), "{command}: {help}");
     }
     for command in ["create", "list", "show", "resize", "rename", "delete", "import", "export"] {
         let help = home.run(&["help", "volume", command]).ok();
         assert!(help.contains("--dir <DIR>"), "{command}: {help}");
+    }
+    for command in ["create", "list", "delete", "diff"] {
+        let help = home.run(&["help", "snapshot", command]).ok();
+        assert!(help.contains("--dir <DIR>"), "{command}: {help}");
+    }
+}
+
+#[test]
+fn reclaim_says_what_comes_back_and_when() {
+    let help = Home::fresh().run(&["help", "reclaim"]).ok();
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "nothing points at any more",
+        "overwritten or discarded",
+        "deleted volumes and snapshots",
+        "by itself every so often",
+        "stays whole for now",
+        "not everything dead comes back at once",
+        "changes nothing",
+    ] {
+        assert!(help.contains(part), "{part}: {help}");
     }
 }
 
@@ -89,6 +118,28 @@ fn wrong_usage_exits_with_two_and_says_what_is_wrong() {
         (&["up", "--pool", "ftp://x"], "--pool"),
         (&["init", "--catalog", "postgres://x"], "--catalog"),
         (&["cpu", "40%"], "insane"),
+        (&["snapshot", "create"], "VOL[@NAME]"),
+        (&["snapshot", "create", "a@"], "empty"),
+        (&["snapshot", "create", "@b"], "empty"),
+        (&["snapshot", "create", "a@b@c"], "'@'"),
+        (&["snapshot", "create", "a@b/c"], "'/'"),
+        (&["snapshot", "list", "a@b"], "'@'"),
+        (&["snapshot", "delete", "a"], "VOLUME@SNAPSHOT"),
+        (&["snapshot", "delete", "a@b@c"], "'@'"),
+        (&["snapshot", "diff", "a@b"], "VOL@B"),
+        (&["snapshot", "diff", "a@b", "a"], "VOLUME@SNAPSHOT"),
+        (&["snapshot", "diff", "a@b", "c@b"], "two volumes"),
+        (&["clone", "a", "b"], "VOLUME@SNAPSHOT"),
+        (&["clone", "a@b"], "NEW"),
+        (&["clone", "a@b", "c@d"], "'@'"),
+        (&["revert", "a"], "VOLUME@SNAPSHOT"),
+        (&["revert", "@b"], "empty"),
+        (&["reclaim", "now"], "now"),
+        (&["reclaim", "--dry"], "--dry-run"),
+        (&["volume", "import", "a@b", "x.raw"], "cannot be written"),
+        (&["volume", "export", "a@", "x.raw"], "empty"),
+        (&["volume", "create", "a@b", "1GiB"], "'@'"),
+        (&["snapshot"], "Usage"),
         (&["volume"], "Usage"),
         (&[], "Usage"),
         (&["completions", "tcl"], "tcl"),
@@ -118,7 +169,17 @@ fn manual_pages_are_written_for_every_command() {
     let home = Home::fresh();
     let out = home.folder().join("man");
     home.run(&["man", "--out", out.to_str().unwrap()]).ok();
-    for page in ["cairn.1", "cairn-up.1", "cairn-volume.1", "cairn-volume-import.1", "cairn-key-rotate.1"] {
+    for page in [
+        "cairn.1",
+        "cairn-up.1",
+        "cairn-volume.1",
+        "cairn-volume-import.1",
+        "cairn-snapshot-diff.1",
+        "cairn-clone.1",
+        "cairn-revert.1",
+        "cairn-reclaim.1",
+        "cairn-key-rotate.1",
+    ] {
         let text = std::fs::read_to_string(out.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         assert!(text.starts_with(".ie") && text.contains(".SH NAME"), "{page}");
     }

@@ -1,6 +1,6 @@
 //! The two big transactions: one destaged batch, and one step of folding.
 
-use crate::{CatalogError, LeafIndex, MapLeaf};
+use crate::{CatalogError, LeafIndex, MapLeaf, NewSnapshot};
 use bytes::Bytes;
 use cairn_model::{
     BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId,
@@ -53,6 +53,9 @@ pub struct VolumeCommit {
     pub delta: MapDelta,
     /// What packing made of the writes.
     pub reduction: Reduction,
+    /// Snapshots of the volume right after the batch. One whose name was taken meanwhile gets its identity added to the name: a batch is
+    /// not refused for it.
+    pub snapshots: Vec<NewSnapshot>,
 }
 
 /// Proof that a batch is committed and durable.
@@ -80,6 +83,10 @@ pub enum VolumeOutcome {
 ///
 /// A fold may take several steps. A step's leaves contain every change through `through`; the deltas stay until the step that says
 /// `forget`, so a reader who lays the deltas over the leaves sees the same map between the steps.
+///
+/// A fold does not pass a snapshot that is not wholly in the leaves yet: `through` is at most its commit, until a step has forgotten through
+/// exactly that. Versions of leaves that a snapshot or a clone shows stay beside the new ones. A step through what was forgotten before
+/// writes no leaf: it comes late, and what a snapshot shows does not change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FoldPlan {
     pub lineage: LineageId,
@@ -106,6 +113,33 @@ impl FoldPlan {
             None => Ok(()),
         }
     }
+}
+
+/// A container that no map points at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnreferencedContainer {
+    pub id: ContainerId,
+    pub length: u32,
+}
+
+/// Part of the containers that no map points at.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UnreferencedPage {
+    /// In the order of their identities.
+    pub containers: Vec<UnreferencedContainer>,
+    /// The last container that was looked at; `None` when there is none after it.
+    pub next: Option<ContainerId>,
+}
+
+/// An object of the pool that is no segment any more and waits to be deleted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DoomedObject {
+    /// The segment that it was.
+    pub segment: SegmentId,
+    pub node: NodeId,
+    /// Object key inside the node's prefix.
+    pub key: String,
+    pub length_bytes: u64,
 }
 
 /// A container with the segment that holds it today.

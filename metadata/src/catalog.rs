@@ -1,15 +1,16 @@
 //! The port to the catalog.
 
 use crate::{
-    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, FoldPlan, GatewayRow,
-    HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState, SiteRow, Totals,
-    VolumeName, VolumeRow, WalState,
+    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, DoomedObject,
+    FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint,
+    NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage, VolumeName,
+    VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
-    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, VolumeId,
-    WallTime,
+    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, PassId,
+    SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use std::fmt::Debug;
 use std::time::Duration;
@@ -105,11 +106,42 @@ pub trait Catalog: Send + Sync + Debug {
     async fn set_read_only(&self, id: VolumeId, read_only: bool) -> Result<()>;
 
     /// Deletes the volume, whoever holds it, at once and whatever its size: its name is free, its lease is void. What it had in the
-    /// catalog goes in steps, by [`Catalog::purge_deleted`].
-    async fn delete_volume(&self, id: VolumeId) -> Result<()>;
+    /// catalog goes in steps, by [`Catalog::purge_deleted`]. `HasSnapshots` when it has some, unless these are to go too. What clones of
+    /// it show stays.
+    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool) -> Result<()>;
 
-    /// Takes away at most `rows_max` rows of deleted volumes. Returns whether any are left.
+    /// Takes away rows of the map that nothing shows any more after a volume or a snapshot was deleted or a volume was reverted, looking at
+    /// about `rows_max` of them. Returns whether there is more to do.
     async fn purge_deleted(&self, rows_max: u32) -> Result<bool>;
+
+    // ---- snapshots, clones
+
+    /// The snapshots of a volume, the oldest first; of a volume that is not there, none.
+    async fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotRow>>;
+
+    async fn snapshot(&self, id: SnapshotId) -> Result<SnapshotRow>;
+
+    async fn snapshot_by_name(&self, volume: VolumeId, name: &SnapshotName) -> Result<SnapshotRow>;
+
+    /// Deletes a snapshot of the volume of `held` at once. Only its owner can, who knows who reads it: `Fenced` otherwise. Clones of it live on,
+    /// with what they show.
+    async fn delete_snapshot(&self, gateway: GatewayId, held: HeldLease, id: SnapshotId) -> Result<()>;
+
+    /// Creates a volume that shows what the snapshot shows and is its own from there on. Takes no longer for a large volume, or one of many
+    /// snapshots. `NotSettled` while the snapshot is not wholly in the leaves. The domain must be that of the snapshot's volume.
+    async fn create_clone(&self, volume: &NewVolume, from: SnapshotId) -> Result<()>;
+
+    /// Makes the volume of `held` show what one of its snapshots shows, in a fresh lineage and with the snapshot's size. Only its owner can,
+    /// and only when everything is committed and folded: `through` must be what is destaged (`NotNext`), and the lineage's deltas
+    /// all folded, and the snapshot settled (`NotSettled`). Doing it again with the same lineage is no error.
+    async fn revert_volume(
+        &self,
+        gateway: GatewayId,
+        held: HeldLease,
+        through: WriteSeq,
+        to: SnapshotId,
+        lineage: LineageId,
+    ) -> Result<()>;
 
     // ---- leases
 
@@ -174,22 +206,52 @@ pub trait Catalog: Send + Sync + Debug {
 
     // ---- maps
 
-    /// Deltas that are not wholly in the leaves yet, oldest first. Laid in this order over the leaves they give the map.
+    /// The lineage's own deltas that are not wholly in the leaves yet, oldest first. Laid in this order over the leaves they give the map.
     async fn unfolded_deltas(&self, lineage: LineageId) -> Result<Vec<(CommitSeq, MapDelta)>>;
 
-    /// One leaf; `None` is a leaf of holes.
-    async fn leaf(&self, lineage: LineageId, index: LeafIndex) -> Result<Option<MapLeaf>>;
+    /// One leaf: the newest version through the point's commit, of the lineage or else, at the commit where it branched off, of the one that it
+    /// descends from, and so on. `None` is a leaf of holes.
+    async fn leaf(&self, at: MapPoint, index: LeafIndex) -> Result<Option<MapLeaf>>;
 
     /// Several leaves in few round trips, those that exist, by index.
-    async fn leaves(&self, lineage: LineageId, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>>;
+    async fn leaves(&self, at: MapPoint, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>>;
 
-    /// The first `limit` leaves that exist and touch `range`, by index. The rest of the range up to the last one returned
-    /// (all of it, if fewer than `limit` are) has no leaf.
-    async fn leaves_present(&self, lineage: LineageId, range: LbaRange, limit: u32)
-    -> Result<Vec<LeafIndex>>;
+    /// The first `limit` leaves that exist and touch `range`, by index, in the version that [`Catalog::leaf`] gives. The rest of the range up
+    /// to the last one returned (all of it, if fewer than `limit` are) has no leaf. One that is returned may be all holes.
+    async fn leaf_versions(&self, at: MapPoint, range: LbaRange, limit: u32) -> Result<Vec<LeafVersion>>;
 
-    /// Writes new versions of leaves. Refused when the gateway does not hold the lineage's volume in that term.
+    /// Writes new versions of leaves. Refused when the gateway does not hold the lineage's volume in that term, and when it would pass a
+    /// snapshot (`FoldAcross`).
     async fn fold(&self, plan: &FoldPlan) -> Result<()>;
+
+    // ---- reclaim
+
+    /// Which of the first `window` containers after `after`, in the order of their identities, no leaf of any lineage and no delta points at, all
+    /// looked at in one moment. Reads every map, however small the window, and takes memory for the window: in the background, and
+    /// not often.
+    async fn unreferenced_containers(
+        &self,
+        after: Option<ContainerId>,
+        window: u32,
+    ) -> Result<UnreferencedPage>;
+
+    /// From here on a batch that points at one of them is refused with `UnknownContainer`: nothing points at them but what did before. Unknown
+    /// ones are left out. What another pass had closed is this one's now.
+    async fn close_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()>;
+
+    /// Batches may point at what the pass has closed, or, without one, at every container again.
+    async fn open_containers(&self, pass: Option<PassId>) -> Result<()>;
+
+    /// Removes containers of which the caller has seen, since it closed them, that nothing points at them. `ContainerOpen`, and nothing is removed, if one was
+    /// opened or closed by another pass in between: something may point at it by now. Segments that are empty then become doomed objects. Those
+    /// that are gone already are left out.
+    async fn remove_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()>;
+
+    /// The first `limit` objects that are to be deleted after the one that was segment `after`, in the order of these identities.
+    async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>>;
+
+    /// The object is deleted.
+    async fn forget_doomed(&self, segment: SegmentId) -> Result<()>;
 
     // ---- the whole
 

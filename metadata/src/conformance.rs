@@ -7,29 +7,33 @@
 
 pub mod batches;
 pub mod cancellation;
+pub mod clones;
 pub mod domains;
 pub mod histories;
 pub mod leases;
 pub mod maps;
+pub mod purging;
+pub mod reclaim;
+pub mod reverts;
 pub mod site;
+pub mod snapshots;
+pub mod trees;
 pub mod usage;
 pub mod volumes;
+mod world;
+
+pub use world::{Held, World};
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerRow, DomainName, DomainRow, FoldPlan, KeyRow,
-    LeafIndex, Lease, MapLeaf, NewVolume, NodeRow, NodeState, SegmentRow, Totals, VolumeCommit, VolumeName,
-    VolumeOutcome,
+    Catalog, CatalogError, CommitReceipt, KeyRow, Lease, NodeRow, NodeState, SegmentRow, VolumeOutcome,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
-use cairn_model::crypto::{Encryption, KeyId};
+use cairn_model::crypto::KeyId;
 use cairn_model::{
-    BLOCK_SIZE, BatchId, ChunkId, ChunkIndex, ChunkRef, CommitSeq, ContainerId, DomainId, Durability,
-    ErrorKind, GatewayId, Generation, Kinded, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, NodeId,
-    Reduction, SegmentId, UploadReceipt, VolumeId, WallTime, WriteSeq,
+    BLOCK_SIZE, ChunkId, ChunkIndex, ChunkRef, ContainerId, ErrorKind, Generation, Kinded, Lba, LbaRange,
+    MapDelta, MapOp, MapTarget, NodeId, Reduction, SegmentId, UploadReceipt, WallTime,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// An empty catalog that can be opened several times, as several processes would.
@@ -43,192 +47,6 @@ pub const TTL: Duration = Duration::from_secs(30);
 
 pub const fn at(millis: u64) -> WallTime {
     WallTime::from_unix_millis(millis)
-}
-
-/// A catalog with a site's usual inhabitants.
-#[derive(Debug)]
-pub struct World {
-    pub catalog: Arc<dyn Catalog>,
-    pub node: NodeId,
-    pub gateway: GatewayId,
-    pub other: GatewayId,
-    identities: AtomicU64,
-}
-
-/// A volume that the world's gateway holds, and how far it has come.
-#[derive(Clone, Debug)]
-pub struct Held {
-    pub volume: VolumeId,
-    pub lineage: LineageId,
-    pub domain: DomainId,
-    pub lease: Lease,
-    pub through: WriteSeq,
-    pub commit: CommitSeq,
-}
-
-impl World {
-    /// One node, the gateways `first` and `second`.
-    pub async fn new(store: &dyn CatalogStore) -> Self {
-        let catalog = store.open().await;
-        let node = NodeId::from_bytes([1; 16]);
-        let (gateway, other) = (GatewayId::from_bytes([2; 16]), GatewayId::from_bytes([3; 16]));
-        catalog.register_gateway(gateway, "first", at(1)).await.unwrap();
-        catalog.register_gateway(other, "second", at(1)).await.unwrap();
-        catalog.add_node(&node_row(node, "disk")).await.unwrap();
-        Self { catalog, node, gateway, other, identities: AtomicU64::new(0) }
-    }
-
-    /// The same catalog as another process sees it.
-    pub async fn reopened(self, store: &dyn CatalogStore) -> Self {
-        Self { catalog: store.open().await, ..self }
-    }
-
-    /// Sixteen bytes that no other identity of this world has.
-    pub fn identity(&self) -> [u8; 16] {
-        let number = self.identities.fetch_add(1, Ordering::Relaxed);
-        let mut bytes = [9; 16];
-        bytes[8..].copy_from_slice(&number.to_be_bytes());
-        bytes
-    }
-
-    pub fn new_volume(&self, name: &str) -> NewVolume {
-        NewVolume {
-            id: VolumeId::from_bytes(self.identity()),
-            name: VolumeName::new(name).unwrap(),
-            size_bytes: 1 << 40,
-            durability: Durability::Flush,
-            lineage: LineageId::from_bytes(self.identity()),
-            domain: DomainId::DEFAULT,
-            compress: true,
-            dedupe: true,
-            read_only: false,
-            options: "{}".to_owned(),
-            created_at: at(1),
-        }
-    }
-
-    /// A new volume, held by the first gateway since time 1000.
-    pub async fn held_volume(&self, name: &str) -> Held {
-        self.held_volume_of(DomainId::DEFAULT, name).await
-    }
-
-    pub async fn held_volume_of(&self, domain: DomainId, name: &str) -> Held {
-        let volume = NewVolume { domain, ..self.new_volume(name) };
-        self.catalog.create_volume(&volume).await.unwrap();
-        let lease = self.catalog.acquire_lease(volume.id, self.gateway, at(1000), TTL, None).await.unwrap();
-        Held {
-            volume: volume.id,
-            lineage: volume.lineage,
-            domain,
-            lease,
-            through: WriteSeq::ZERO,
-            commit: CommitSeq::ZERO,
-        }
-    }
-
-    /// A domain with its key.
-    pub async fn domain(&self, name: &str) -> DomainId {
-        let (row, key) = self.new_domain(name);
-        self.catalog.create_domain(&row, &key).await.unwrap();
-        row.id
-    }
-
-    pub fn new_domain(&self, name: &str) -> (DomainRow, KeyRow) {
-        let id = DomainId::from_bytes(self.identity());
-        let name = DomainName::new(name).unwrap();
-        let row = DomainRow { id, name, encryption: Encryption::Off, created_at: at(3) };
-        (row, key_row(&DomainRow::key_purpose(id), 5))
-    }
-
-    /// Takes a volume for `gateway` as one that has watched the holder's lease for long enough.
-    pub async fn take(&self, volume: VolumeId, gateway: GatewayId, now: u64) -> Lease {
-        let acquire = |unrenewed| self.catalog.acquire_lease(volume, gateway, at(now), TTL, unrenewed);
-        match acquire(None).await {
-            Err(CatalogError::LeaseHeld { stamp, .. }) => acquire(Some(stamp)).await.unwrap(),
-            free => free.unwrap(),
-        }
-    }
-
-    /// A segment with one container of `domain`, as the pool would have acknowledged it.
-    pub fn sealed(&self, domain: DomainId) -> (SegmentRow, ContainerRow) {
-        let (segment, id) =
-            (SegmentId::from_bytes(self.identity()), ContainerId::from_bytes(self.identity()));
-        let container = ContainerRow {
-            id,
-            segment,
-            offset: 64,
-            length: 4000,
-            raw_bytes: 8192,
-            domain,
-            directory: Bytes::from_static(b"directory"),
-        };
-        (segment_row(segment, self.node, 4096), container)
-    }
-
-    /// The batch that writes `blocks` of each volume, all of one domain, ten writes each, into one fresh container.
-    pub fn batch(&self, volumes: &[(&Held, LbaRange)]) -> BatchCommit {
-        let domain = volumes.first().map_or(DomainId::DEFAULT, |(held, _)| held.domain);
-        let (segment, container) = self.sealed(domain);
-        let part = |(held, blocks): &(&Held, LbaRange)| VolumeCommit {
-            volume: held.volume,
-            lineage: held.lineage,
-            generation: held.lease.generation,
-            base: held.through,
-            through: WriteSeq::new(held.through.get() + 10),
-            delta: written(*blocks, container.id),
-            reduction: packed(blocks.blocks()),
-        };
-        let volumes = volumes.iter().map(part).collect();
-        BatchCommit {
-            batch: BatchId::from_bytes(self.identity()),
-            gateway: self.gateway,
-            segments: vec![segment],
-            containers: vec![container],
-            volumes,
-        }
-    }
-
-    /// Commits a batch of one volume.
-    pub async fn commit(&self, held: &mut Held, blocks: LbaRange) -> BatchCommit {
-        let batch = self.batch(&[(held, blocks)]);
-        let receipt = self.catalog.commit_batch(&batch).await.unwrap();
-        held.commit = held.commit.next();
-        held.through = batch.volumes[0].through;
-        assert_eq!(outcomes(&receipt), [VolumeOutcome::Committed(held.commit)]);
-        batch
-    }
-
-    /// A step that makes `leaves` what the volume has through its last commit.
-    pub fn fold_plan(&self, held: &Held, leaves: Vec<(LeafIndex, Arc<MapLeaf>)>) -> FoldPlan {
-        FoldPlan {
-            lineage: held.lineage,
-            gateway: self.gateway,
-            generation: held.lease.generation,
-            through: held.commit,
-            leaves,
-            emptied: Vec::new(),
-            forget: None,
-        }
-    }
-
-    /// The totals after so many commits of one fresh container each, when nothing is folded.
-    pub fn totals(volumes: u64, commits: u64) -> Totals {
-        Totals {
-            volumes,
-            segments: commits,
-            segment_bytes: commits * 4096,
-            containers: commits,
-            logical_bytes: 0,
-            container_bytes: commits * 4000,
-            container_raw_bytes: commits * 8192,
-        }
-    }
-
-    /// The volume as far as batches move it.
-    pub async fn progress(&self, held: &Held) -> (WriteSeq, CommitSeq) {
-        let row = self.catalog.volume(held.volume).await.unwrap();
-        (row.destaged_through, row.commit)
-    }
 }
 
 pub fn node_row(id: NodeId, name: &str) -> NodeRow {
@@ -343,6 +161,18 @@ macro_rules! catalog_conformance {
                 domains_of_one_batch_do_not_mix
                 containers_of_a_deleted_domain_are_left_out
             }
+            reclaim {
+                what_a_delta_or_a_leaf_points_at_is_referenced
+                what_snapshots_clones_and_deleted_volumes_show_is_referenced
+                a_closed_container_is_shared_no_more
+                a_batch_done_again_is_recognised_whatever_was_closed_since
+                only_what_the_pass_itself_closed_is_removed
+                what_is_removed_is_counted_no_more_and_its_object_doomed
+                a_segment_with_a_live_container_stays
+                a_node_with_a_doomed_object_stays
+                the_part_of_a_deleted_volume_is_unreferenced_from_the_start
+                a_segment_of_a_deleted_domain_is_doomed_from_the_start
+            }
             usage {
                 commits_add_what_packing_did
                 the_same_batch_again_counts_once
@@ -414,9 +244,50 @@ macro_rules! catalog_conformance {
             histories {
                 any_history_of_batches_and_folds_gives_the_map_of_its_writes
             }
+            snapshots {
+                a_snapshot_is_of_the_commit_that_it_came_with
+                only_the_owner_of_its_volume_deletes_a_snapshot
+                an_unknown_snapshot_is_not_found
+                a_snapshot_whose_name_is_taken_is_taken_under_another
+                the_same_batch_again_takes_no_second_snapshot
+                a_refused_batch_takes_no_snapshot
+                snapshots_are_listed_oldest_first
+                a_snapshot_is_settled_when_all_of_it_is_folded
+                a_fold_does_not_pass_a_snapshot
+                versions_stay_for_snapshots_and_go_with_them
+                what_was_emptied_stays_visible_in_snapshots
+                a_volume_with_snapshots_is_deleted_only_with_them
+                what_is_folded_is_never_written_again
+            }
+            clones {
+                a_clone_shows_its_snapshot_and_is_its_own
+                a_clone_that_cannot_be_is_refused
+                what_a_clone_empties_is_hidden_from_it_alone
+                emptied_ranges_of_a_clone_hide_what_it_inherited
+                clones_survive_their_parents_in_any_order
+                a_clone_needs_no_more_of_its_parent_than_it_shows
+                a_clone_writes_and_commits_as_any_volume
+                a_chain_of_a_thousand_clones_shows_all_that_was_written
+            }
+            purging {
+                a_pass_goes_on_where_it_stopped
+                what_is_let_go_of_during_a_pass_goes_too
+                holes_stay_over_what_was_inherited_whatever_became_of_the_parent
+                a_volume_that_is_reverted_again_and_again_keeps_what_it_shows
+            }
+            reverts {
+                a_reverted_volume_shows_its_snapshot_in_a_fresh_lineage
+                reverting_again_with_the_same_lineage_changes_nothing
+                a_revert_that_would_lose_something_is_refused
+                batches_and_folds_of_the_old_lineage_are_refused_after_a_revert
+            }
+            trees {
+                any_tree_of_snapshots_clones_and_reverts_shows_what_was_written
+            }
             cancellation {
                 a_dropped_commit_leaves_nothing_or_everything
                 a_dropped_fold_leaves_nothing_or_everything
+                a_dropped_clone_revert_or_deletion_leaves_nothing_or_everything
                 a_dropped_replacement_of_keys_leaves_nothing_or_everything
                 a_dropped_change_does_not_hinder_the_next
             }

@@ -1,6 +1,6 @@
 //! What can go wrong in the catalog.
 
-use crate::{DomainName, KeyRow, LeaseStamp, VolumeName};
+use crate::{DomainName, KeyRow, LeaseStamp, NewVolume, SnapshotName, VolumeName};
 use cairn_model::crypto::KeyId;
 use cairn_model::map::codec::MapCodecError;
 use cairn_model::{CommitSeq, ContainerId, ErrorKind, Generation, Kinded, LineageId, VolumeId, WriteSeq};
@@ -63,6 +63,22 @@ pub enum CatalogError {
     #[error("folding lineage {lineage} through {through} does not fit: it has commits through {last}")]
     FoldBeyond { lineage: LineageId, through: CommitSeq, last: CommitSeq },
 
+    #[error("folding lineage {lineage} through {through} would pass its snapshot at {snapshot}")]
+    FoldAcross { lineage: LineageId, through: CommitSeq, snapshot: CommitSeq },
+
+    #[error(
+        "container {container} was opened since this pass of reclaim closed it: something may need it again"
+    )]
+    ContainerOpen { container: ContainerId },
+
+    #[error("snapshot {name} is not in the map's leaves yet: try again in a moment")]
+    NotSettled { name: SnapshotName },
+
+    #[error(
+        "volume {name} has snapshots ({snapshots}): delete them first, or delete everything with --force"
+    )]
+    HasSnapshots { name: VolumeName, snapshots: u64 },
+
     #[error("there is no {what} {name}")]
     NotFound { what: &'static str, name: String },
 
@@ -119,6 +135,9 @@ impl Kinded for CatalogError {
             | Self::DefaultDomain
             | Self::KeyLost { .. }
             | Self::NotNext { .. }
+            | Self::HasSnapshots { .. }
+            | Self::NotSettled { .. }
+            | Self::ContainerOpen { .. }
             | Self::UnknownContainer { .. } => ErrorKind::Conflict,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Corrupt { .. } | Self::Damaged { .. } => ErrorKind::Corrupt,
@@ -128,9 +147,11 @@ impl Kinded for CatalogError {
             | Self::NewerBlob { .. } => ErrorKind::Unsupported,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::OutOfSpace { .. } => ErrorKind::OutOfSpace,
-            Self::FoldBeyond { .. } | Self::Invalid(_) | Self::Database { .. } | Self::Migration(_) => {
-                ErrorKind::Internal
-            }
+            Self::FoldBeyond { .. }
+            | Self::FoldAcross { .. }
+            | Self::Invalid(_)
+            | Self::Database { .. }
+            | Self::Migration(_) => ErrorKind::Internal,
             Self::File { source, .. } => ErrorKind::of_io(source),
         }
     }
@@ -146,6 +167,14 @@ impl CatalogError {
         Self::Invalid(format!(
             "key {} wrapped by {}, and only what {keep} wraps is kept",
             key.key_id, key.wrapped_by
+        ))
+    }
+
+    /// A clone that could not read what it shows.
+    pub(crate) fn other_domain(snapshot: &SnapshotName, clone: &NewVolume) -> Self {
+        Self::Invalid(format!(
+            "snapshot {snapshot} is not of domain {}, which {} is to be in",
+            clone.domain, clone.name
         ))
     }
 

@@ -30,16 +30,17 @@ mod rows;
 mod sqlite;
 
 pub use batch::{
-    BatchCommit, CommitReceipt, ContainerLocation, ContainerRow, FoldPlan, SegmentRow, VolumeCommit,
-    VolumeOutcome, VolumeReceipt,
+    BatchCommit, CommitReceipt, ContainerLocation, ContainerRow, DoomedObject, FoldPlan, SegmentRow,
+    UnreferencedContainer, UnreferencedPage, VolumeCommit, VolumeOutcome, VolumeReceipt,
 };
 pub use catalog::Catalog;
 pub use error::CatalogError;
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
-pub use name::{DomainName, InvalidName, VolumeName};
+pub use name::{DomainName, InvalidName, SnapshotName, VolumeName};
 pub use rows::{
-    DomainRow, GatewayRow, HeldLease, KeyRow, Lease, LeaseHolder, LeaseStamp, NewVolume, NodeRow, NodeState,
-    SiteRow, Totals, VolumeRow, VolumeUsage, WalState,
+    DomainRow, GatewayRow, HeldLease, KeyRow, LeafVersion, Lease, LeaseHolder, LeaseStamp, MapPoint,
+    NewSnapshot, NewVolume, NodeRow, NodeState, SiteRow, SnapshotRow, Totals, VolumeRow, VolumeUsage,
+    WalState,
 };
 pub use sqlite::SqliteCatalog;
 

@@ -11,21 +11,25 @@ mod domains;
 mod fold;
 mod keys;
 mod leases;
+mod prune;
+mod reclaim;
 mod site;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod volumes;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, DomainName,
-    DomainRow, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume,
-    NodeRow, NodeState, SiteRow, Totals, VolumeName, VolumeRow, WalState,
+    DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease,
+    LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
+    UnreferencedPage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
     BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId,
-    SegmentId, VolumeId, WallTime,
+    PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use commit::{Receipt, Segment};
 use domains::Domains;
@@ -72,8 +76,13 @@ struct Tables {
     /// Deleted ones too, until they are purged.
     volumes: BTreeMap<VolumeId, Volume>,
     lineages: BTreeMap<LineageId, Lineage>,
+    /// Of volumes that are not deleted.
+    snapshots: BTreeMap<SnapshotId, SnapshotRow>,
     segments: BTreeMap<SegmentId, Segment>,
     containers: BTreeMap<ContainerId, ContainerRow>,
+    /// No batch may point at them anew.
+    closed: BTreeMap<ContainerId, PassId>,
+    doomed: BTreeMap<SegmentId, DoomedObject>,
     receipts: BTreeMap<BatchId, Receipt>,
     totals: Totals,
 }
@@ -265,12 +274,43 @@ impl Catalog for MemoryCatalog {
         self.call("set_read_only", |tables| tables.set_read_only(id, read_only)).await
     }
 
-    async fn delete_volume(&self, id: VolumeId) -> Result<()> {
-        self.call("delete_volume", |tables| tables.delete_volume(id)).await
+    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool) -> Result<()> {
+        self.call("delete_volume", |tables| tables.delete_volume(id, with_snapshots)).await
     }
 
     async fn purge_deleted(&self, rows_max: u32) -> Result<bool> {
         self.call("purge_deleted", |tables| Ok(tables.purge_deleted(rows_max))).await
+    }
+
+    async fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotRow>> {
+        self.call("snapshots", |tables| Ok(tables.snapshots(volume))).await
+    }
+
+    async fn snapshot(&self, id: SnapshotId) -> Result<SnapshotRow> {
+        self.call("snapshot", |tables| tables.snapshot(id)).await
+    }
+
+    async fn snapshot_by_name(&self, volume: VolumeId, name: &SnapshotName) -> Result<SnapshotRow> {
+        self.call("snapshot_by_name", |tables| tables.snapshot_by_name(volume, name)).await
+    }
+
+    async fn delete_snapshot(&self, gateway: GatewayId, held: HeldLease, id: SnapshotId) -> Result<()> {
+        self.call("delete_snapshot", |tables| tables.delete_snapshot(gateway, held, id)).await
+    }
+
+    async fn create_clone(&self, volume: &NewVolume, from: SnapshotId) -> Result<()> {
+        self.call("create_clone", |tables| tables.create_clone(volume, from)).await
+    }
+
+    async fn revert_volume(
+        &self,
+        gateway: GatewayId,
+        held: HeldLease,
+        through: WriteSeq,
+        to: SnapshotId,
+        lineage: LineageId,
+    ) -> Result<()> {
+        self.call("revert_volume", |tables| tables.revert_volume(gateway, held, through, to, lineage)).await
     }
 
     async fn acquire_lease(
@@ -323,25 +363,60 @@ impl Catalog for MemoryCatalog {
         self.call("unfolded_deltas", |tables| Ok(tables.unfolded_deltas(lineage))).await
     }
 
-    async fn leaf(&self, lineage: LineageId, index: LeafIndex) -> Result<Option<MapLeaf>> {
-        self.call("leaf", |tables| Ok(tables.leaf(lineage, index))).await
+    async fn leaf(&self, at: MapPoint, index: LeafIndex) -> Result<Option<MapLeaf>> {
+        self.call("leaf", |tables| Ok(tables.leaf(at, index))).await
     }
 
-    async fn leaves(&self, lineage: LineageId, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>> {
-        self.call("leaves", |tables| Ok(tables.leaves(lineage, indices))).await
+    async fn leaves(&self, at: MapPoint, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>> {
+        self.call("leaves", |tables| Ok(tables.leaves(at, indices))).await
     }
 
-    async fn leaves_present(
-        &self,
-        lineage: LineageId,
-        range: LbaRange,
-        limit: u32,
-    ) -> Result<Vec<LeafIndex>> {
-        self.call("leaves_present", |tables| Ok(tables.leaves_present(lineage, range, limit))).await
+    async fn leaf_versions(&self, at: MapPoint, range: LbaRange, limit: u32) -> Result<Vec<LeafVersion>> {
+        self.call("leaf_versions", |tables| Ok(tables.leaf_versions(at, range, limit))).await
     }
 
     async fn fold(&self, plan: &FoldPlan) -> Result<()> {
         self.call("fold", |tables| tables.fold(plan)).await
+    }
+
+    async fn unreferenced_containers(
+        &self,
+        after: Option<ContainerId>,
+        window: u32,
+    ) -> Result<UnreferencedPage> {
+        self.call("unreferenced_containers", |tables| Ok(tables.unreferenced_containers(after, window))).await
+    }
+
+    async fn close_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
+        self.call("close_containers", |tables| {
+            tables.close_containers(pass, ids);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn open_containers(&self, pass: Option<PassId>) -> Result<()> {
+        self.call("open_containers", |tables| {
+            tables.open_containers(pass);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
+        self.call("remove_containers", |tables| tables.remove_containers(pass, ids)).await
+    }
+
+    async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>> {
+        self.call("doomed_objects", |tables| Ok(tables.doomed_objects(after, limit))).await
+    }
+
+    async fn forget_doomed(&self, segment: SegmentId) -> Result<()> {
+        self.call("forget_doomed", |tables| {
+            tables.forget_doomed(segment);
+            Ok(())
+        })
+        .await
     }
 
     async fn totals(&self) -> Result<Totals> {

@@ -1,6 +1,6 @@
-//! Names of volumes and domains.
+//! Names of volumes, snapshots and domains.
 
-use cairn_model::{ErrorKind, Kinded};
+use cairn_model::{ErrorKind, Kinded, SnapshotId};
 use std::fmt;
 use std::str::FromStr;
 
@@ -86,10 +86,34 @@ name!(
     "volume"
 );
 name!(
+    /// The name of a snapshot among those of its volume, by the rules of [`VolumeName`]. `VOLUME@SNAPSHOT` names it everywhere.
+    SnapshotName,
+    "snapshot"
+);
+name!(
     /// The name of a dedupe domain, by the rules of [`VolumeName`].
     DomainName,
     "domain"
 );
+
+impl SnapshotName {
+    /// The names that snapshot `id` tries until one is free: this one first, then with more and more of the identity behind it. They have no
+    /// end, so one is.
+    pub(crate) fn candidates(&self, id: SnapshotId) -> impl Iterator<Item = Self> + Send + use<> {
+        let (name, id) = (self.0.clone(), id.to_string());
+        let suffix = move |attempt: u32| match attempt {
+            0 => String::new(),
+            1 => format!("-{}", &id[..8]),
+            2 => format!("-{id}"),
+            _ => format!("-{id}-{attempt}"),
+        };
+        let candidate = move |suffix: String| {
+            let kept = name.len().min(LENGTH_MAX - suffix.len());
+            Self(name[..kept].to_owned() + &suffix)
+        };
+        (0..).map(suffix).map(candidate)
+    }
+}
 
 impl DomainName {
     /// The name of [`cairn_model::DomainId::DEFAULT`].
@@ -125,6 +149,21 @@ mod tests {
             assert_eq!(error.to_string(), reason);
             assert_eq!(error.kind(), ErrorKind::Unsupported);
         }
+    }
+
+    #[test]
+    fn a_snapshot_whose_name_is_taken_adds_its_identity() {
+        let id = SnapshotId::from_bytes([0xab; 16]);
+        let tried = |name: &str| -> Vec<String> {
+            let candidates = SnapshotName::new(name).unwrap().candidates(id).take(4);
+            candidates.map(|name| SnapshotName::new(name.as_str()).unwrap().to_string()).collect()
+        };
+        let hex = "ab".repeat(16);
+        let short = ["daily", "daily-abababab", &format!("daily-{hex}"), &format!("daily-{hex}-3")];
+        assert_eq!(tried("daily"), short);
+        let long = "x".repeat(255);
+        let cut = [&long, &format!("{}-abababab", &long[..246]), &format!("{}-{hex}", &long[..222])];
+        assert_eq!(tried(&long)[..3], cut.map(Clone::clone));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! What the catalog holds, as types.
 
-use crate::{CatalogError, DomainName, VolumeName};
+use crate::{CatalogError, DomainName, LeafIndex, SnapshotName, VolumeName};
 use cairn_model::crypto::{Encryption, KeyId};
 use cairn_model::{
-    CommitSeq, DomainId, Durability, GatewayId, Generation, LineageId, NodeId, Reduction, SiteId, VolumeId,
-    WallTime, WriteSeq,
+    CommitSeq, DomainId, Durability, GatewayId, Generation, LineageId, NodeId, Reduction, SiteId, SnapshotId,
+    VolumeId, WallTime, WriteSeq,
 };
+use std::collections::HashMap;
 use std::fmt;
 
 /// The site that this catalog is of.
@@ -149,6 +150,76 @@ pub struct VolumeRow {
     pub usage: VolumeUsage,
 }
 
+/// A state of a lineage's map: what it was right after a commit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MapPoint {
+    pub lineage: LineageId,
+    pub commit: CommitSeq,
+}
+
+impl MapPoint {
+    /// Behind every commit.
+    pub(crate) const END: CommitSeq = CommitSeq::new(i64::MAX.cast_unsigned());
+
+    /// Whatever the lineage's newest leaves say.
+    pub const fn head(lineage: LineageId) -> Self {
+        Self { lineage, commit: Self::END }
+    }
+}
+
+/// A version of a leaf. Equal versions have equal content, whichever point they were found from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeafVersion {
+    pub index: LeafIndex,
+    /// Who wrote it: the lineage itself, or one that it descends from.
+    pub at: MapPoint,
+}
+
+/// A snapshot to be taken of a volume by the commit of a batch: of the map that the batch leaves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewSnapshot {
+    pub id: SnapshotId,
+    pub name: SnapshotName,
+    /// The volume's size at the cut.
+    pub size_bytes: u64,
+    pub created_at: WallTime,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotRow {
+    pub id: SnapshotId,
+    pub volume: VolumeId,
+    pub name: SnapshotName,
+    pub at: MapPoint,
+    pub size_bytes: u64,
+    pub created_at: WallTime,
+    /// Blocks that its map maps, in bytes. `None` until everything through its commit is folded: before that, leaves alone do not tell
+    /// what the snapshot shows.
+    pub logical_bytes: Option<u64>,
+    /// Clones of it, and volumes that were reverted to it, and live on.
+    pub children: u64,
+}
+
+impl SnapshotRow {
+    /// By creation; where clocks jumped, those of one lineage still by commit.
+    pub(crate) fn sort_oldest_first(snapshots: &mut [Self]) {
+        snapshots.sort_unstable_by_key(|snapshot| {
+            (snapshot.at.lineage, snapshot.at.commit, snapshot.created_at, snapshot.id)
+        });
+        let mut latest: HashMap<SnapshotId, WallTime> = HashMap::with_capacity(snapshots.len());
+        for of_one_lineage in snapshots.chunk_by(|one, next| one.at.lineage == next.at.lineage) {
+            let mut seen = WallTime::default();
+            for snapshot in of_one_lineage {
+                seen = seen.max(snapshot.created_at);
+                latest.insert(snapshot.id, seen);
+            }
+        }
+        snapshots.sort_by_key(|snapshot| {
+            (latest[&snapshot.id], snapshot.at.commit, snapshot.created_at, snapshot.id)
+        });
+    }
+}
+
 /// What a volume holds, kept up to date by every commit and fold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VolumeUsage {
@@ -196,6 +267,7 @@ pub struct HeldLease {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Totals {
     pub volumes: u64,
+    pub snapshots: u64,
     pub segments: u64,
     pub segment_bytes: u64,
     pub containers: u64,

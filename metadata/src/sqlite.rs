@@ -23,24 +23,29 @@ mod leases;
 mod maps;
 mod nodes;
 mod open;
+mod prune;
+mod reclaim;
 mod site;
+mod snapshots;
 mod uncounted;
 mod usage;
+mod versions;
 mod volumes;
 
 #[cfg(test)]
 mod tests;
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, FoldPlan,
-    GatewayRow, HeldLease, KeyRow, LeafIndex, Lease, LeaseStamp, MapLeaf, NewVolume, NodeRow, NodeState,
-    SiteRow, Totals, VolumeName, VolumeRow, WalState,
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow,
+    DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
+    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
+    UnreferencedPage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
-    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, VolumeId,
-    WallTime,
+    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, PassId,
+    SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use std::path::{Path, PathBuf};
@@ -222,12 +227,43 @@ impl Catalog for SqliteCatalog {
         volumes::set_read_only(self, id, read_only).await
     }
 
-    async fn delete_volume(&self, id: VolumeId) -> Result<()> {
-        volumes::delete(self, id).await
+    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool) -> Result<()> {
+        volumes::delete(self, id, with_snapshots).await
     }
 
     async fn purge_deleted(&self, rows_max: u32) -> Result<bool> {
-        volumes::purge(self, rows_max).await
+        prune::purge(self, rows_max).await
+    }
+
+    async fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotRow>> {
+        snapshots::all(self, volume).await
+    }
+
+    async fn snapshot(&self, id: SnapshotId) -> Result<SnapshotRow> {
+        snapshots::by_id(self, id).await
+    }
+
+    async fn snapshot_by_name(&self, volume: VolumeId, name: &SnapshotName) -> Result<SnapshotRow> {
+        snapshots::by_name(self, volume, name).await
+    }
+
+    async fn delete_snapshot(&self, gateway: GatewayId, held: HeldLease, id: SnapshotId) -> Result<()> {
+        snapshots::delete(self, gateway, held, id).await
+    }
+
+    async fn create_clone(&self, volume: &NewVolume, from: SnapshotId) -> Result<()> {
+        snapshots::clone(self, volume, from).await
+    }
+
+    async fn revert_volume(
+        &self,
+        gateway: GatewayId,
+        held: HeldLease,
+        through: WriteSeq,
+        to: SnapshotId,
+        lineage: LineageId,
+    ) -> Result<()> {
+        snapshots::revert(self, gateway, held, through, to, lineage).await
     }
 
     async fn acquire_lease(
@@ -280,25 +316,48 @@ impl Catalog for SqliteCatalog {
         maps::unfolded(self, lineage).await
     }
 
-    async fn leaf(&self, lineage: LineageId, index: LeafIndex) -> Result<Option<MapLeaf>> {
-        maps::leaf(self, lineage, index).await
+    async fn leaf(&self, at: MapPoint, index: LeafIndex) -> Result<Option<MapLeaf>> {
+        maps::leaf(self, at, index).await
     }
 
-    async fn leaves(&self, lineage: LineageId, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>> {
-        maps::leaves(self, lineage, indices).await
+    async fn leaves(&self, at: MapPoint, indices: &[LeafIndex]) -> Result<Vec<(LeafIndex, MapLeaf)>> {
+        maps::leaves(self, at, indices).await
     }
 
-    async fn leaves_present(
-        &self,
-        lineage: LineageId,
-        range: LbaRange,
-        limit: u32,
-    ) -> Result<Vec<LeafIndex>> {
-        maps::present(self, lineage, range, limit).await
+    async fn leaf_versions(&self, at: MapPoint, range: LbaRange, limit: u32) -> Result<Vec<LeafVersion>> {
+        maps::leaf_versions(self, at, range, limit).await
     }
 
     async fn fold(&self, plan: &FoldPlan) -> Result<()> {
         fold::fold(self, plan).await
+    }
+
+    async fn unreferenced_containers(
+        &self,
+        after: Option<ContainerId>,
+        window: u32,
+    ) -> Result<UnreferencedPage> {
+        reclaim::unreferenced(self, after, window).await
+    }
+
+    async fn close_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
+        reclaim::close(self, pass, ids).await
+    }
+
+    async fn open_containers(&self, pass: Option<PassId>) -> Result<()> {
+        reclaim::open(self, pass).await
+    }
+
+    async fn remove_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
+        reclaim::remove(self, pass, ids).await
+    }
+
+    async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>> {
+        reclaim::doomed(self, after, limit).await
+    }
+
+    async fn forget_doomed(&self, segment: SegmentId) -> Result<()> {
+        reclaim::forget_doomed(self, segment).await
     }
 
     async fn totals(&self) -> Result<Totals> {

@@ -165,5 +165,5 @@ pub trait Exports: Send + Sync + 'static {
     fn names(&self) -> Vec<String>;
 
     /// The device of that name, or `None`. An empty name asks for the default export, if there is one.
-    fn open(&self, name: &str) -> Option<Arc<Self::Device>>;
+    fn open(&self, name: &str) -> impl Future<Output = Option<Arc<Self::Device>>> + Send;
 }

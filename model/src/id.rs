@@ -114,6 +114,10 @@ id!(
     BatchId
 );
 id!(
+    /// One pass of reclaim.
+    PassId
+);
+id!(
     /// A dedupe domain: what is sealed under one key, and where equal blocks are stored once.
     DomainId
 );

@@ -30,7 +30,8 @@ pub use entropy::{Entropy, OsEntropy, SeededEntropy};
 pub use error::{ErrorKind, Kinded};
 pub use fingerprint::{ContainerFingerprints, Fingerprint};
 pub use id::{
-    BatchId, ContainerId, DomainId, GatewayId, LineageId, NodeId, SegmentId, SiteId, SnapshotId, VolumeId,
+    BatchId, ContainerId, DomainId, GatewayId, LineageId, NodeId, PassId, SegmentId, SiteId, SnapshotId,
+    VolumeId,
 };
 pub use map::{DELTA_OPS_MAX, MapDelta, MapOp, MapTarget};
 pub use range_map::{RangeMap, RangeValue};

@@ -49,10 +49,34 @@ pub enum Bug {
     ShareUnchecked,
     /// A block is taken for the one beside the stored one that it is equal to.
     ShareNeighbour,
+    /// A snapshot ends the batch after the one that it is to end.
+    SnapshotCutsLate,
+    /// Replay takes a snapshot for a write of nothing.
+    ForgetMarkAtReplay,
+    /// A fold mixes what came before a snapshot with what came after it, and the catalog lets it.
+    FoldPastSnapshot,
+    /// The catalog takes away what only a snapshot shows.
+    PurgeNeededLeaf,
+    /// The catalog takes away what only a clone shows.
+    PurgeUnderClone,
+    /// A clone shows what its parent's head shows where it has nothing itself.
+    CloneReadsHead,
+    /// After a revert the volume goes on with the map that it had.
+    RevertKeepsOldLeaves,
+    /// Reclaim looks again without having closed its candidates: a batch may come to share one after the look.
+    ReclaimWithoutClosing,
+    /// Reclaim takes what its first look found for dead.
+    ReclaimWithoutLookingAgain,
+    /// A read whose chunk was taken back since it was planned fails, instead of being planned again.
+    GiveUpOnMissingChunk,
+    /// Reclaim does not see what only a delta points at.
+    ReclaimOverlooksDeltas,
+    /// Reclaim deletes the object of a segment that still holds a live container.
+    ReclaimSharedSegment,
 }
 
 impl Bug {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 33] = [
         Self::AcknowledgeUnwritten,
         Self::FlushWithoutSync,
         Self::IgnoreFailedSync,
@@ -74,6 +98,18 @@ impl Bug {
         Self::ReturnNeighbour,
         Self::ShareUnchecked,
         Self::ShareNeighbour,
+        Self::SnapshotCutsLate,
+        Self::ForgetMarkAtReplay,
+        Self::FoldPastSnapshot,
+        Self::PurgeNeededLeaf,
+        Self::PurgeUnderClone,
+        Self::CloneReadsHead,
+        Self::RevertKeepsOldLeaves,
+        Self::ReclaimWithoutClosing,
+        Self::ReclaimWithoutLookingAgain,
+        Self::GiveUpOnMissingChunk,
+        Self::ReclaimOverlooksDeltas,
+        Self::ReclaimSharedSegment,
     ];
 }
 

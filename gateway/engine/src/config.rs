@@ -35,6 +35,8 @@ pub struct EngineConfig {
     pub cpu_budget: CpuBudget,
     /// Cores of the host that it is a share of.
     pub cores: usize,
+    /// How often to look for what nothing points at any more, if anything may have died; `None`: only when asked to.
+    pub reclaim_interval: Option<Duration>,
     pub pack: PackConfig,
     /// Start even though the log is gone and held acknowledged writes. The operator's word, never a default.
     pub accept_lost_wal: bool,
@@ -58,6 +60,7 @@ impl EngineConfig {
             lease_ttl: Duration::from_secs(30),
             cpu_budget: CpuBudget::default(),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            reclaim_interval: Some(Duration::from_mins(10)),
             pack: PackConfig::default(),
             accept_lost_wal: false,
         }

@@ -11,8 +11,10 @@ use crate::lease::{LeaseWatch, gone, renew_leases};
 use crate::patience::patiently;
 use crate::pressure::Pressure;
 use crate::read::{ChunkReader, ReaderLimits};
+use crate::reclaim::{Reclaim, reclaim_until_stopped};
 use crate::recovery::{OpenVolume, open_volume, recover};
 use crate::registry::Registry;
+use crate::snapshot::Views;
 use crate::status::NotServed;
 use crate::tasks::Tasks;
 use crate::volume::map::LeafCache;
@@ -32,7 +34,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Rows of deleted volumes that one transaction takes away.
-const PURGE_ROWS: u32 = 1000;
+pub(crate) const PURGE_ROWS: u32 = 1000;
 const PURGE_PAUSE: Duration = Duration::from_millis(200);
 /// How long shutdown waits for destage before it leaves the rest to the log.
 const SHUTDOWN_DESTAGE_LIMIT: Duration = Duration::from_mins(2);
@@ -86,9 +88,14 @@ pub(crate) struct Shared {
     pub(crate) compute: ComputePool,
     pub(crate) governor: Governor,
     pub(crate) registry: Registry,
+    /// Snapshots that are open.
+    pub(crate) views: Views,
     /// Held by whoever changes the set of volumes.
     pub(crate) administration: Arc<tokio::sync::Mutex<()>>,
     pub(crate) destage: Destage,
+    /// Held from before a commit until it is shown.
+    pub(crate) commit_turn: tokio::sync::Mutex<()>,
+    pub(crate) reclaim: Reclaim,
     pub(crate) fold_wake: Notify,
     pub(crate) purge_wake: Notify,
     pub(crate) tasks: Tasks,
@@ -117,10 +124,15 @@ impl Engine {
         shared.tasks.spawn(govern_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
         shared.tasks.spawn(purge_until_stopped(Arc::clone(&shared)));
+        shared.tasks.spawn(reclaim_until_stopped(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
     }
 
     pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(crate) fn shared_arc(&self) -> &Arc<Shared> {
         &self.shared
     }
 
@@ -179,12 +191,16 @@ impl Engine {
         .await
     }
 
-    /// Deletes a volume and everything in it. There is no way back.
-    pub async fn delete_volume(&self, name: &str) -> Result<(), EngineError> {
+    /// Deletes a volume and everything in it, with its snapshots if it has some and that is wanted. There is no way back. Clones of it live on.
+    pub async fn delete_volume(&self, name: &str, with_snapshots: bool) -> Result<(), EngineError> {
         let name = name.to_owned();
         self.administer(move |shared| async move {
             let volume = shared.registry.named(&name)?;
-            match until_known(&shared, || shared.catalog.delete_volume(volume.id())).await {
+            if !with_snapshots && volume.state().lock().buffer.snapshots().next().is_some() {
+                // The log's snapshots are the catalog's before they are counted.
+                destage_in_time(&shared).await?;
+            }
+            match until_known(&shared, || shared.catalog.delete_volume(volume.id(), with_snapshots)).await {
                 // Deleted before, by an attempt whose answer was lost perhaps.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 done => done?,
@@ -200,7 +216,10 @@ impl Engine {
     /// Runs a change of the set of volumes: one at a time, and to its end even if the caller stops waiting, so that
     /// the registry and the catalog cannot come apart. A volume that is served and not in the registry would be left out of cuts, and the
     /// log would forget its writes.
-    async fn administer<T, F>(&self, change: impl FnOnce(Arc<Shared>) -> F) -> Result<T, EngineError>
+    pub(crate) async fn administer<T, F>(
+        &self,
+        change: impl FnOnce(Arc<Shared>) -> F,
+    ) -> Result<T, EngineError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
@@ -228,6 +247,7 @@ impl Engine {
         shared.stop.cancel();
         let closed = shared.wal.close().await;
         shared.tasks.end().await;
+        shared.views.clear();
         for volume in shared.registry.take_all() {
             let is_empty = {
                 let state = volume.state().lock();
@@ -261,6 +281,7 @@ impl Engine {
     pub async fn abandon(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.end().await;
+        self.shared.views.clear();
         self.shared.registry.take_all();
         // Its files are free for the next engine of this process; a real death would leave as much.
         self.shared.dedupe.index().close();
@@ -280,8 +301,14 @@ impl Exports for Engine {
         self.shared.registry.names()
     }
 
-    /// The empty name means the only volume, when there is only one.
-    fn open(&self, name: &str) -> Option<Arc<Volume>> {
+    /// `VOLUME@SNAPSHOT` is a snapshot. The empty name means the only volume, when there is only one.
+    async fn open(&self, name: &str) -> Option<Arc<Volume>> {
+        if let Some((volume, snapshot)) = name.split_once('@') {
+            let opened = self.open_snapshot(volume, &snapshot.parse().ok()?).await;
+            return opened
+                .inspect_err(|error| tracing::info!(export = name, %error, "a snapshot cannot be opened"))
+                .ok();
+        }
         if !name.is_empty() {
             return self.volume(name);
         }
@@ -309,17 +336,26 @@ async fn close_caches(shared: &Shared) {
 
 async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
     shared.catalog.create_volume(new).await?;
+    serve_new(shared, new.id, &new.name).await
+}
+
+/// Serves a volume that was created just now.
+pub(crate) async fn serve_new(
+    shared: &Arc<Shared>,
+    id: VolumeId,
+    name: &VolumeName,
+) -> Result<Arc<Volume>, EngineError> {
     let opened = async {
         // A name that is free in the catalog may still be in use here, after a change whose answer was lost.
-        shared.registry.check_free(new.name.as_str())?;
-        open_here(shared, new.id, None).await
+        shared.registry.check_free(name.as_str())?;
+        open_here(shared, id, None).await
     };
     let opened = match opened.await {
         Ok(opened) => opened,
         Err(error) => {
             // Nobody has seen it: a volume that is there and not served would only be in the way.
-            if let Err(left) = shared.catalog.delete_volume(new.id).await {
-                tracing::warn!(volume = %new.name, error = %left, "a volume that could not be opened is left in the catalog");
+            if let Err(left) = shared.catalog.delete_volume(id, false).await {
+                tracing::warn!(volume = %name, error = %left, "a volume that could not be opened is left in the catalog");
             }
             return Err(error);
         }
@@ -389,7 +425,7 @@ async fn resize(shared: &Shared, name: &str, size_bytes: u64) -> Result<(), Engi
 }
 
 /// Makes a change of the catalog that may be repeated until its answer comes: an answer that was lost says nothing about the change.
-async fn until_known<T, F>(shared: &Shared, change: impl FnMut() -> F) -> Result<T, EngineError>
+pub(crate) async fn until_known<T, F>(shared: &Shared, change: impl FnMut() -> F) -> Result<T, EngineError>
 where
     F: Future<Output = Result<T, CatalogError>>,
 {
@@ -398,10 +434,18 @@ where
         .await
 }
 
+/// Destages everything written so far, within the time that a guest would wait.
+pub(crate) async fn destage_in_time(shared: &Shared) -> Result<(), EngineError> {
+    let limit = shared.config.read_deadline;
+    let destaged = cairn_model::timeout(&*shared.ports.clock, limit, shared.destage.all()).await;
+    destaged.unwrap_or(Err(EngineError::PoolSilent(limit.as_secs())))
+}
+
 /// Takes the rows of deleted volumes out of the catalog, a few at a time so that commits get their turn; at the start, what an earlier
 /// run left.
 async fn purge_until_stopped(shared: Arc<Shared>) {
     loop {
+        shared.reclaim.changed();
         let more = shared.catalog.purge_deleted(PURGE_ROWS).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot take away what deleted volumes left in the catalog; will try again");
             true
@@ -465,8 +509,11 @@ pub(crate) fn assemble(
         compute: ComputePool::start("cairn-compute", threads, Arc::clone(&parts.ports.spawn))?,
         governor,
         registry: Registry::default(),
+        views: Views::default(),
         administration: Arc::default(),
         destage,
+        commit_turn: tokio::sync::Mutex::default(),
+        reclaim: Reclaim::default(),
         fold_wake: Notify::new(),
         purge_wake: Notify::new(),
         tasks,

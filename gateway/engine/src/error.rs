@@ -19,6 +19,30 @@ pub enum EngineError {
         "this gateway still serves another volume as {0}: restart it, and it knows the volumes' names again"
     )]
     NameServed(String),
+    #[error("there is no snapshot {0}; `cairn snapshot list` shows those there are")]
+    NoSuchSnapshot(String),
+    #[error("snapshot {0} exists already: choose another name")]
+    SnapshotExists(String),
+    #[error("volume {0} is named twice: a volume has one snapshot at one moment")]
+    NamedTwice(String),
+    #[error("snapshot {0} is being read: disconnect its readers first")]
+    SnapshotInUse(String),
+    #[error(
+        "the write-ahead log holds a mark that this program does not know ({0}): a newer one wrote it, start that one"
+    )]
+    UnknownMark(String),
+    #[error(
+        "volume {0} has as many snapshots on their way to the pool as it can have: try again when the pool has taken them"
+    )]
+    TooManySnapshots(String),
+    #[error(
+        "the log has not taken the snapshot in time, and may have it all the same: `cairn snapshot list` shows what there is"
+    )]
+    SnapshotLate,
+    #[error(
+        "what the catalog has of volume {0} is not known, and serving it has ended: restart the gateway, which reads it anew"
+    )]
+    Unsure(String),
     #[error("volume {0} was deleted")]
     Deleted(String),
     #[error("volume {0} is owned by another gateway now; this one has stopped serving it")]
@@ -67,10 +91,12 @@ impl Kinded for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
-            Self::NameServed(_) => ErrorKind::Conflict,
-            Self::DomainClosed(_) | Self::BadOptions(_) => ErrorKind::Unsupported,
+            Self::NameServed(_) | Self::SnapshotExists(_) | Self::SnapshotInUse(_) => ErrorKind::Conflict,
+            Self::DomainClosed(_) | Self::BadOptions(_) | Self::UnknownMark(_) | Self::NamedTwice(_) => {
+                ErrorKind::Unsupported
+            }
             Self::ReadOnly(_) => ErrorKind::ReadOnly,
-            Self::NoSuchVolume(_) | Self::Deleted(_) => ErrorKind::NotFound,
+            Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) | Self::Deleted(_) => ErrorKind::NotFound,
             Self::Fenced(_) => ErrorKind::Fenced,
             Self::PoolFull => ErrorKind::OutOfSpace,
             Self::LostWal(_) | Self::LogGap { .. } | Self::NoSuchContainer(_) | Self::Astray(_) => {
@@ -79,11 +105,26 @@ impl Kinded for EngineError {
             Self::Wal(error) => error.kind(),
             Self::Catalog(error) => error.kind(),
             Self::Pool(error) => error.kind(),
-            Self::PoolSilent(_) | Self::CatalogSilent | Self::LeaseLapsed(_) | Self::Stopped => {
-                ErrorKind::Unavailable
-            }
+            Self::PoolSilent(_)
+            | Self::CatalogSilent
+            | Self::LeaseLapsed(_)
+            | Self::TooManySnapshots(_)
+            | Self::SnapshotLate
+            | Self::Unsure(_)
+            | Self::Stopped => ErrorKind::Unavailable,
             Self::Thread(error) => ErrorKind::of_io(error),
             Self::Panicked(_) => ErrorKind::Internal,
+        }
+    }
+}
+
+impl EngineError {
+    /// Whether a chunk is not where it should be: lost, or taken back since somebody asked where it is.
+    pub(crate) fn is_absence(&self) -> bool {
+        match self {
+            Self::NoSuchContainer(_) => true,
+            Self::Pool(error) => matches!(**error, PoolError::NotFound { .. }),
+            _ => false,
         }
     }
 }

@@ -176,6 +176,18 @@ pub(crate) fn gone(shared: &Shared, volume: &Volume) {
     }
 }
 
+/// Stops serving a volume of which the catalog may say this or that, until it is opened again: nothing may be written to either. It has
+/// nothing that is not destaged.
+pub(crate) fn stop_serving(shared: &Shared, volume: &Volume, error: &EngineError) {
+    if let Some(name) = end_service(shared, volume, Condition::Unsure) {
+        tracing::error!(
+            volume = name,
+            %error,
+            "what the catalog has of the volume is not known; serving it ends here until it is taken again"
+        );
+    }
+}
+
 /// The volume's name, if it was served until now.
 fn end_service(shared: &Shared, volume: &Volume, condition: Condition) -> Option<String> {
     volume.lease().lose();
@@ -186,5 +198,11 @@ fn end_service(shared: &Shared, volume: &Volume, condition: Condition) -> Option
     state.condition = condition;
     shared.pressure.released(state.buffer.clear());
     state.map.clear();
-    Some(state.name.clone())
+    let name = state.name.clone();
+    drop(state);
+    // Whoever owns the volume now may delete its snapshots.
+    for view in shared.views.take(volume.id()) {
+        end_service(shared, &view, condition);
+    }
+    Some(name)
 }

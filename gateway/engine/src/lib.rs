@@ -13,6 +13,8 @@
 //! | `dedupe` | what is stored already is not stored again |
 //! | `domains`, `options` | how a volume's data is packed, and under which key |
 //! | `read` | chunk cache in RAM, flash, one fetch for concurrent misses, read-ahead |
+//! | `snapshot` | volumes at a moment: taken, read, cloned, compared, reverted to |
+//! | `reclaim` | what nothing points at any more is deleted from the pool |
 //! | `lease` | ownership, renewed; a gateway that cannot renew stops acknowledging |
 //! | `wal_state` | whether the log holds anything that the catalog does not |
 
@@ -30,8 +32,10 @@ mod options;
 mod patience;
 mod pressure;
 mod read;
+mod reclaim;
 mod recovery;
 mod registry;
+mod snapshot;
 mod status;
 mod tasks;
 mod volume;
@@ -42,5 +46,7 @@ pub use config::EngineConfig;
 pub use engine::{Engine, EngineParts};
 pub use error::EngineError;
 pub use options::VolumeOptions;
+pub use reclaim::{ReclaimReport, ReclaimStatus};
+pub use snapshot::{Difference, DifferencePage, SnapshotPhase, SnapshotStatus};
 pub use status::{CpuStatus, DedupeStatus, DestageStatus, EngineStatus, VolumeStatus, WalStatus};
 pub use volume::Volume;

@@ -10,13 +10,14 @@
 
 use crate::config::EngineConfig;
 use crate::dedupe::{Dedupe, Lessons};
-use crate::destage::{Cut, Destage};
+use crate::destage::{Cut, Destage, Request};
 use crate::domains::Domains;
 use crate::engine::{EngineParts, Opened, Shared, assemble};
 use crate::error::EngineError;
 use crate::lease::LeaseTerm;
 use crate::options::packing;
 use crate::pressure::RECORD_COST;
+use crate::snapshot::decode_note;
 use crate::status::NotServed;
 use crate::tasks::Tasks;
 use crate::volume::Volume;
@@ -25,18 +26,20 @@ use crate::volume::map::{ExtentMap, MapTerm};
 use crate::wal_state::WalStateFlag;
 use cairn_metadata::{Catalog, LeaseStamp, VolumeRow, WalState};
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{BLOCK_SIZE, ErrorKind, GatewayId, Generation, Kinded, LbaRange, Lsn, Ports, VolumeId};
+use cairn_model::{
+    BLOCK_SIZE, CommitSeq, ErrorKind, GatewayId, Generation, Kinded, Lba, LbaRange, Lsn, Ports, VolumeId,
+};
 use cairn_segment_writer::VolumePacking;
 use cairn_wal::{Record, RecordBody, Recovery, Wal, WalError, WalIdentity};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 /// An engine that has recovered and runs nothing yet.
 pub(crate) struct Recovered {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) destage_requests: mpsc::Receiver<oneshot::Sender<()>>,
+    pub(crate) destage_requests: mpsc::Receiver<Request>,
     pub(crate) lessons: Lessons,
     pub(crate) not_served: Vec<NotServed>,
 }
@@ -70,10 +73,15 @@ pub(crate) async fn open_volume(
     // Read only now: another owner may have committed until the lease was ours.
     let row = catalog.volume(id).await?;
     let packing = packing(&row, domains)?;
-    let term = MapTerm { lineage: row.lineage, generation: lease.generation };
-    let mut map = ExtentMap::new(term, row.folded_through);
+    let mut map = ExtentMap::new(MapTerm::head(row.lineage, lease.generation), row.folded_through);
+    let snapshots = catalog.snapshots(id).await?;
+    let own = snapshots.iter().filter(|snapshot| snapshot.at.lineage == row.lineage);
+    let pinned: BTreeSet<CommitSeq> = own.map(|snapshot| snapshot.at.commit).collect();
     for (commit, delta) in catalog.unfolded_deltas(row.lineage).await? {
         map.apply(commit, &delta);
+        if pinned.contains(&commit) {
+            map.pin();
+        }
     }
     let buffer = WriteBuffer::after(row.destaged_through);
     let lease_term = LeaseTerm::new(lease.generation, asked, ttl);
@@ -136,6 +144,8 @@ struct Replay {
     memory_bytes_max: u64,
     /// Bytes since the last cut.
     since_cut: u64,
+    /// The last record was a snapshot's.
+    marked: bool,
     /// Bytes that frozen layers keep in memory.
     resident: u64,
     last: Lsn,
@@ -153,6 +163,7 @@ impl Replay {
             batch_bytes: config.batch_bytes,
             memory_bytes_max: config.write_buffer_bytes,
             since_cut: 0,
+            marked: false,
             resident: 0,
             last: Lsn::ZERO,
             replayed: 0,
@@ -182,6 +193,10 @@ impl Replay {
     }
 
     fn take(&mut self, lsn: Lsn, record: Record) -> Result<(), EngineError> {
+        if self.marked && !matches!(record.body, RecordBody::Mark { .. }) {
+            // What follows is in none of the snapshots, which were taken at one moment.
+            self.cut();
+        }
         self.last = lsn;
         let Some(volume) = self.volumes.get_mut(&record.volume) else {
             return self.take_unopened(&record);
@@ -204,7 +219,7 @@ impl Replay {
         }
         let data_bytes = match &record.body {
             RecordBody::Write { data, .. } => data.len() as u64,
-            RecordBody::Discard { .. } => 0,
+            RecordBody::Discard { .. } | RecordBody::Mark { .. } => 0,
         };
         let skipped = is_planted(Bug::SkipReplayedRecord) && record.seq.get().is_multiple_of(8);
         let (range, what) = match record.body {
@@ -214,6 +229,16 @@ impl Replay {
                 (range, Buffered::Data { lsn, skip_blocks: 0, bytes: Some(data) })
             }
             RecordBody::Discard { range } => (range, Buffered::Hole { lsn }),
+            RecordBody::Mark { .. } if is_planted(Bug::ForgetMarkAtReplay) => {
+                (LbaRange::between(Lba::ZERO, Lba::ZERO), Buffered::Hole { lsn })
+            }
+            RecordBody::Mark { note } => {
+                volume.buffer.mark(record.seq, decode_note(&note)?);
+                self.since_cut += RECORD_COST;
+                self.replayed += 1;
+                self.marked = true;
+                return Ok(());
+            }
         };
         let range = if skipped { LbaRange::between(range.start(), range.start()) } else { range };
         volume.buffer.apply(record.seq, range, what);
@@ -248,6 +273,7 @@ impl Replay {
         }
         self.cuts.push((self.last, layers));
         self.since_cut = 0;
+        self.marked = false;
     }
 
     /// Puts the volumes into service and their batches before destage.

@@ -2,6 +2,7 @@
 
 use crate::budget::CpuBudget;
 use crate::engine::Engine;
+use crate::reclaim::ReclaimStatus;
 use crate::volume::Condition;
 use cairn_fingerprints::IndexStatus;
 use cairn_flash::FlashStatus;
@@ -64,7 +65,7 @@ pub struct VolumeStatus {
     pub read_only: bool,
     /// `flush` or `always`.
     pub durability: &'static str,
-    /// `serving`, `fenced` or `deleted`.
+    /// `serving`, `fenced`, `deleted` or `unsure`.
     pub condition: &'static str,
     pub generation: u64,
     /// Last write of the order.
@@ -82,6 +83,7 @@ pub struct EngineStatus {
     /// `None`: this gateway has no flash cache.
     pub flash: Option<FlashStatus>,
     pub cpu: CpuStatus,
+    pub reclaim: ReclaimStatus,
     pub block_cache_bytes: u64,
     pub map_cache_bytes: u64,
     pub volumes: Vec<VolumeStatus>,
@@ -119,6 +121,7 @@ impl Engine {
             },
             flash: shared.flash.as_ref().map(|flash| flash.status()),
             cpu: shared.governor.status(&shared.compute),
+            reclaim: shared.reclaim.status(),
             block_cache_bytes: shared.chunks.cached_bytes(),
             map_cache_bytes: shared.leaves.used_bytes(),
             volumes: shared.registry.all().iter().map(|volume| volume.status()).collect(),
@@ -144,6 +147,7 @@ impl crate::volume::Volume {
                 Condition::Serving => "serving",
                 Condition::Fenced => "fenced",
                 Condition::Deleted => "deleted",
+                Condition::Unsure => "unsure",
             },
             generation: self.generation().get(),
             last_write: state.buffer.last_seq().get(),

@@ -198,7 +198,7 @@ async fn a_deleted_volume_answers_with_an_error_and_frees_its_name() {
     let engine = site.start().await;
     let volume = engine.volume("disk").unwrap();
     volume.write(0, Bytes::from(vec![1; 4096]), WriteFlags::default()).await.unwrap();
-    engine.delete_volume("disk").await.unwrap();
+    engine.delete_volume("disk", false).await.unwrap();
     assert!(matches!(volume.read(0, 4096).await, Err(EngineError::Deleted(_))));
     let again = engine.create_volume(&site.new_volume("disk", MIB)).await.unwrap();
     assert_eq!(again.read(0, 4096).await.unwrap().to_vec(), vec![0; 4096]);

@@ -213,7 +213,7 @@ impl<D: BlockDevice> Exports for DeviceTable<D> {
         self.devices.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    fn open(&self, name: &str) -> Option<Arc<D>> {
+    async fn open(&self, name: &str) -> Option<Arc<D>> {
         let found = self.devices.iter().find(|(known, _)| name.is_empty() || known == name);
         found.map(|(_, device)| device.clone())
     }

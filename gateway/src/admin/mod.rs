@@ -5,6 +5,8 @@
 //! | [`types`] | what is said and taken, as JSON |
 //! | [`service`] | what is done |
 //! | `keys` | of it, keys and domains |
+//! | `snapshots` | of it, snapshots, clones and reverts |
+//! | `reclaim` | of it, taking space back |
 //! | [`status`] | what is told, and what needs attention |
 //! | `metrics` | the same for a monitoring system |
 //! | [`routes`] | which request does what; errors as answers |
@@ -12,10 +14,12 @@
 
 mod keys;
 mod metrics;
+mod reclaim;
 pub mod reduction;
 mod routes;
 pub mod server;
 pub mod service;
+mod snapshots;
 mod status;
 pub mod types;
 

@@ -2,9 +2,10 @@
 
 use super::service::{PIECE_BYTES_MAX, Service};
 use super::types::{
-    AddNode, AddedNode, ChangeCpu, Cpu, CreateDomain, CreateVolume, DeleteQuery, Domain, Extent, Failure,
-    FailureDetail, Health, Key, Node, OffsetQuery, PublishKeys, RangeQuery, ReplaceKey, Status, UpdateVolume,
-    Volume,
+    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateSnapshot,
+    CreateVolume, DeleteQuery, Difference, DifferenceQuery, Domain, Extent, Failure, FailureDetail, Health,
+    Key, Node, OffsetQuery, PublishKeys, RangeQuery, Reclaimed, ReplaceKey, RevertVolume, Reverted, Snapshot,
+    Status, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use axum::body::Body;
@@ -50,7 +51,14 @@ pub fn routes_for_tcp(service: Arc<Service>) -> Router {
         .route("/v1/volumes/{name}/zeroes", post(write_zeroes))
         .route("/v1/volumes/{name}/allocation", get(allocation))
         .route("/v1/volumes/{name}/flush", post(flush))
+        .route("/v1/volumes/{name}/snapshots", get(snapshots).post(create_snapshot))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}", get(snapshot).delete(delete_snapshot))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
+        .route("/v1/volumes/{name}/snapshots/{snapshot}/revert", post(revert_volume))
+        .route("/v1/volumes/{name}/diff", get(difference))
+        .route("/v1/snapshots", get(all_snapshots))
         .route("/v1/destage", post(destage))
+        .route("/v1/reclaim", post(reclaim))
         .route("/v1/cpu", get(cpu).put(change_cpu))
         .route("/v1/nodes", get(nodes).post(add_node))
         .route("/v1/nodes/{name}", get(node))
@@ -154,8 +162,60 @@ async fn flush(State(service): Shared, Name(name): Name) -> Answer<Json<()>> {
     Ok(Json(service.flush(&name).await?))
 }
 
+async fn all_snapshots(State(service): Shared) -> Answer<Json<Vec<Snapshot>>> {
+    Ok(Json(service.all_snapshots().await?))
+}
+
+async fn snapshots(State(service): Shared, Name(volume): Name) -> Answer<Json<Vec<Snapshot>>> {
+    Ok(Json(service.snapshots(&volume).await?))
+}
+
+async fn snapshot(State(service): Shared, Names(volume, name): Names) -> Answer<Json<Snapshot>> {
+    Ok(Json(service.snapshot(&volume, &name).await?))
+}
+
+async fn create_snapshot(
+    State(service): Shared,
+    Name(volume): Name,
+    JsonBody(asked): JsonBody<CreateSnapshot>,
+) -> Answer<(StatusCode, Json<Snapshot>)> {
+    Ok((StatusCode::CREATED, Json(service.create_snapshot(&volume, &asked).await?)))
+}
+
+async fn delete_snapshot(State(service): Shared, Names(volume, name): Names) -> Answer<Json<()>> {
+    Ok(Json(service.delete_snapshot(&volume, &name).await?))
+}
+
+async fn clone_snapshot(
+    State(service): Shared,
+    Names(volume, name): Names,
+    JsonBody(asked): JsonBody<CloneSnapshot>,
+) -> Answer<(StatusCode, Json<Volume>)> {
+    Ok((StatusCode::CREATED, Json(service.clone_snapshot(&volume, &name, &asked).await?)))
+}
+
+async fn revert_volume(
+    State(service): Shared,
+    Names(volume, name): Names,
+    JsonBody(asked): JsonBody<RevertVolume>,
+) -> Answer<Json<Reverted>> {
+    Ok(Json(service.revert_volume(&volume, &name, asked).await?))
+}
+
+async fn difference(
+    State(service): Shared,
+    Name(volume): Name,
+    Parameters(query): Parameters<DifferenceQuery>,
+) -> Answer<Json<Difference>> {
+    Ok(Json(service.difference(&volume, &query).await?))
+}
+
 async fn destage(State(service): Shared) -> Answer<Json<()>> {
     Ok(Json(service.destage().await?))
+}
+
+async fn reclaim(State(service): Shared, JsonBody(asked): JsonBody<AskReclaim>) -> Answer<Json<Reclaimed>> {
+    Ok(Json(service.reclaim(asked).await?))
 }
 
 async fn cpu(State(service): Shared) -> Json<Cpu> {
@@ -231,6 +291,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         Ok(Self(Path::from_request_parts(parts, state).await?.0))
+    }
+}
+
+/// A volume's name and a snapshot's, in a path.
+struct Names(String, String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Names {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let Path((volume, snapshot)) = Path::from_request_parts(parts, state).await?;
+        Ok(Self(volume, snapshot))
     }
 }
 

@@ -6,6 +6,7 @@ use super::types::{
     UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
+use crate::names::SEPARATOR;
 use crate::site::{self, Site, new_volume};
 use bytes::Bytes;
 use cairn_engine::{Engine, Volume as EngineVolume, VolumeOptions};
@@ -62,7 +63,7 @@ impl Service {
         Self { site, engine: Some((engine, pool)), serving: Some(serving) }
     }
 
-    fn engine(&self) -> Result<&Arc<Engine>> {
+    pub(super) fn engine(&self) -> Result<&Arc<Engine>> {
         self.engine.as_ref().map(|(engine, _)| engine).ok_or_else(|| GatewayError::Refused {
             kind: ErrorKind::Unavailable,
             what: "this needs an engine, and none runs".to_owned(),
@@ -70,17 +71,19 @@ impl Service {
         })
     }
 
-    fn open_volume(&self, name: &str) -> Result<Arc<EngineVolume>> {
+    pub(super) fn open_volume(&self, name: &str) -> Result<Arc<EngineVolume>> {
+        refuse_snapshot(name)?;
         self.engine()?.volume(name).ok_or_else(|| no_such_volume(name))
     }
 
-    async fn row(&self, name: &str) -> Result<VolumeRow> {
+    pub(super) async fn row(&self, name: &str) -> Result<VolumeRow> {
+        refuse_snapshot(name)?;
         let valid = VolumeName::new(name)?;
         let rows = self.site.catalog.volumes().await?;
         rows.into_iter().find(|row| row.name == valid).ok_or_else(|| no_such_volume(name))
     }
 
-    fn describe(&self, row: &VolumeRow, domains: &[DomainRow]) -> Volume {
+    fn describe(&self, row: &VolumeRow, domains: &[DomainRow], snapshots: u64) -> Volume {
         let name = row.name.as_str();
         let domain = domains.iter().find(|domain| domain.id == row.domain);
         let mut volume = Volume {
@@ -100,6 +103,7 @@ impl Service {
             state: "stopped".to_owned(),
             reason: None,
             attachments: None,
+            snapshots,
         };
         let (Some((engine, _)), Some(serving)) = (&self.engine, &self.serving) else { return volume };
         volume.attachments = Some(serving.sessions.of(row.id));
@@ -115,13 +119,17 @@ impl Service {
 
     pub async fn volumes(&self) -> Result<Vec<Volume>> {
         let domains = self.site.catalog.domains().await?;
-        let rows = self.site.catalog.volumes().await?;
-        Ok(rows.iter().map(|row| self.describe(row, &domains)).collect())
+        let mut volumes = Vec::new();
+        for row in self.site.catalog.volumes().await? {
+            volumes.push(self.describe(&row, &domains, self.snapshots_of(&row).await?));
+        }
+        Ok(volumes)
     }
 
     pub async fn volume(&self, name: &str) -> Result<Volume> {
         let domains = self.site.catalog.domains().await?;
-        Ok(self.describe(&self.row(name).await?, &domains))
+        let row = self.row(name).await?;
+        Ok(self.describe(&row, &domains, self.snapshots_of(&row).await?))
     }
 
     pub async fn create_volume(&self, asked: &CreateVolume) -> Result<Volume> {
@@ -189,7 +197,7 @@ impl Service {
                 "disconnect them first, or delete it all the same with --force",
             ));
         }
-        self.engine()?.delete_volume(name).await?;
+        self.engine()?.delete_volume(name, force).await?;
         tracing::info!(volume = name, "volume deleted");
         Ok(())
     }
@@ -197,19 +205,23 @@ impl Service {
     pub async fn read(&self, name: &str, range: RangeQuery) -> Result<ReadBuffer> {
         let length = u32::try_from(range.length).ok().filter(|length| u64::from(*length) <= PIECE_BYTES_MAX);
         let Some(length) = length else { return Err(piece_too_long(range.length)) };
-        Ok(self.open_volume(name)?.read(range.offset, length).await?)
+        Ok(self.open_device(name).await?.read(range.offset, length).await?)
     }
 
     pub async fn write(&self, name: &str, offset: u64, bytes: Bytes) -> Result<()> {
-        Ok(self.open_volume(name)?.write(offset, bytes, WriteFlags::default()).await?)
+        Ok(self.open_device(name).await?.write(offset, bytes, WriteFlags::default()).await?)
     }
 
     pub async fn write_zeroes(&self, name: &str, range: RangeQuery) -> Result<()> {
-        Ok(self.open_volume(name)?.write_zeroes(range.offset, range.length, WriteFlags::default()).await?)
+        Ok(self
+            .open_device(name)
+            .await?
+            .write_zeroes(range.offset, range.length, WriteFlags::default())
+            .await?)
     }
 
     pub async fn allocation(&self, name: &str, range: RangeQuery) -> Result<Vec<Extent>> {
-        let found = self.open_volume(name)?.allocation(range.offset, range.length, EXTENTS_MAX).await?;
+        let found = self.open_device(name).await?.allocation(range.offset, range.length, EXTENTS_MAX).await?;
         let mut offset = range.offset;
         let place = |extent: &cairn_model::AllocationExtent| {
             let placed = Extent { offset, length: extent.length_bytes, allocated: extent.allocated };
@@ -220,7 +232,7 @@ impl Service {
     }
 
     pub async fn flush(&self, name: &str) -> Result<()> {
-        Ok(self.open_volume(name)?.flush().await?)
+        Ok(self.open_device(name).await?.flush().await?)
     }
 
     pub async fn destage(&self) -> Result<()> {
@@ -288,6 +300,8 @@ impl Service {
                 gets: seen.gets,
                 get_requests: seen.get_requests,
                 get_bytes: seen.get_bytes,
+                deletes: seen.deletes,
+                delete_requests: seen.delete_requests,
                 retries: seen.retries,
                 errors: seen.errors,
                 last_error: seen.last_error.map(|error| error.text),
@@ -315,6 +329,18 @@ pub(super) const fn durability_name(durability: Durability) -> &'static str {
         Durability::Flush => "flush",
         Durability::Always => "always",
     }
+}
+
+/// Fails when the name is that of a snapshot, where a volume is meant.
+fn refuse_snapshot(name: &str) -> Result<()> {
+    if !name.contains(SEPARATOR) {
+        return Ok(());
+    }
+    Err(GatewayError::refused(
+        ErrorKind::Unsupported,
+        format!("{name} is no volume: VOLUME@NAME names a snapshot"),
+        "name the volume alone; `cairn snapshot --help` says what can be done with a snapshot",
+    ))
 }
 
 fn no_such_volume(name: &str) -> GatewayError {

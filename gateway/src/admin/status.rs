@@ -1,6 +1,7 @@
 //! What the gateway tells about itself, and what of it needs attention.
 
 use super::metrics::{Metrics, metrics};
+use super::reclaim;
 use super::reduction;
 use super::service::Service;
 use super::types::{
@@ -74,12 +75,14 @@ impl Service {
             cpu: self.cpu(),
             pool,
             reduction: reduction::reduction(&totals),
+            reclaim: engine.map(|engine| reclaim::reclaim(&engine.reclaim)).unwrap_or_default(),
             dedupe: engine.map(reduction::dedupe),
             flash: engine.and_then(|engine| engine.flash.as_ref()).map(reduction::flash),
             memory: engine.map_or_else(Memory::default, |engine| Memory {
                 block_cache_bytes: engine.block_cache_bytes,
                 map_cache_bytes: engine.map_cache_bytes,
             }),
+            snapshots: volumes.iter().map(|volume| volume.snapshots).sum(),
             volumes,
         })
     }
@@ -112,6 +115,8 @@ fn add(pool: &mut PoolTotals, health: &NodeHealth) {
     pool.gets += health.gets;
     pool.get_requests += health.get_requests;
     pool.get_bytes += health.get_bytes;
+    pool.deletes += health.deletes;
+    pool.delete_requests += health.delete_requests;
 }
 
 fn destage(engine: &EngineStatus) -> Destage {

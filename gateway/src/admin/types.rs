@@ -1,5 +1,14 @@
 //! What the admin API says and takes, in JSON. `docs/admin-api.md` documents every field; names are stable.
 
+mod reclaim;
+mod snapshots;
+
+pub use reclaim::{AskReclaim, Reclaim, Reclaimed, ReclaimedAmount};
+pub use snapshots::{
+    ChangedRange, CloneSnapshot, CreateSnapshot, Difference, DifferenceQuery, RevertVolume, Reverted,
+    Snapshot,
+};
+
 use cairn_engine::CpuBudget;
 use cairn_model::ErrorKind;
 use serde::{Deserialize, Serialize};
@@ -27,9 +36,11 @@ pub struct Volume {
     /// Why the volume is not served, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Client connections that have it open; absent when no gateway runs.
+    /// Client connections that have it open, without those to its snapshots; absent when no gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachments: Option<u64>,
+    /// How many snapshots it has.
+    pub snapshots: u64,
 }
 
 /// Settings of packing, defaults filled in.
@@ -217,7 +228,7 @@ pub struct UpdateVolume {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteQuery {
-    /// Deletes even while clients have the volume open.
+    /// Deletes even while clients have the volume open, and its snapshots with it.
     #[serde(default)]
     pub force: bool,
 }
@@ -272,6 +283,8 @@ pub struct NodeHealth {
     pub gets: u64,
     pub get_requests: u64,
     pub get_bytes: u64,
+    pub deletes: u64,
+    pub delete_requests: u64,
     pub retries: u64,
     pub errors: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -404,6 +417,7 @@ pub struct Status {
     pub cpu: Cpu,
     pub pool: PoolTotals,
     pub reduction: Reduction,
+    pub reclaim: Reclaim,
     /// Absent when no gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedupe: Option<Dedupe>,
@@ -411,6 +425,8 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flash: Option<Flash>,
     pub memory: Memory,
+    /// Snapshots of all volumes.
+    pub snapshots: u64,
     pub volumes: Vec<Volume>,
 }
 
@@ -491,6 +507,8 @@ pub struct PoolTotals {
     pub gets: u64,
     pub get_requests: u64,
     pub get_bytes: u64,
+    pub deletes: u64,
+    pub delete_requests: u64,
     pub nodes: Vec<Node>,
 }
 

@@ -1,8 +1,15 @@
 //! The command line, as clap parses it.
 
+mod key;
+mod snapshot;
+
+pub(super) use key::Key;
+pub(super) use snapshot::{CloneSnapshot, Revert, Snapshot};
+
 use crate::admin::types::DurabilityChoice;
 use crate::config::ListenAddress;
 use crate::image::ImageFormat;
+use crate::names::{SEPARATOR, SnapshotOf};
 use cairn_engine::CpuBudget;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -14,6 +21,7 @@ Getting started:
   cairn up                                   make ./cairn-data on first use, then serve it
   qemu-img info nbd://127.0.0.1:10809/disk0  look at the disk it exports
   cairn volume create data 100GiB            make another disk, also while the gateway runs
+  cairn snapshot create disk0@monday         keep a disk as it is now; it is exported as disk0@monday
   cairn status                               see how it is doing
 
 Files, in the directory that --dir names:
@@ -66,6 +74,21 @@ pub enum Command {
     /// Volumes: the virtual disks
     #[command(subcommand, arg_required_else_help = true)]
     Volume(Volume),
+    /// Snapshots: volumes as they were at a moment
+    #[command(subcommand, arg_required_else_help = true)]
+    Snapshot(Snapshot),
+    Clone(CloneSnapshot),
+    Revert(Revert),
+    /// Delete from the pool what nothing points at any more
+    ///
+    /// That is what was overwritten or discarded, and what deleted volumes and snapshots held, once no snapshot and no clone shows it and nothing
+    /// shares it. A gateway does this by itself every so often, as [reclaim] in cairn.toml says; the command does it now, also without a gateway.
+    /// An object that still holds something else stays whole for now, so not everything dead comes back at once.
+    Reclaim {
+        /// Only tell how much would be taken back; changes nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Domains: what is sealed under one key, and where equal data is stored once
     #[command(subcommand, arg_required_else_help = true)]
     Domain(Domain),
@@ -236,12 +259,15 @@ pub enum Volume {
         new_name: String,
     },
     /// Delete a volume and everything in it
+    ///
+    /// A volume that has snapshots is only deleted with --force, and they with it. Clones of them live on. Its space comes back to the pool
+    /// with the next pass of reclaim: by itself, or with `cairn reclaim` now.
     Delete {
         name: String,
         /// Do not ask
         #[arg(long, short = 'y')]
         yes: bool,
-        /// Delete it even while clients have it open
+        /// Delete it even while clients have it open, and its snapshots with it
         #[arg(long)]
         force: bool,
     },
@@ -250,7 +276,7 @@ pub enum Volume {
     /// Makes the volume, as large as the image, if it does not exist; otherwise replaces its content. When the command returns, the
     /// image is in the pool. Holes and zeros take no space. Images that refer to other files are refused.
     Import {
-        #[arg(value_parser = volume_name)]
+        #[arg(value_parser = writable_name)]
         name: String,
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: PathBuf,
@@ -264,11 +290,12 @@ pub enum Volume {
         #[arg(long)]
         force: bool,
     },
-    /// Write a volume into a disk image
+    /// Write a volume, or a snapshot, into a disk image
     ///
     /// The file appears when it is complete; unwritten parts of the volume are holes in it. Of a volume that is being written, each
-    /// part is exported as it is when it is read.
+    /// part is exported as it is when it is read; VOL@NAME exports a snapshot, which is one moment.
     Export {
+        #[arg(value_name = "VOL[@NAME]", value_parser = readable_name)]
         name: String,
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: PathBuf,
@@ -302,55 +329,6 @@ pub enum Domain {
     Delete { name: String },
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Key {
-    /// Show the ids of the keys and where the master key is
-    ///
-    /// Ids are public: they tell keys apart and nothing about them. Needs no passphrase, and works when the key is the wrong one.
-    Show,
-    /// Make another master key and wrap all keys with it
-    ///
-    /// Instant whatever the data, also while the gateway runs, and safe to interrupt anywhere. The data stays sealed under the same
-    /// keys. The old master key opens nothing that is current any more, but still the backups of the catalog from before: keep it as long as
-    /// you keep those, and make a new backup.
-    Rotate,
-    /// Set or change the passphrase of the key file
-    ///
-    /// Asks for the new one on the terminal, twice. Works also while the gateway runs, which needs the passphrase at its next start:
-    /// from the terminal, CAIRN_PASSPHRASE_FILE, [key] passphrase_file or the systemd credential cairn-passphrase.
-    Passphrase {
-        /// Take the new passphrase from this file, mode 0600, instead of asking
-        #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "remove")]
-        new_file: Option<PathBuf>,
-        /// Keep the key without a passphrase from now on
-        #[arg(long)]
-        remove: bool,
-    },
-    /// Write a recovery copy of the master key
-    ///
-    /// With it and the pool's bucket the data can be read, whatever became of this host. The file gets mode 0600 and never replaces
-    /// another.
-    Export {
-        #[arg(value_hint = clap::ValueHint::FilePath)]
-        file: PathBuf,
-        /// Ask for a passphrase that the copy shall need
-        #[arg(long)]
-        passphrase: bool,
-        /// Take that passphrase from this file, mode 0600
-        #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-        passphrase_file: Option<PathBuf>,
-    },
-    /// Write the wrapped keys to the data nodes again
-    ///
-    /// Done unasked at every start and every change. A node whose copy is none of the catalog's past, as after the catalog was put back
-    /// from an old copy, is left alone.
-    Publish {
-        /// Also over other keys, which are lost, and over what cannot be read
-        #[arg(long)]
-        force: bool,
-    },
-}
-
 /// Print a completion script
 ///
 /// For example: cairn completions bash > /etc/bash_completion.d/cairn
@@ -375,6 +353,24 @@ fn cpu_budget() -> impl TypedValueParser<Value = CpuBudget> {
 
 fn volume_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {
     cairn_metadata::VolumeName::new(text).map(|_| text.to_owned())
+}
+
+/// A volume that is to be written.
+fn writable_name(text: &str) -> Result<String, String> {
+    if text.contains(SEPARATOR) {
+        return Err(
+            "a snapshot cannot be written: name a volume, or make one of it with `cairn clone`".to_owned()
+        );
+    }
+    volume_name(text).map_err(|error| error.to_string())
+}
+
+/// A volume, or a snapshot, which must be named properly.
+fn readable_name(text: &str) -> Result<String, crate::names::InvalidSnapshot> {
+    if text.contains(SEPARATOR) {
+        text.parse::<SnapshotOf>()?;
+    }
+    Ok(text.to_owned())
 }
 
 fn domain_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {

@@ -10,6 +10,8 @@ mod key;
 mod node;
 mod output;
 mod progress;
+mod reclaim;
+mod snapshot;
 mod status;
 mod up;
 mod volume;
@@ -66,6 +68,10 @@ fn execute(cli: Cli) -> Result<(), GatewayError> {
         Command::Init(asked) => in_runtime(init::run(&global, &asked)),
         Command::Node(asked) => in_runtime(node::run(&global, asked)),
         Command::Volume(asked) => in_runtime(volume::run(&global, asked)),
+        Command::Snapshot(asked) => in_runtime(snapshot::run(&global, asked)),
+        Command::Clone(asked) => in_runtime(snapshot::clone(&global, &asked)),
+        Command::Revert(asked) => in_runtime(snapshot::revert(&global, &asked)),
+        Command::Reclaim { dry_run } => in_runtime(reclaim::run(&global, dry_run)),
         Command::Cpu { budget } => in_runtime(cpu::run(&global, budget)),
         Command::Domain(asked) => in_runtime(domain::run(&global, asked)),
         Command::Key(asked) => in_runtime(key::run(&global, asked)),

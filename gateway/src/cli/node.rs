@@ -69,6 +69,7 @@ fn details(node: &Node) -> String {
     if let Some(health) = &node.health {
         lines.push(format!("puts     {} ({})", health.puts, format_size(health.put_bytes)));
         lines.push(format!("gets     {} ({})", health.gets, format_size(health.get_bytes)));
+        lines.push(format!("deletes  {}", health.deletes));
         lines.push(format!("retries  {}", health.retries));
         lines.push(format!("errors   {}", health.errors));
         if let Some(error) = &health.last_error {

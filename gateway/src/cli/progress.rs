@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// Quicker than this needs no bar.
 const QUIET: Duration = Duration::from_secs(1);
+/// Between two pictures of a spinner.
+const FRAME: Duration = Duration::from_millis(100);
 
 pub(super) struct Bar {
     drawn: ProgressBar,
@@ -26,14 +28,35 @@ impl Bar {
         bar.set_message(label.to_owned());
         let clock = SystemClock::new();
         let started = clock.now();
-        let watched = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        Self { drawn: bar, clock, started, watched, shown: AtomicBool::new(false) }
+        Self { drawn: bar, clock, started, watched: is_watched(), shown: AtomicBool::new(false) }
     }
 
     /// Removes the bar.
     pub(super) fn finish(&self) {
         self.drawn.finish_and_clear();
     }
+}
+
+/// Waits for `work`, under a spinner if it takes long and somebody watches.
+pub(super) async fn spinning<T>(label: &'static str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = cairn_model::timeout(&SystemClock::new(), QUIET, &mut work).await {
+        return done;
+    }
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    spinner.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("well formed"));
+    spinner.set_message(label);
+    if is_watched() {
+        spinner.set_draw_target(ProgressDrawTarget::stderr());
+        spinner.enable_steady_tick(FRAME);
+    }
+    let done = work.await;
+    spinner.finish_and_clear();
+    done
+}
+
+fn is_watched() -> bool {
+    std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
 }
 
 impl Observer for Bar {

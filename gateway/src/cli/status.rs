@@ -4,10 +4,11 @@ use super::access::{Need, with_access};
 use super::args::Global;
 use super::output::answer;
 use super::volume::listing;
-use crate::admin::types::Status;
+use crate::admin::types::{Reclaim, Status};
 use crate::error::GatewayError;
 use crate::human::{counted, shell_quoted};
-use crate::units::{format_duration, format_size};
+use crate::units::{format_duration, format_size, format_time};
+use cairn_model::WallTime;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -50,6 +51,20 @@ fn write_reduction(text: &mut String, status: &Status) -> std::fmt::Result {
         flash.hits,
         counted(reads, "read"),
         flash.damaged
+    )
+}
+
+fn write_reclaim(text: &mut String, reclaim: &Reclaim) -> std::fmt::Result {
+    let Some(last) = reclaim.last_at_ms else {
+        return writeln!(text, "reclaim  nothing taken back, no pass since the start");
+    };
+    let objects = counted(reclaim.total.objects, "object");
+    writeln!(
+        text,
+        "reclaim  {} in {objects} taken back by {} since the start, the last at {}",
+        format_size(reclaim.total.object_bytes),
+        if reclaim.passes == 1 { "1 pass".to_owned() } else { format!("{} passes", reclaim.passes) },
+        format_time(WallTime::from_unix_millis(last))
     )
 }
 
@@ -98,14 +113,17 @@ fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
     if gateway.process.is_some() {
         writeln!(
             text,
-            "         {} put in {}, {} read in {}",
+            "         {} put in {}, {} read in {}, {} deleted",
             format_size(pool.put_bytes),
             counted(pool.puts, "request"),
             format_size(pool.get_bytes),
-            counted(pool.gets, "request")
+            counted(pool.gets, "request"),
+            counted(pool.deletes, "object")
         )?;
+        write_reclaim(text, &status.reclaim)?;
     }
     write_reduction(text, status)?;
+    writeln!(text, "volumes  {}, with {}", status.volumes.len(), counted(status.snapshots, "snapshot"))?;
     writeln!(text)?;
     text.push_str(&listing(&status.volumes));
     Ok(())

@@ -6,8 +6,9 @@ use super::output::{answer, print, print_json};
 use super::progress::Bar;
 use crate::admin::types::{CreateVolume, UpdateVolume, Usage, Volume};
 use crate::error::GatewayError;
-use crate::human::{Align, Table, ask, can_ask};
+use crate::human::{Align, Table, ask, can_ask, counted};
 use crate::image::ImageFormat;
+use crate::names::SEPARATOR;
 use crate::serve::Signals;
 use crate::transfer::{self, Export, Import, Transfer};
 use crate::units::format_size;
@@ -77,9 +78,15 @@ async fn change(
 async fn delete(global: &Global, name: &str, yes: bool, force: bool) -> Result<(), GatewayError> {
     with_access(global, Need::Engine, async |access| {
         let volume = access.client.volume(name).await?;
-        let question =
-            format!("Delete volume {name} ({}) and everything in it?", format_size(volume.size_bytes));
-        if !yes && can_ask() && !ask(&question) {
+        let and_snapshots = match volume.snapshots {
+            0 => String::new(),
+            count => format!(", its {}", counted(count, "snapshot")),
+        };
+        let size = format_size(volume.size_bytes);
+        let question = format!("Delete volume {name} ({size}){and_snapshots} and everything in it?");
+        // What is refused anyway is not asked about.
+        let is_refused = volume.snapshots > 0 && !force;
+        if !yes && !is_refused && can_ask() && !ask(&question) {
             return Err(kept(name));
         }
         access.client.delete_volume(name, force).await
@@ -91,7 +98,7 @@ async fn delete(global: &Global, name: &str, yes: bool, force: bool) -> Result<(
     print(&format!("Volume {name} deleted.\n"))
 }
 
-fn kept(name: &str) -> GatewayError {
+pub(super) fn kept(name: &str) -> GatewayError {
     GatewayError::Refused {
         kind: ErrorKind::Conflict,
         what: format!("volume {name} was left as it is"),
@@ -158,7 +165,8 @@ async fn export(
     .await?;
     let seconds = clock.now().since(begun).as_secs_f64();
     answer(global.json, &done, |done| {
-        format!("Volume {} exported to {}: {}.\n", done.volume, done.file.display(), moved(done, seconds))
+        let what = if done.volume.contains(SEPARATOR) { "Snapshot" } else { "Volume" };
+        format!("{what} {} exported to {}: {}.\n", done.volume, done.file.display(), moved(done, seconds))
     })
 }
 
@@ -181,6 +189,7 @@ pub(super) fn listing(volumes: &[Volume]) -> String {
         ("DURABILITY", Align::Left),
         ("STATE", Align::Left),
         ("CLIENTS", Align::Right),
+        ("SNAPSHOTS", Align::Right),
     ]);
     for volume in volumes {
         table.row(vec![
@@ -189,6 +198,7 @@ pub(super) fn listing(volumes: &[Volume]) -> String {
             volume.durability.clone(),
             volume.state.clone(),
             volume.attachments.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+            volume.snapshots.to_string(),
         ]);
     }
     table.to_string()
@@ -246,6 +256,7 @@ fn details(volume: &Volume) -> String {
         format!("id           {}", volume.id),
     ];
     lines.extend(usage(&volume.usage));
+    lines.push(format!("snapshots    {}", volume.snapshots));
     if let Some(reason) = &volume.reason {
         lines.push(format!("reason       {reason}"));
     }

@@ -47,6 +47,7 @@ pub struct Config {
     pub flash: FlashSection,
     pub dedupe: DedupeSection,
     pub destage: DestageConfig,
+    pub reclaim: ReclaimConfig,
     pub cpu: CpuConfig,
     pub pool: PoolConfig,
     pub log: LogConfig,
@@ -126,6 +127,12 @@ pub struct DedupeSection {
 pub struct DestageConfig {
     pub batch_bytes: u64,
     pub batch_age: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReclaimConfig {
+    /// How often the gateway looks for what nothing points at any more; `None`: only when it is asked to.
+    pub interval: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ pub(super) struct RawConfig {
     pub(super) flash: RawFlash,
     pub(super) dedupe: RawDedupe,
     pub(super) destage: RawDestage,
+    pub(super) reclaim: RawReclaim,
     pub(super) cpu: RawCpu,
     pub(super) pool: RawPool,
     pub(super) log: RawLog,
@@ -85,6 +86,12 @@ pub(super) struct RawDedupe {
 pub(super) struct RawDestage {
     pub(super) batch_bytes: Option<String>,
     pub(super) batch_age: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawReclaim {
+    pub(super) interval: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

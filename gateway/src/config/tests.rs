@@ -84,6 +84,8 @@ fn every_key_is_taken() {
         [destage]
         batch_bytes = "32MiB"
         batch_age = "1500ms"
+        [reclaim]
+        interval = "36h"
         [cpu]
         budget = "insane"
         [pool]
@@ -106,15 +108,15 @@ fn every_key_is_taken() {
     assert_eq!(config.gateway.admin, Some("127.0.0.1:10810".parse().unwrap()));
     assert_eq!(config.catalog, CatalogUrl::Sqlite("/var/catalog.db".into()));
     assert_eq!(config.wal, WalSection { capacity_bytes: 8 << 30, path: "/nvme/wal".into() });
-    assert_eq!(config.memory.write_buffer_bytes, 1 << 30);
-    assert_eq!(config.memory.block_cache_bytes, 2 << 30);
-    assert_eq!(config.memory.map_cache_bytes, 64 << 20);
+    let memory = (config.memory.write_buffer_bytes, config.memory.block_cache_bytes);
+    assert_eq!((memory, config.memory.map_cache_bytes), ((1 << 30, 2 << 30), 64 << 20));
     assert_eq!(config.flash, FlashSection { size_bytes: 1 << 30, path: "/nvme/flash".into() });
     let dedupe = DedupeSection { path: "/nvme/index".into(), memory_bytes: 16 << 20, index_bytes: 1 << 30 };
     assert_eq!(config.dedupe, dedupe);
-    assert_eq!(config.destage.batch_bytes, 32 << 20);
-    assert_eq!(config.destage.batch_age, Duration::from_millis(1500));
-    assert_eq!(config.cpu.budget, CpuBudget::Insane);
+    let destage = DestageConfig { batch_bytes: 32 << 20, batch_age: Duration::from_millis(1500) };
+    assert_eq!(config.destage, destage);
+    let reclaim = ReclaimConfig { interval: Some(Duration::from_hours(36)) };
+    assert_eq!((config.reclaim, config.cpu.budget), (reclaim, CpuBudget::Insane));
     assert_eq!(config.pool.credentials.unwrap().secret_access_key.expose(), "hush");
     assert_eq!(
         config.log,
@@ -159,6 +161,10 @@ fn an_impossible_value_is_named_by_its_key() {
         ("[destage]\nbatch_age = \"5\"", "destage.batch_age", "not a duration"),
         ("[destage]\nbatch_age = \"1ms\"", "destage.batch_age", "at least 100ms"),
         ("[destage]\nbatch_age = \"2h\"", "destage.batch_age", "at most 1h"),
+        ("[reclaim]\ninterval = \"999ms\"", "reclaim.interval", "at least 1s"),
+        ("[reclaim]\ninterval = \"721h\"", "reclaim.interval", "30 days"),
+        ("[reclaim]\ninterval = \"0s\"", "reclaim.interval", "or off"),
+        ("[reclaim]\ninterval = \"never\"", "reclaim.interval", "or off"),
         ("[cpu]\nbudget = \"40%\"", "cpu.budget", "normal, insane or unlimited"),
         ("[gateway]\nnbd = []", "gateway.nbd", "empty"),
         ("[gateway]\nnbd = [\"nowhere\"]", "gateway.nbd", "no address"),
@@ -193,6 +199,16 @@ fn a_value_of_the_wrong_type_is_refused() {
         "wal = 1",
     ] {
         assert!(matches!(parse(text), Err(ConfigError::Syntax { .. })), "{text}");
+    }
+}
+
+#[test]
+fn reclaim_runs_every_so_often_or_only_when_asked() {
+    let interval = |text: &str| parse(&format!("[reclaim]\n{text}")).unwrap().reclaim.interval;
+    assert_eq!(interval(""), Some(Duration::from_mins(10)));
+    assert_eq!(interval("interval = \"off\""), None);
+    for (text, duration) in [("1s", Duration::from_secs(1)), ("720h", Duration::from_hours(720))] {
+        assert_eq!(interval(&format!("interval = \"{text}\"")), Some(duration));
     }
 }
 

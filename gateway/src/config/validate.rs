@@ -2,11 +2,12 @@
 
 use super::raw::{
     RawConfig, RawCpu, RawDedupe, RawDestage, RawFlash, RawGateway, RawKey, RawLog, RawMemory, RawPool,
-    RawTls, RawWal,
+    RawReclaim, RawTls, RawWal,
 };
 use super::{
     CatalogUrl, Config, CpuConfig, DedupeSection, DestageConfig, FlashSection, GatewayConfig, KeyConfig,
-    ListenAddress, LogConfig, LogFormat, MemoryConfig, PoolConfig, PoolCredentials, TlsConfig, WalSection,
+    ListenAddress, LogConfig, LogFormat, MemoryConfig, PoolConfig, PoolCredentials, ReclaimConfig, TlsConfig,
+    WalSection,
 };
 use crate::units::{format_size_exact, parse_duration, parse_size};
 use cairn_engine::{CpuBudget, UnknownCpuBudget};
@@ -30,7 +31,11 @@ pub(super) const BATCH_BYTES_DEFAULT: u64 = 64 * MIB;
 /// So that no batch of the smallest changes has more of them than one commit may.
 const BATCH_BYTES_MAX: u64 = 480 * MIB;
 pub(super) const BATCH_AGE_DEFAULT: Duration = Duration::from_secs(5);
+pub(super) const RECLAIM_INTERVAL_DEFAULT: Duration = Duration::from_mins(10);
 pub(super) const NBD_DEFAULT: [&str; 2] = ["127.0.0.1:10809", "unix:nbd.sock"];
+
+/// Beyond it, "off" is what is meant.
+const RECLAIM_INTERVAL_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// A batch must leave the WAL room for the writes that arrive while it is uploaded, and for the batch behind it.
 const BATCHES_PER_WAL_MIN: u64 = 4;
@@ -57,6 +62,7 @@ pub(super) fn validate(raw: RawConfig, directory: &Path) -> Result<Config, Probl
         flash,
         dedupe,
         destage: destage(&raw.destage, wal.capacity_bytes)?,
+        reclaim: reclaim(&raw.reclaim)?,
         cpu: cpu(&raw.cpu)?,
         wal,
         pool: pool(raw.pool)?,
@@ -306,6 +312,24 @@ fn destage(raw: &RawDestage, wal_bytes: u64) -> Result<DestageConfig, Problem> {
         return Err((key, format!("is {text}: it must be at least 100ms and at most 1h")));
     }
     Ok(DestageConfig { batch_bytes, batch_age })
+}
+
+fn reclaim(raw: &RawReclaim) -> Result<ReclaimConfig, Problem> {
+    let key = "reclaim.interval";
+    let interval = match raw.interval.as_deref() {
+        None => Some(RECLAIM_INTERVAL_DEFAULT),
+        Some("off") => None,
+        Some(text) => {
+            let interval = parse_duration(text)
+                .map_err(|error| (key, format!("cannot be used: {error}, or off for only when asked")))?;
+            if !(Duration::from_secs(1)..=RECLAIM_INTERVAL_MAX).contains(&interval) {
+                let limits = "at least 1s and at most 720h, which is 30 days, or off for only when asked";
+                return Err((key, format!("is {text}: it must be {limits}")));
+            }
+            Some(interval)
+        }
+    };
+    Ok(ReclaimConfig { interval })
 }
 
 fn cpu(raw: &RawCpu) -> Result<CpuConfig, Problem> {

@@ -201,6 +201,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     engine.batch_bytes = config.destage.batch_bytes;
     engine.batch_age = config.destage.batch_age;
     engine.cpu_budget = config.cpu.budget;
+    engine.reclaim_interval = config.reclaim.interval;
     engine
 }
 

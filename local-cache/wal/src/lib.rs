@@ -37,7 +37,7 @@ pub use config::{FILE_BYTES_MAX, FILE_BYTES_MIN, WalConfig, WalIdentity};
 pub use disk::{Disk, DiskFile, DiskFuture, WRITE_BACK_BYTES};
 pub use error::WalError;
 pub use file_disk::FileDisk;
-pub use record::{DATA_BYTES_MAX, Record, RecordBody};
+pub use record::{DATA_BYTES_MAX, MARK_BYTES_MAX, Record, RecordBody};
 pub use recovery::Recovery;
 pub use shared::Permit;
 pub use wal::{Wal, WalUsage};

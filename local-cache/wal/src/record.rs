@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! record, version 1, little-endian; sealed and authenticated as part of its frame's payload
-//!  0   1  tag: 1 write, 2 discard; anything else was written by a newer version
+//!  0   1  tag: 1 write, 2 discard, 3 mark; anything else was written by a newer version
 //!  1   3  zero
 //!  4   4  body length in bytes
 //!  8  16  volume
@@ -11,6 +11,7 @@
 //! 40      body
 //!         write:   first block u64, then data, a multiple of 4096 bytes, at most 1 MiB
 //!         discard: first block u64, number of blocks u64
+//!         mark:    at most 4096 bytes that mean something to whoever wrote them
 //! ```
 
 use crate::WalError;
@@ -20,13 +21,17 @@ use cairn_model::{BLOCK_SIZE, Generation, Lba, LbaRange, VolumeId, WriteSeq};
 /// Most data bytes in one record; the engine splits larger writes.
 pub const DATA_BYTES_MAX: usize = 1 << 20;
 
+/// Most bytes of a mark.
+pub const MARK_BYTES_MAX: usize = 4096;
+
 /// Bytes before a record's body.
 pub(crate) const RECORD_HEADER_BYTES: usize = 40;
-/// Bytes of a write record besides its data; a discard is no larger than this plus 8.
+/// Bytes of a record besides its data, at most.
 pub(crate) const RECORD_OVERHEAD_MAX: usize = RECORD_HEADER_BYTES + 16;
 
 const TAG_WRITE: u8 = 1;
 const TAG_DISCARD: u8 = 2;
+const TAG_MARK: u8 = 3;
 
 /// One logged operation of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +49,8 @@ pub enum RecordBody {
     Write { start: Lba, data: Bytes },
     /// Blocks read as zeros from here on.
     Discard { range: LbaRange },
+    /// A place in the write order, and what is to be done there, at most [`MARK_BYTES_MAX`] bytes. Changes no block.
+    Mark { note: Bytes },
 }
 
 impl Record {
@@ -52,6 +59,7 @@ impl Record {
         match &self.body {
             RecordBody::Write { data, .. } => data.len(),
             RecordBody::Discard { .. } => 0,
+            RecordBody::Mark { note } => note.len(),
         }
     }
 
@@ -63,19 +71,25 @@ impl Record {
         match &self.body {
             RecordBody::Write { data, .. } => 8 + data.len(),
             RecordBody::Discard { .. } => 16,
+            RecordBody::Mark { note } => note.len(),
         }
     }
 
     pub(crate) fn validate(&self) -> Result<(), WalError> {
-        if let RecordBody::Write { data, .. } = &self.body {
-            let whole_blocks = data.len().is_multiple_of(BLOCK_SIZE as usize);
-            if data.is_empty() || data.len() > DATA_BYTES_MAX || !whole_blocks {
-                return Err(WalError::InvalidRecord {
-                    reason: format!("{} data bytes are not 1 to 256 whole blocks", data.len()),
-                });
+        let reason = match &self.body {
+            RecordBody::Write { data, .. } => {
+                let whole_blocks = data.len().is_multiple_of(BLOCK_SIZE as usize);
+                if !data.is_empty() && data.len() <= DATA_BYTES_MAX && whole_blocks {
+                    return Ok(());
+                }
+                format!("{} data bytes are not 1 to 256 whole blocks", data.len())
             }
-        }
-        Ok(())
+            RecordBody::Mark { note } if note.len() > MARK_BYTES_MAX => {
+                format!("a mark of {} bytes, and it has {MARK_BYTES_MAX} at most", note.len())
+            }
+            RecordBody::Discard { .. } | RecordBody::Mark { .. } => return Ok(()),
+        };
+        Err(WalError::InvalidRecord { reason })
     }
 
     /// Writes the record to the front of `out` and returns its length. `out` must be long enough.
@@ -97,6 +111,7 @@ impl Record {
                 body[..8].copy_from_slice(&range.start().get().to_le_bytes());
                 body[8..].copy_from_slice(&range.blocks().to_le_bytes());
             }
+            RecordBody::Mark { note } => body.copy_from_slice(note),
         }
         length
     }
@@ -105,6 +120,7 @@ impl Record {
         match self.body {
             RecordBody::Write { .. } => TAG_WRITE,
             RecordBody::Discard { .. } => TAG_DISCARD,
+            RecordBody::Mark { .. } => TAG_MARK,
         }
     }
 
@@ -126,9 +142,13 @@ impl Record {
                     range: range.ok_or(DecodeError::Malformed("a discard's range overflows"))?,
                 }
             }
+            // A copy: kept for long, it must not keep the frame.
+            TAG_MARK => RecordBody::Mark { note: Bytes::copy_from_slice(&body) },
             tag => return Err(DecodeError::UnknownTag(tag)),
         };
-        record.validate().map_err(|_| DecodeError::Malformed("a write is not 1 to 256 whole blocks"))?;
+        record
+            .validate()
+            .map_err(|_| DecodeError::Malformed("a record is too long or not of whole blocks"))?;
         Ok(record)
     }
 
@@ -179,6 +199,8 @@ pub(crate) mod tests {
             (any::<u32>(), any::<u32>()).prop_map(|(start, blocks)| RecordBody::Discard {
                 range: LbaRange::new(Lba::new(start.into()), blocks.into()).unwrap(),
             }),
+            proptest::collection::vec(any::<u8>(), 0..MARK_BYTES_MAX)
+                .prop_map(|note| RecordBody::Mark { note: note.into() }),
         ];
         (any::<[u8; 16]>(), any::<u64>(), any::<u64>(), body).prop_map(|(volume, generation, seq, body)| {
             Record {

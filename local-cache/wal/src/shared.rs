@@ -1,6 +1,6 @@
 //! State that the handle, the writer, the readers and the grower share.
 
-use crate::format::{PAGE_BYTES, frame_bytes};
+use crate::format::{PAGE_BYTES, PAYLOAD_BYTES_MAX, frame_bytes};
 use crate::progress::{End, Progress, Stopped};
 use crate::record::{DATA_BYTES_MAX, RECORD_OVERHEAD_MAX, Record};
 use crate::ring::Ring;
@@ -20,6 +20,8 @@ pub(crate) struct Queued {
     pub(crate) record: Record,
     /// Pages charged for it, of the ring and of the queue.
     pub(crate) pages: u32,
+    /// The next one goes into the same frame.
+    pub(crate) with_next: bool,
 }
 
 /// Records in log order that no frame has yet.
@@ -28,6 +30,28 @@ pub(crate) struct Queue {
     pub(crate) records: VecDeque<Queued>,
     pub(crate) next_lsn: Lsn,
     pub(crate) closing: bool,
+}
+
+impl Queue {
+    fn push(&mut self, permit: &mut Permit, record: Record, with_next: bool) -> Lsn {
+        let lsn = self.next_lsn;
+        self.next_lsn = lsn.next();
+        self.records.push_back(Queued { record, pages: std::mem::take(&mut permit.pages), with_next });
+        lsn
+    }
+
+    /// The first records that go into one frame: how many, and their bytes. `None` when there are none.
+    pub(crate) fn first_unit(&self) -> Option<(usize, usize)> {
+        let (mut count, mut bytes) = (0, 0);
+        for queued in &self.records {
+            count += 1;
+            bytes += queued.record.encoded_bytes();
+            if !queued.with_next {
+                return Some((count, bytes));
+            }
+        }
+        None
+    }
 }
 
 /// What the log was opened with.
@@ -165,25 +189,58 @@ impl Shared {
     }
 
     pub(crate) fn append(&self, mut permit: Permit, record: Record) -> Result<Lsn, WalError> {
-        record.validate()?;
-        if record.data_bytes() > permit.data_bytes || !std::ptr::eq(self, &raw const *permit.shared) {
+        self.check_record(&permit, &record)?;
+        let mut queue = self.queue.lock();
+        if queue.closing {
+            drop(queue);
+            return Err(self.stop_error());
+        }
+        let lsn = queue.push(&mut permit, record, false);
+        drop(queue);
+        self.was_appended();
+        Ok(lsn)
+    }
+
+    /// Appends records that one frame holds: a crash leaves all of them or none. Returns the last one's number.
+    pub(crate) fn append_together(&self, records: Vec<(Permit, Record)>) -> Result<Lsn, WalError> {
+        let bytes: usize = records.iter().map(|(_, record)| record.encoded_bytes()).sum();
+        if records.is_empty() || bytes > PAYLOAD_BYTES_MAX {
             return Err(WalError::InvalidRecord {
-                reason: "the permit is for less, or of another log".to_owned(),
+                reason: format!("{} records of {bytes} bytes are no frame", records.len()),
             });
+        }
+        for (permit, record) in &records {
+            self.check_record(permit, record)?;
         }
         let mut queue = self.queue.lock();
         if queue.closing {
             drop(queue);
             return Err(self.stop_error());
         }
-        let lsn = queue.next_lsn;
-        queue.next_lsn = lsn.next();
-        queue.records.push_back(Queued { record, pages: std::mem::take(&mut permit.pages) });
+        let (mut last, mut left) = (Lsn::ZERO, records.len());
+        for (mut permit, record) in records {
+            left -= 1;
+            last = queue.push(&mut permit, record, left > 0);
+        }
         drop(queue);
+        self.was_appended();
+        Ok(last)
+    }
+
+    fn check_record(&self, permit: &Permit, record: &Record) -> Result<(), WalError> {
+        record.validate()?;
+        if record.data_bytes() > permit.data_bytes || !std::ptr::eq(self, &raw const *permit.shared) {
+            return Err(WalError::InvalidRecord {
+                reason: "the permit is for less, or of another log".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn was_appended(&self) {
         if self.room_waiters.load(Ordering::SeqCst) > 0 {
             self.writer_thread.wake();
         }
-        Ok(lsn)
     }
 
     /// Gives back what a written or abandoned record was charged.

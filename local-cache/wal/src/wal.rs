@@ -97,6 +97,12 @@ impl Wal {
         self.shared.append(permit, record)
     }
 
+    /// Puts records into the log that belong together: after a crash all of them are there, or none. Returns the last one's number. They must fit
+    /// one frame, some 1 MiB.
+    pub fn append_together(&self, records: Vec<(Permit, Record)>) -> Result<Lsn, WalError> {
+        self.shared.append_together(records)
+    }
+
     /// Waits until record `lsn` survives the end of this process.
     pub async fn written(&self, lsn: Lsn) -> Result<(), WalError> {
         self.check_appended(lsn)?;

@@ -247,16 +247,16 @@ impl Writer {
     fn take_batch(&mut self) -> bool {
         let room = payload_room(self.current.remaining());
         let mut queue = self.shared.queue.lock();
-        let Some(first) = queue.records.front() else { return false };
+        let Some((_, first_bytes)) = queue.first_unit() else { return false };
         // When even the first does not fit here, the frame goes to the next file and may be of any size.
-        let limit = if first.record.encoded_bytes() <= room { room } else { PAYLOAD_BYTES_MAX };
-        while let Some(next) = queue.records.front() {
-            let bytes = self.batch_bytes + next.record.encoded_bytes();
+        let limit = if first_bytes <= room { room } else { PAYLOAD_BYTES_MAX };
+        while let Some((count, unit_bytes)) = queue.first_unit() {
+            let bytes = self.batch_bytes + unit_bytes;
             if bytes > limit {
                 break;
             }
             self.batch_bytes = bytes;
-            self.batch.extend(queue.records.pop_front());
+            self.batch.extend(queue.records.drain(..count));
         }
         true
     }

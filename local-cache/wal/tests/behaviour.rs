@@ -661,3 +661,48 @@ async fn settings_that_make_no_log_are_refused() {
         assert!(matches!(opened.err().unwrap(), WalError::Config { .. }));
     }
 }
+
+#[tokio::test]
+async fn records_that_belong_together_are_all_there_or_none_of_them() {
+    let (mut cut, mut whole) = (0, 0);
+    // About as much as a frame takes: the group ends one, begins the next, or would lie on both.
+    for before in 40..60 {
+        for changes in 0..6 {
+            let disk = MemoryDisk::new(before);
+            let life = Life::start(&disk, 1).await.unwrap();
+            for seq in 1..=before {
+                append(&life.wal, write(seq, 5)).await;
+            }
+            let mut group = Vec::new();
+            for seq in before + 1..=before + 5 {
+                group.push((life.wal.reserve(3 * PAGE).await.unwrap(), write(seq, 3)));
+            }
+            let last = life.wal.append_together(group).unwrap();
+            append(&life.wal, write(before + 6, 1)).await;
+            disk.stop_after(changes);
+            let _ = life.wal.synced(last).now_or_never();
+            settle().await;
+            let disk = life.kill().await;
+            disk.restart();
+            let again = open_again(&disk).await.unwrap();
+            let is_of_group = |seq: u64| (before + 1..=before + 5).contains(&seq);
+            let there = again.replayed.iter().filter(|(_, record)| is_of_group(record.seq.get())).count();
+            assert!(there == 0 || there == 5, "{there} of 5 behind {before} after {changes} changes");
+            if there == 5 { whole += 1 } else { cut += 1 }
+        }
+    }
+    assert!(cut > 0 && whole > 0, "{cut} cut, {whole} whole");
+}
+
+#[tokio::test]
+async fn what_no_frame_can_hold_together_is_refused() {
+    let life = Life::start(&MemoryDisk::new(1), 1).await.unwrap();
+    let mut group = Vec::new();
+    for seq in 1..=5 {
+        group.push((life.wal.reserve(64 * PAGE).await.unwrap(), write(seq, 64)));
+    }
+    let refused = life.wal.append_together(group).unwrap_err();
+    assert!(matches!(refused, WalError::InvalidRecord { .. }), "{refused}");
+    assert!(life.wal.append_together(Vec::new()).is_err());
+    append_synced(&life.wal, 1, 3).await;
+}

@@ -1,9 +1,9 @@
 //! Futures dropped at every point where they wait.
 
 use super::{CatalogStore, World, at, blocks, key_row, written};
-use crate::{FoldPlan, LeafIndex, MapLeaf};
+use crate::{FoldPlan, LeafIndex, MapLeaf, MapPoint, NewVolume, Totals};
 use cairn_model::crypto::KeyId;
-use cairn_model::{CommitSeq, GatewayId};
+use cairn_model::{CommitSeq, GatewayId, LineageId};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,7 +33,8 @@ pub async fn a_dropped_commit_leaves_nothing_or_everything(store: &dyn CatalogSt
     let (mut dropped, mut done) = (0, 0);
     // How often a commit waits varies from run to run: every count several times.
     for polls in (0..30).flat_map(|polls| [polls; 6]) {
-        let batch = world.batch(&[(&held, blocks(0, 40))]);
+        let mut batch = world.batch(&[(&held, blocks(0, 40))]);
+        batch.volumes[0].snapshots = vec![world.new_snapshot("snapshot")];
         let result = for_polls(polls, world.catalog.commit_batch(&batch)).await;
         dropped += usize::from(result.is_none());
         done += usize::from(result.is_some());
@@ -47,7 +48,8 @@ pub async fn a_dropped_commit_leaves_nothing_or_everything(store: &dyn CatalogSt
         assert_eq!(world.progress(&held).await, (held.through, held.commit));
         let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap();
         assert_eq!(deltas.len(), usize::try_from(held.commit.get()).unwrap());
-        assert_eq!(world.catalog.totals().await.unwrap(), World::totals(1, held.commit.get()));
+        let totals = Totals { snapshots: held.commit.get(), ..World::totals(1, held.commit.get()) };
+        assert_eq!(world.catalog.totals().await.unwrap(), totals);
     }
     assert!(dropped > 20 && done > 20, "{dropped} dropped, {done} done: the test does not reach its point");
 }
@@ -68,7 +70,7 @@ pub async fn a_dropped_fold_leaves_nothing_or_everything(store: &dyn CatalogStor
         let result = for_polls(polls, world.catalog.fold(&plan)).await;
         // A change of another volume waits for what is left of the dropped one.
         world.held_volume(&format!("other-{round}")).await;
-        let leaves = world.catalog.leaves_present(held.lineage, blocks(0, 1 << 30), 100).await.unwrap().len();
+        let leaves = world.catalog.leaf_versions(held.head(), blocks(0, 1 << 30), 100).await.unwrap().len();
         let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap().len();
         let row = world.catalog.volume(held.volume).await.unwrap();
         let state = (leaves, deltas, row.folded_through, row.usage.logical_bytes);
@@ -83,6 +85,86 @@ pub async fn a_dropped_fold_leaves_nothing_or_everything(store: &dyn CatalogStor
         }
     }
     assert!(dropped > 10 && done > 10, "{dropped} dropped, {done} done: the test does not reach its point");
+}
+
+/// What of the snapshots' world there is to see: volumes with what they map, snapshots with their children, what both show.
+async fn state(world: &World) -> Vec<String> {
+    let mut state = vec![format!("{:?}", world.catalog.totals().await.unwrap())];
+    for row in world.catalog.volumes().await.unwrap() {
+        let head = MapPoint::head(row.lineage);
+        state.push(format!("{} {} {:?}", row.name, row.size_bytes, row.usage.logical_bytes));
+        state.push(format!("{:?}", world.shown(head).await));
+        for snapshot in world.catalog.snapshots(row.id).await.unwrap() {
+            state.push(format!("{snapshot:?} {:?}", world.shown(snapshot.at).await));
+        }
+    }
+    state
+}
+
+pub async fn a_dropped_clone_revert_or_deletion_leaves_nothing_or_everything(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let (mut dropped, mut done) = (0, 0);
+    for (round, polls) in (0..24).flat_map(|polls| [polls; 2]).enumerate() {
+        let mut held = world.held_volume("base").await;
+        let snapshots = [world.new_snapshot("good"), world.new_snapshot("other")];
+        world.commit_with(&mut held, blocks(0, 32), &snapshots).await;
+        world.fold(&held).await;
+        world.commit(&mut held, blocks(8, 40)).await;
+        world.fold(&held).await;
+        let clone = world.new_volume("clone");
+        let lineage = LineageId::from_bytes(world.identity());
+        for change in 0..4 {
+            let before = state(&world).await;
+            let (catalog, to) = (&world.catalog, snapshots[0].id);
+            let attempt = || async {
+                match change {
+                    0 => catalog.create_clone(&clone, to).await,
+                    1 => {
+                        let through = held.through;
+                        catalog.revert_volume(world.gateway, held.lease(), through, to, lineage).await
+                    }
+                    2 => catalog.delete_snapshot(world.gateway, held.lease(), to).await,
+                    _ => catalog.delete_volume(held.volume, true).await,
+                }
+            };
+            let result = for_polls(polls, attempt()).await;
+            // A change of something else waits for what is left of the dropped one.
+            catalog.register_gateway(world.other, "second", at(1)).await.unwrap();
+            let after = state(&world).await;
+            done += usize::from(result.is_some());
+            dropped += usize::from(result.is_none());
+            if let Some(result) = result {
+                result.unwrap();
+                assert_ne!(after, before);
+            } else if after == before {
+                attempt().await.unwrap();
+            }
+            // Whole at once or whole the second time: the state after is the same in every round.
+            let finished = state(&world).await;
+            assert!(after == before || after == finished, "change {change} of round {round}: {after:?}");
+            assert_ne!(finished, before);
+        }
+        catalog_is_clean(&world, &clone, polls).await;
+    }
+    assert!(dropped > 20 && done > 20, "{dropped} dropped, {done} done: the test does not reach its point");
+}
+
+/// Deletes the last volume and purges, with calls that are dropped too, until nothing is left.
+async fn catalog_is_clean(world: &World, last: &NewVolume, polls: usize) {
+    assert_eq!(world.shown(MapPoint::head(last.lineage)).await[&0].blocks(), 32);
+    for_polls(polls, world.catalog.purge_deleted(2)).await;
+    assert_eq!(world.shown(MapPoint::head(last.lineage)).await[&0].blocks(), 32);
+    world.catalog.delete_volume(last.id, false).await.unwrap();
+    for _ in 0..3 {
+        for_polls(polls, world.catalog.purge_deleted(2)).await;
+    }
+    world.purge().await;
+    let totals = world.catalog.totals().await.unwrap();
+    assert_eq!((totals.volumes, totals.snapshots, totals.logical_bytes), (0, 0, 0));
+    let again = NewVolume { id: last.id, lineage: last.lineage, ..world.new_volume("again") };
+    world.catalog.create_volume(&again).await.unwrap();
+    world.catalog.delete_volume(again.id, false).await.unwrap();
+    world.purge().await;
 }
 
 pub async fn a_dropped_replacement_of_keys_leaves_nothing_or_everything(store: &dyn CatalogStore) {

@@ -12,10 +12,14 @@ use std::sync::Arc;
 const LEAVES: u64 = 4;
 const BLOCKS: u64 = LEAVES * LEAF_BLOCKS;
 
-struct Dice(SeededEntropy);
+pub(super) struct Dice(SeededEntropy);
 
 impl Dice {
-    fn below(&self, end: u64) -> u64 {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(SeededEntropy::new(seed))
+    }
+
+    pub(super) fn below(&self, end: u64) -> u64 {
         let mut bytes = [0; 8];
         self.0.fill(&mut bytes);
         u64::from_le_bytes(bytes) % end
@@ -43,9 +47,10 @@ impl Oracle {
         for (_, delta) in world.catalog.unfolded_deltas(held.lineage).await.unwrap() {
             delta.ops.iter().for_each(|op| overlay.insert(op.range, op.target));
         }
-        let present = world.catalog.leaves_present(held.lineage, blocks(0, BLOCKS), 100).await.unwrap();
+        let present = world.catalog.leaf_versions(held.head(), blocks(0, BLOCKS), 100).await.unwrap();
+        let present: Vec<LeafIndex> = present.into_iter().map(|version| version.index).collect();
         let leaves: BTreeMap<_, _> =
-            world.catalog.leaves(held.lineage, &present).await.unwrap().into_iter().collect();
+            world.catalog.leaves(held.head(), &present).await.unwrap().into_iter().collect();
         let usage = world.catalog.volume(held.volume).await.unwrap().usage;
         let mapped: u64 = leaves.values().map(MapLeaf::blocks).sum();
         assert_eq!(usage.logical_bytes, mapped * u64::from(BLOCK_SIZE));
@@ -106,7 +111,7 @@ async fn fold(world: &World, held: &Held, dice: &Dice) {
     let mut plan = FoldPlan { through: *through, ..world.fold_plan(held, Vec::new()) };
     for number in 0..LEAVES.min(stop_after) {
         let index = LeafIndex::new(u32::try_from(number).unwrap()).unwrap();
-        let mut leaf = world.catalog.leaf(held.lineage, index).await.unwrap().unwrap_or_default();
+        let mut leaf = world.catalog.leaf(held.head(), index).await.unwrap().unwrap_or_default();
         for (_, delta) in &deltas {
             leaf.apply(index, delta.overlapping(index.range()).iter().copied());
         }
@@ -129,7 +134,7 @@ async fn fold(world: &World, held: &Held, dice: &Dice) {
 pub async fn any_history_of_batches_and_folds_gives_the_map_of_its_writes(store: &dyn CatalogStore) {
     let mut world = World::new(store).await;
     for seed in 0..12 {
-        let dice = Dice(SeededEntropy::new(seed));
+        let dice = Dice::new(seed);
         let mut held = world.held_volume(&format!("volume-{seed}")).await;
         let holes = vec![MapTarget::Hole; usize::try_from(BLOCKS).unwrap()];
         let mut oracle = Oracle { blocks: holes };

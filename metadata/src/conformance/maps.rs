@@ -1,7 +1,7 @@
 //! Deltas, leaves, folding.
 
 use super::{CatalogStore, Held, World, blocks, generation, hole, refusal, written};
-use crate::{FoldPlan, LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
+use crate::{FoldPlan, LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf, MapPoint};
 use cairn_model::{CommitSeq, ContainerId, ErrorKind, LbaRange, LineageId, MapDelta, VOLUME_BLOCKS_MAX};
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ fn plan(world: &World, held: &Held, leaves: Vec<(LeafIndex, Arc<MapLeaf>)>) -> F
 
 async fn present(world: &World, lineage: LineageId) -> Vec<u32> {
     let everything = blocks(0, VOLUME_BLOCKS_MAX);
-    let leaves = world.catalog.leaves_present(lineage, everything, u32::MAX).await.unwrap();
-    leaves.into_iter().map(LeafIndex::get).collect()
+    let leaves = world.catalog.leaf_versions(MapPoint::head(lineage), everything, u32::MAX).await.unwrap();
+    leaves.into_iter().map(|version| version.index.get()).collect()
 }
 
 pub async fn deltas_come_back_in_commit_order(store: &dyn CatalogStore) {
@@ -52,8 +52,8 @@ pub async fn folding_moves_deltas_into_leaves(store: &dyn CatalogStore) {
     world.catalog.fold(&fold).await.unwrap();
 
     let world = world.reopened(store).await;
-    assert_eq!(world.catalog.leaf(held.lineage, index(0)).await.unwrap(), Some((*leaf.1).clone()));
-    assert_eq!(world.catalog.leaf(held.lineage, index(1)).await.unwrap(), None);
+    assert_eq!(world.catalog.leaf(held.head(), index(0)).await.unwrap(), Some((*leaf.1).clone()));
+    assert_eq!(world.catalog.leaf(held.head(), index(1)).await.unwrap(), None);
     let deltas = world.catalog.unfolded_deltas(held.lineage).await.unwrap();
     assert_eq!(deltas, [(CommitSeq::new(2), second.volumes[0].delta.clone())]);
     let row = world.catalog.volume(held.volume).await.unwrap();
@@ -90,7 +90,7 @@ pub async fn a_step_done_again_changes_nothing(store: &dyn CatalogStore) {
     let back = FoldPlan { forget: Some(CommitSeq::new(1)), ..early };
     world.catalog.fold(&FoldPlan { leaves: Vec::new(), ..back }).await.unwrap();
     assert_eq!(world.catalog.volume(held.volume).await.unwrap().folded_through, CommitSeq::new(2));
-    assert_eq!(world.catalog.leaf(held.lineage, index(0)).await.unwrap(), Some((*full.leaves[0].1).clone()));
+    assert_eq!(world.catalog.leaf(held.head(), index(0)).await.unwrap(), Some((*full.leaves[0].1).clone()));
 }
 
 pub async fn emptied_ranges_go_whatever_their_length(store: &dyn CatalogStore) {
@@ -115,7 +115,7 @@ pub async fn emptied_ranges_go_whatever_their_length(store: &dyn CatalogStore) {
     };
     world.catalog.fold(&emptied).await.unwrap();
     assert_eq!(present(&world, held.lineage).await, [0]);
-    assert_eq!(world.catalog.leaf(held.lineage, index(500)).await.unwrap(), None);
+    assert_eq!(world.catalog.leaf(held.head(), index(500)).await.unwrap(), None);
 }
 
 pub async fn a_leaf_of_holes_is_no_leaf(store: &dyn CatalogStore) {
@@ -127,7 +127,7 @@ pub async fn a_leaf_of_holes_is_no_leaf(store: &dyn CatalogStore) {
     leaf.apply(index(0), hole(index(0).range()).ops);
     world.catalog.fold(&plan(&world, &held, vec![(index(0), Arc::new(leaf))])).await.unwrap();
     assert_eq!(present(&world, held.lineage).await, []);
-    assert_eq!(world.catalog.leaf(held.lineage, index(0)).await.unwrap(), None);
+    assert_eq!(world.catalog.leaf(held.head(), index(0)).await.unwrap(), None);
 }
 
 pub async fn leaves_are_read_in_any_number(store: &dyn CatalogStore) {
@@ -140,7 +140,7 @@ pub async fn leaves_are_read_in_any_number(store: &dyn CatalogStore) {
     for count in [0, 1, 2, 64, 65, 150] {
         let mut asked: Vec<LeafIndex> = written[..count].iter().rev().map(|(index, _)| *index).collect();
         asked.extend_from_slice(&[index(1), index(0)]);
-        let found = world.catalog.leaves(held.lineage, &asked).await.unwrap();
+        let found = world.catalog.leaves(held.head(), &asked).await.unwrap();
         let found: Vec<_> = found.into_iter().map(|(index, leaf)| (index, Arc::new(leaf))).collect();
         assert_eq!(found, written[..count.max(1)]);
     }
@@ -163,8 +163,8 @@ pub async fn present_leaves_are_listed_in_order_up_to_a_limit(store: &dyn Catalo
         (blocks(4 * leaf, 3 * leaf + 1), 10, vec![7]),
         (blocks(2 * leaf + 5, 0), 10, vec![]),
     ] {
-        let found = world.catalog.leaves_present(held.lineage, range, limit).await.unwrap();
-        let found: Vec<u32> = found.into_iter().map(LeafIndex::get).collect();
+        let found = world.catalog.leaf_versions(held.head(), range, limit).await.unwrap();
+        let found: Vec<u32> = found.into_iter().map(|version| version.index.get()).collect();
         assert_eq!(found, expected, "{range:?} up to {limit}");
     }
 }
@@ -180,7 +180,7 @@ pub async fn only_the_owner_folds(store: &dyn CatalogStore) {
         assert_eq!(refusal(world.catalog.fold(fold).await).0, ErrorKind::Fenced);
     }
     assert_eq!(present(&world, held.lineage).await, []);
-    world.catalog.delete_volume(held.volume).await.unwrap();
+    world.catalog.delete_volume(held.volume, false).await.unwrap();
     assert_eq!(refusal(world.catalog.fold(&good).await).0, ErrorKind::NotFound);
     let unknown = FoldPlan { lineage: LineageId::from_bytes([0xdd; 16]), ..good };
     assert_eq!(refusal(world.catalog.fold(&unknown).await).0, ErrorKind::NotFound);
@@ -214,7 +214,7 @@ pub async fn lineages_do_not_mix(store: &dyn CatalogStore) {
     world.catalog.fold(&FoldPlan { forget: Some(a.commit), ..emptied }).await.unwrap();
 
     assert_eq!((present(&world, a.lineage).await, present(&world, b.lineage).await), (vec![1], vec![0]));
-    let leaf = world.catalog.leaf(b.lineage, index(0)).await.unwrap().unwrap();
+    let leaf = world.catalog.leaf(b.head(), index(0)).await.unwrap().unwrap();
     assert_eq!(leaf.containers(), [in_b]);
     assert_eq!(world.catalog.unfolded_deltas(b.lineage).await.unwrap().len(), 1);
 }

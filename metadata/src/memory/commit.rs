@@ -3,13 +3,13 @@
 use super::leases::check_held;
 use super::{Result, Tables, countable};
 use crate::{
-    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, VolumeCommit, VolumeOutcome,
-    VolumeReceipt,
+    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, MapPoint, VolumeCommit,
+    VolumeOutcome, VolumeReceipt,
 };
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
-    BatchId, ChunkRef, CommitSeq, ContainerId, DomainId, GatewayId, MapTarget, NodeId, SegmentId, VolumeId,
-    WriteSeq,
+    BatchId, ChunkRef, CommitSeq, ContainerId, DomainId, GatewayId, MapTarget, NodeId, SegmentId, SnapshotId,
+    VolumeId, WriteSeq,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -19,7 +19,8 @@ const BATCHES_REMEMBERED: u64 = 64;
 
 pub(super) struct Segment {
     pub(super) node: NodeId,
-    key: String,
+    pub(super) key: String,
+    pub(super) length_bytes: u64,
 }
 
 /// A batch that was committed.
@@ -32,6 +33,12 @@ pub(super) struct Receipt {
 
 /// Where the parts of a batch that were looked at leave their volumes.
 type Progress = BTreeMap<VolumeId, (WriteSeq, CommitSeq)>;
+
+/// Segments whose containers are of domains that were deleted meanwhile.
+fn of_deleted_domains(batch: &BatchCommit, recorded: &[ContainerRow]) -> Vec<SegmentId> {
+    let left_out = |id| recorded.iter().all(|row| row.id != id);
+    batch.containers.iter().filter(|row| left_out(row.id)).map(|row| row.segment).collect()
+}
 
 impl Tables {
     pub(super) fn commit_batch(&mut self, batch: &BatchCommit) -> Result<CommitReceipt> {
@@ -66,6 +73,7 @@ impl Tables {
         let receipt = CommitReceipt { batch: batch.batch, volumes };
         self.check_objects(batch)?;
         self.check_pointers(batch, &receipt)?;
+        self.check_snapshots(batch, &receipt)?;
         self.gateway(batch.gateway)?;
         self.apply(batch, &receipt, progress);
         Ok(receipt)
@@ -142,10 +150,25 @@ impl Tables {
             for op in &part.delta.ops {
                 let MapTarget::Chunk(ChunkRef { chunk, .. }) = op.target else { continue };
                 let container = chunk.container;
-                let known = self.containers.get(&container).is_some_and(|known| known.domain == domain);
+                let known = self.containers.get(&container).is_some_and(|known| known.domain == domain)
+                    && !self.closed.contains_key(&container);
                 if !known && !fresh.contains(&(domain, container)) {
                     return Err(CatalogError::UnknownContainer { volume: part.volume, container });
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// The snapshots of the parts that are committed are new.
+    fn check_snapshots(&self, batch: &BatchCommit, receipt: &CommitReceipt) -> Result<()> {
+        let mut seen: BTreeSet<SnapshotId> = BTreeSet::new();
+        let parts = batch.volumes.iter().zip(&receipt.volumes);
+        let committed = parts.filter(|(_, receipt)| receipt.outcome != VolumeOutcome::Deleted);
+        for snapshot in committed.flat_map(|(part, _)| &part.snapshots) {
+            self.check_snapshot(snapshot)?;
+            if !seen.insert(snapshot.id) {
+                return Err(CatalogError::AlreadyExists { what: "snapshot", id: snapshot.id.to_string() });
             }
         }
         Ok(())
@@ -155,16 +178,21 @@ impl Tables {
     fn apply(&mut self, batch: &BatchCommit, receipt: &CommitReceipt, progress: Progress) {
         for segment in &batch.segments {
             let (node, key) = (segment.receipt.node(), segment.receipt.key().to_owned());
-            self.segments.insert(segment.receipt.segment(), Segment { node, key });
+            let length_bytes = segment.receipt.length_bytes();
+            self.segments.insert(segment.receipt.segment(), Segment { node, key, length_bytes });
             self.totals.segments += 1;
             self.totals.segment_bytes += segment.receipt.length_bytes();
         }
         let recorded: Vec<ContainerRow> = self.recorded(batch).cloned().collect();
+        let of_gone: Vec<SegmentId> = of_deleted_domains(batch, &recorded);
         for container in recorded {
             self.totals.containers += 1;
             self.totals.container_bytes += u64::from(container.length);
             self.totals.container_raw_bytes += container.raw_bytes;
             self.containers.insert(container.id, container);
+        }
+        for segment in of_gone {
+            self.doom_if_empty(segment);
         }
         for (part, receipt) in batch.volumes.iter().zip(&receipt.volumes) {
             if let VolumeOutcome::Committed(commit) = receipt.outcome {
@@ -173,6 +201,8 @@ impl Tables {
                 lineage.last_commit = commit;
                 let volume = self.volumes.get_mut(&part.volume).expect("looked at before");
                 volume.usage.reduction += part.reduction;
+                let at = MapPoint { lineage: part.lineage, commit };
+                self.take_snapshots(part.volume, at, &part.snapshots);
             }
         }
         for (volume, (through, _)) in progress {

@@ -82,7 +82,8 @@ impl Tables {
 
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<()> {
         let name = self.node(id)?.name.clone();
-        if self.segments.values().any(|segment| segment.node == id) {
+        let is_held = self.segments.values().any(|segment| segment.node == id);
+        if is_held || self.doomed.values().any(|object| object.node == id) {
             return Err(CatalogError::NodeInUse { name });
         }
         self.nodes.remove(&id);

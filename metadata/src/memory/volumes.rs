@@ -1,9 +1,11 @@
-//! Volumes, from creation to the last purged row.
+//! Volumes, from creation to deletion.
 
 use super::leases::{LeaseState, check_held};
+use super::prune::Pass;
 use super::{Result, Tables, countable};
 use crate::{
-    CatalogError, HeldLease, LeafIndex, LeaseHolder, MapLeaf, NewVolume, VolumeName, VolumeRow, VolumeUsage,
+    CatalogError, HeldLease, LeafIndex, LeaseHolder, MapLeaf, MapPoint, NewVolume, VolumeName, VolumeRow,
+    VolumeUsage,
 };
 use cairn_model::{CommitSeq, GatewayId, Generation, MapDelta, VolumeId, WriteSeq};
 use std::collections::BTreeMap;
@@ -23,26 +25,45 @@ pub(super) struct Lineage {
     pub(super) last_commit: CommitSeq,
     pub(super) folded_through: CommitSeq,
     pub(super) deltas: BTreeMap<CommitSeq, MapDelta>,
-    /// Versions of leaves; the last of each counts.
+    /// Versions of leaves. One that is empty hides what is older or inherited.
     pub(super) leaves: BTreeMap<(LeafIndex, CommitSeq), Arc<MapLeaf>>,
+    /// Where it branched off.
+    pub(super) parent: Option<MapPoint>,
+    /// What is to be looked at for what may not be needed any more.
+    pub(super) pass: Option<Pass>,
 }
 
 impl Tables {
     pub(super) fn create_volume(&mut self, volume: &NewVolume) -> Result<()> {
+        self.check_new(volume)?;
+        self.insert_volume(volume, Lineage::default(), VolumeUsage::default())
+    }
+
+    /// Fails when there can be no such volume, whatever its identities.
+    pub(super) fn check_new(&self, volume: &NewVolume) -> Result<()> {
         self.refuse_namesake(&volume.name, None)?;
         countable(volume.size_bytes)?;
         if !self.domains.contains(volume.domain) {
             return Err(CatalogError::not_found("domain", &volume.domain));
         }
+        Ok(())
+    }
+
+    pub(super) fn insert_volume(
+        &mut self,
+        volume: &NewVolume,
+        lineage: Lineage,
+        usage: VolumeUsage,
+    ) -> Result<()> {
         if self.volumes.contains_key(&volume.id) || self.lineages.contains_key(&volume.lineage) {
             return Err(CatalogError::AlreadyExists { what: "volume or lineage", id: volume.id.to_string() });
         }
-        self.lineages.insert(volume.lineage, Lineage::default());
-        let row = volume.clone();
-        let (destaged_through, usage) = (WriteSeq::ZERO, VolumeUsage::default());
+        self.lineages.insert(volume.lineage, lineage);
+        let (row, destaged_through) = (volume.clone(), WriteSeq::ZERO);
         let fresh = Volume { row, deleted: false, destaged_through, lease: None, usage };
         self.volumes.insert(volume.id, fresh);
         self.totals.volumes += 1;
+        self.totals.logical_bytes += usage.logical_bytes;
         Ok(())
     }
 
@@ -138,28 +159,20 @@ impl Tables {
         Ok(())
     }
 
-    pub(super) fn delete_volume(&mut self, id: VolumeId) -> Result<()> {
+    pub(super) fn delete_volume(&mut self, id: VolumeId, with_snapshots: bool) -> Result<()> {
+        let name = self.live(id)?.row.name.clone();
+        let snapshots: Vec<_> = self.snapshots(id);
+        if !snapshots.is_empty() && !with_snapshots {
+            return Err(CatalogError::HasSnapshots { name, snapshots: snapshots.len() as u64 });
+        }
+        for snapshot in snapshots {
+            self.drop_snapshot(snapshot.id)?;
+        }
         let volume = self.live_mut(id)?;
         volume.deleted = true;
         let logical_bytes = volume.usage.logical_bytes;
         self.totals.logical_bytes -= logical_bytes;
         self.totals.volumes -= 1;
         Ok(())
-    }
-
-    /// Takes away rows of one deleted volume: leaves, then deltas, then what names it.
-    pub(super) fn purge_deleted(&mut self, rows_max: u32) -> bool {
-        let Some(volume) = self.volumes.values().find(|volume| volume.deleted) else { return false };
-        let (id, lineage) = (volume.row.id, volume.row.lineage);
-        let mut left = rows_max;
-        let rows = self.lineages.get_mut(&lineage).expect("a volume has its lineage until both are purged");
-        while left > 0 && (rows.leaves.pop_first().is_some() || rows.deltas.pop_first().is_some()) {
-            left -= 1;
-        }
-        if left > 0 {
-            self.volumes.remove(&id);
-            self.lineages.remove(&lineage);
-        }
-        self.volumes.values().any(|volume| volume.deleted)
     }
 }

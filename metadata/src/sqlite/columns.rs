@@ -72,7 +72,7 @@ pub(super) struct KeyListQuery {
 pub(super) const KEYS_AT_ONCE: usize = 64;
 
 impl KeyListQuery {
-    /// `sql` has `{keys}` where the list goes; the list's parameters begin at number `first`.
+    /// `sql` has `{keys}` where the list goes, or `{rows}` for a list of rows of one; the list's parameters begin at number `first`.
     pub(super) fn new(sql: &str, first: usize) -> Self {
         Self::with_length(sql, first, KEYS_AT_ONCE)
     }
@@ -80,9 +80,10 @@ impl KeyListQuery {
     /// As [`Self::new`], for lists of up to `length` keys.
     pub(super) fn with_length(sql: &str, first: usize, length: usize) -> Self {
         let list = |count: usize| {
-            (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+            let keys: Vec<_> = (first..first + count).map(|number| format!("${number}")).collect();
+            sql.replace("{keys}", &keys.join(", ")).replace("{rows}", &format!("({})", keys.join("), (")))
         };
-        Self { one: sql.replace("{keys}", &list(1)), many: sql.replace("{keys}", &list(length)), length }
+        Self { one: list(1), many: list(length), length }
     }
 
     /// The statement and how many keys it takes for a list of `keys`.

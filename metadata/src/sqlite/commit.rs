@@ -1,13 +1,13 @@
 //! Committing a batch: one transaction whose cost depends on the batch alone.
 //!
 //! Order inside the transaction: recognise the batch, check every volume (term, then base), record segments and
-//! containers, check that no delta points at a container that its volume's domain does not have, append the deltas, remember the
-//! receipt.
+//! containers, check that no delta points at a container that its volume's domain does not have, append the deltas, take the
+//! snapshots, remember the receipt.
 
 use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up, int};
 use super::leases::LeaseState;
-use super::{Result, SqliteCatalog, domains, failed};
-use crate::{BatchCommit, CatalogError, CommitReceipt, VolumeCommit, VolumeOutcome, VolumeReceipt};
+use super::{Result, SqliteCatalog, domains, failed, reclaim, snapshots};
+use crate::{BatchCommit, CatalogError, CommitReceipt, MapPoint, VolumeCommit, VolumeOutcome, VolumeReceipt};
 use cairn_model::{
     BatchId, ChunkRef, CommitSeq, ContainerId, DomainId, GatewayId, LineageId, MapTarget, VolumeId, WriteSeq,
 };
@@ -58,6 +58,8 @@ pub(super) async fn commit(catalog: &SqliteCatalog, batch: &BatchCommit) -> Resu
                 .execute(&mut *change)
                 .await
                 .map_err(failed(DOING))?;
+            let at = MapPoint { lineage: volume.lineage, commit };
+            snapshots::take(&mut change, volume.volume, at, &volume.snapshots).await?;
         }
     }
     remember(&mut change, batch.gateway, &receipt).await?;
@@ -172,6 +174,8 @@ async fn insert_containers(
 ) -> Result<HashSet<(DomainId, ContainerId)>> {
     let mut live = BTreeMap::new();
     let mut fresh = HashSet::with_capacity(batch.containers.len());
+    // Segments whose containers are of domains that were deleted meanwhile.
+    let mut of_gone = BTreeSet::new();
     let (mut stored, mut raw) = (0, 0);
     for container in &batch.containers {
         let domain = container.domain;
@@ -179,6 +183,7 @@ async fn insert_containers(
             unknown.insert(domains::exists(change, domain).await?);
         }
         if !live[&domain] {
+            of_gone.insert(container.segment);
             continue;
         }
         let sql = "INSERT INTO containers (id, segment, segment_offset, length_bytes, raw_bytes, domain, directory) \
@@ -204,9 +209,12 @@ async fn insert_containers(
         .bind(int(fresh.len() as u64)?)
         .bind(int(stored)?)
         .bind(int(raw)?)
-        .execute(change)
+        .execute(&mut *change)
         .await
         .map_err(failed(DOING))?;
+    for segment in of_gone {
+        reclaim::doom_if_empty(change, segment).await?;
+    }
     Ok(fresh)
 }
 
@@ -264,7 +272,10 @@ async fn check_containers(
 /// Which of `keys`, all of one domain, are there.
 async fn known_containers(change: &mut SqliteConnection, keys: &[Needed]) -> Result<BTreeSet<ContainerId>> {
     static KNOWN: LazyLock<KeyListQuery> = LazyLock::new(|| {
-        KeyListQuery::new("SELECT id FROM containers WHERE domain = $1 AND id IN ({keys})", 2)
+        KeyListQuery::new(
+            "SELECT id FROM containers WHERE domain = $1 AND id IN ({keys}) AND NOT EXISTS (SELECT 1 FROM closed WHERE container = id)",
+            2,
+        )
     });
     let Some((domain, _, _)) = keys.first() else { return Ok(BTreeSet::new()) };
     let (sql, length) = KeyListQuery::for_length(&KNOWN, keys.len());

@@ -1,8 +1,9 @@
 //! Reading extent maps: deltas and leaves.
 
 use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up, int};
+use super::versions::{self, commit_of, index_of, with_shown};
 use super::{Result, SqliteCatalog, failed};
-use crate::{CatalogError, LEAF_BLOCKS, LeafIndex, MapLeaf};
+use crate::{CatalogError, LEAF_BLOCKS, LeafIndex, LeafVersion, MapLeaf, MapPoint};
 use cairn_model::{CommitSeq, LbaRange, LineageId, MapDelta};
 use sqlx::sqlite::SqliteRow;
 use std::sync::LazyLock;
@@ -26,31 +27,23 @@ pub(super) async fn unfolded(
     rows.into_iter().map(delta).collect()
 }
 
-pub(super) async fn leaf(
-    catalog: &SqliteCatalog,
-    lineage: LineageId,
-    index: LeafIndex,
-) -> Result<Option<MapLeaf>> {
-    let sql =
-        "SELECT leaf, data FROM leaves WHERE lineage = $1 AND leaf = $2 ORDER BY commit_seq DESC LIMIT 1";
-    let row = sqlx::query(sql)
-        .bind(&lineage.as_bytes()[..])
-        .bind(i64::from(index.get()))
-        .fetch_optional(&catalog.readers)
-        .await
-        .map_err(failed("reading a map leaf"))?;
-    row.map(|row| leaf_of(&row).map(|(_, leaf)| leaf)).transpose()
+pub(super) async fn leaf(catalog: &SqliteCatalog, at: MapPoint, index: LeafIndex) -> Result<Option<MapLeaf>> {
+    let leaves = leaves(catalog, at, &[index]).await?;
+    Ok(leaves.into_iter().next().map(|(_, leaf)| leaf))
 }
 
+/// Each statement reads one state of the catalog, whatever is folded or purged meanwhile.
 pub(super) async fn leaves(
     catalog: &SqliteCatalog,
-    lineage: LineageId,
+    at: MapPoint,
     indices: &[LeafIndex],
 ) -> Result<Vec<(LeafIndex, MapLeaf)>> {
     static LEAVES: LazyLock<KeyListQuery> = LazyLock::new(|| {
-        let sql = "SELECT leaf, data FROM leaves l WHERE lineage = $1 AND leaf IN ({keys}) AND commit_seq = \
-                   (SELECT max(commit_seq) FROM leaves v WHERE v.lineage = l.lineage AND v.leaf = l.leaf) ORDER BY leaf";
-        KeyListQuery::new(sql, 2)
+        let sql = with_shown!(
+            "SELECT l.leaf, l.data FROM shown s CROSS JOIN leaves l ON l.lineage = s.lineage AND l.leaf = s.leaf \
+             AND l.commit_seq = s.version"
+        );
+        KeyListQuery::new(sql, 3)
     });
     let mut wanted = indices.to_vec();
     wanted.sort_unstable();
@@ -58,7 +51,7 @@ pub(super) async fn leaves(
     let mut leaves = Vec::with_capacity(wanted.len());
     for keys in wanted.chunks(KEYS_AT_ONCE) {
         let (sql, length) = KeyListQuery::for_length(&LEAVES, keys.len());
-        let mut query = sqlx::query(sql).bind(&lineage.as_bytes()[..]);
+        let mut query = sqlx::query(sql).bind(&at.lineage.as_bytes()[..]).bind(commit_of(at));
         for index in filled_up(keys, length) {
             query = query.bind(i64::from(index.get()));
         }
@@ -67,6 +60,7 @@ pub(super) async fn leaves(
             leaves.push(leaf_of(row)?);
         }
     }
+    leaves.sort_unstable_by_key(|(index, _)| *index);
     Ok(leaves)
 }
 
@@ -78,28 +72,20 @@ fn leaf_of(row: &SqliteRow) -> Result<(LeafIndex, MapLeaf)> {
     Ok((index, leaf))
 }
 
-pub(super) fn index_of(columns: &Columns<'_>) -> Result<LeafIndex> {
-    let index = columns.small_number("leaf")?;
-    LeafIndex::new(index).ok_or_else(|| columns.bad("leaf", &index.to_string()))
-}
-
-pub(super) async fn present(
+pub(super) async fn leaf_versions(
     catalog: &SqliteCatalog,
-    lineage: LineageId,
+    at: MapPoint,
     range: LbaRange,
     limit: u32,
-) -> Result<Vec<LeafIndex>> {
-    if range.is_empty() {
+) -> Result<Vec<LeafVersion>> {
+    let doing = "looking for map leaves";
+    if range.is_empty() || limit == 0 {
         return Ok(Vec::new());
     }
-    let sql = "SELECT DISTINCT leaf FROM leaves WHERE lineage = $1 AND leaf >= $2 AND leaf < $3 ORDER BY leaf LIMIT $4";
-    let rows = sqlx::query(sql)
-        .bind(&lineage.as_bytes()[..])
-        .bind(int(range.start().get() / LEAF_BLOCKS)?)
-        .bind(int(range.end().get().div_ceil(LEAF_BLOCKS))?)
-        .bind(i64::from(limit))
-        .fetch_all(&catalog.readers)
-        .await
-        .map_err(failed("looking for map leaves"))?;
-    rows.iter().map(|row| index_of(&Columns::new(row, "map leaf"))).collect()
+    let wanted = (int(range.start().get() / LEAF_BLOCKS)?, int(range.end().get().div_ceil(LEAF_BLOCKS))?);
+    // One state of the catalog for all lineages on the way.
+    let mut state = catalog.readers.begin().await.map_err(failed(doing))?;
+    let shown = versions::within(&mut state, at, wanted, limit).await?;
+    state.commit().await.map_err(failed(doing))?;
+    Ok(shown.into_iter().map(|shown| shown.version).collect())
 }

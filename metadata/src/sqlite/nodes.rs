@@ -108,7 +108,7 @@ pub(super) async fn remove(catalog: &SqliteCatalog, id: NodeId) -> Result<()> {
         .await
         .map_err(failed(doing))?;
     let name = name.ok_or_else(|| CatalogError::not_found("node", &id))?;
-    let segment = sqlx::query("SELECT id FROM segments WHERE node = $1 LIMIT 1")
+    let segment = sqlx::query("SELECT id FROM segments WHERE node = $1 UNION ALL SELECT segment FROM doomed WHERE node = $1 LIMIT 1")
         .bind(&id.as_bytes()[..])
         .fetch_optional(&mut *change)
         .await

@@ -125,6 +125,7 @@ pub(super) async fn totals(catalog: &SqliteCatalog) -> Result<Totals> {
     let columns = Columns::new(&row, "totals");
     Ok(Totals {
         volumes: columns.number("volumes")?,
+        snapshots: columns.number("snapshots")?,
         segments: columns.number("segments")?,
         segment_bytes: columns.number("segment_bytes")?,
         containers: columns.number("containers")?,

@@ -13,6 +13,7 @@ mod conformance {
 mod crashes;
 mod faults;
 mod files;
+mod leftovers;
 mod upgrade;
 
 /// A catalog file of its own, gone with the test.

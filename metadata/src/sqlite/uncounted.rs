@@ -7,9 +7,9 @@
 //! that far.
 
 use super::columns::Columns;
-use super::usage::{self, Leaves};
-use super::{Result, failed};
-use crate::{LeafIndex, MapLeaf};
+use super::versions::key_of;
+use super::{Result, failed, usage};
+use crate::{LeafIndex, LeafVersion, MapLeaf};
 use cairn_model::{BLOCK_SIZE, LineageId, VolumeId, varint};
 use sqlx::{Connection, SqliteConnection};
 
@@ -17,8 +17,21 @@ const DOING: &str = "summing up an older catalog";
 /// Container rows read at once, each with a directory of up to some 50 KiB.
 const CONTAINERS_AT_ONCE: i64 = 64;
 
-/// Blocks that the leaf in `data` maps.
-pub(super) fn leaf_blocks(index: LeafIndex, data: &[u8]) -> u64 {
+/// Blocks that a version maps, as its bytes say.
+pub(super) async fn blocks_of(change: &mut SqliteConnection, version: &LeafVersion) -> Result<u64> {
+    let (lineage, leaf, commit) = key_of(version)?;
+    let sql = "SELECT data FROM leaves WHERE lineage = $1 AND leaf = $2 AND commit_seq = $3";
+    let data: Vec<u8> = sqlx::query_scalar(sql)
+        .bind(lineage)
+        .bind(leaf)
+        .bind(commit)
+        .fetch_one(change)
+        .await
+        .map_err(failed(DOING))?;
+    Ok(leaf_blocks(version.index, &data))
+}
+
+fn leaf_blocks(index: LeafIndex, data: &[u8]) -> u64 {
     MapLeaf::decode(index, data).as_ref().map_or(0, MapLeaf::blocks)
 }
 
@@ -67,7 +80,7 @@ pub(super) async fn sum_up(writer: &mut SqliteConnection) -> Result<()> {
         let columns = Columns::new(row, "volume");
         let volume = columns.identity("id", VolumeId::from_bytes)?;
         let lineage = columns.identity("lineage", LineageId::from_bytes)?;
-        let blocks = usage::mapped_blocks(&mut change, &Leaves::all_of(lineage)).await?;
+        let blocks = usage::mapped_blocks(&mut change, lineage).await?;
         usage::change(&mut change, volume, blocks, 0).await?;
     }
     change.commit().await.map_err(failed(DOING))

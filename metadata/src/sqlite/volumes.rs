@@ -1,51 +1,81 @@
-//! Volumes, from creation to the last purged row.
+//! Volumes, from creation to deletion.
 
 use super::columns::{Columns, int};
 use super::leases::check_held;
-use super::{Result, SqliteCatalog, domains, failed, is_duplicate};
-use crate::{CatalogError, HeldLease, LeaseHolder, NewVolume, VolumeName, VolumeRow, VolumeUsage};
+use super::{Result, SqliteCatalog, domains, failed, is_duplicate, snapshots};
+use crate::{CatalogError, HeldLease, LeaseHolder, MapPoint, NewVolume, VolumeName, VolumeRow, VolumeUsage};
 use cairn_model::{
     CommitSeq, DomainId, Durability, GatewayId, Generation, LineageId, Reduction, VolumeId, WallTime,
     WriteSeq,
 };
+use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+
+/// What a volume begins with.
+#[derive(Default)]
+pub(super) struct Beginning {
+    /// Where its lineage branches off; `None`: it is empty.
+    pub(super) parent: Option<MapPoint>,
+    pub(super) logical_bytes: u64,
+}
 
 pub(super) async fn create(catalog: &SqliteCatalog, volume: &NewVolume) -> Result<()> {
-    let doing = "creating a volume";
     let mut change = catalog.begin().await?;
     refuse_namesake(&mut change, &volume.name, None).await?;
     if !domains::exists(&mut change, volume.domain).await? {
         return Err(CatalogError::not_found("domain", &volume.domain));
     }
-    let created = insert(&mut change, volume).await?;
-    if let Err(error) = created {
-        if is_duplicate(&error) {
-            return Err(CatalogError::AlreadyExists { what: "volume or lineage", id: volume.id.to_string() });
-        }
-        return Err(failed(doing)(error));
-    }
-    change_totals(&mut change, 1, 0).await?;
-    change.commit().await.map_err(failed(doing))
+    insert(&mut change, volume, &Beginning::default()).await?;
+    change.commit().await.map_err(failed("creating a volume"))
 }
 
-async fn insert(
+/// Inserts the volume with its lineage.
+pub(super) async fn insert(
     change: &mut SqliteConnection,
     volume: &NewVolume,
+    beginning: &Beginning,
+) -> Result<()> {
+    let inserted = match insert_lineage(change, volume.lineage, beginning.parent).await? {
+        Ok(()) => insert_row(change, volume, beginning.logical_bytes).await?,
+        refused => refused,
+    };
+    match inserted {
+        Err(error) if is_duplicate(&error) => {
+            Err(CatalogError::AlreadyExists { what: "volume or lineage", id: volume.id.to_string() })
+        }
+        Err(error) => Err(failed("creating a volume")(error)),
+        Ok(()) => change_totals(change, 1, int(beginning.logical_bytes)?).await,
+    }
+}
+
+pub(super) async fn insert_lineage(
+    change: &mut SqliteConnection,
+    lineage: LineageId,
+    parent: Option<MapPoint>,
+) -> Result<std::result::Result<(), sqlx::Error>> {
+    let sql = "INSERT INTO lineages (id, last_commit, folded_through, parent, parent_commit) VALUES ($1, 0, 0, $2, $3)";
+    let commit = parent.map(|parent| int(parent.commit.get())).transpose()?;
+    let inserted = sqlx::query(sql)
+        .bind(&lineage.as_bytes()[..])
+        .bind(parent.as_ref().map(|parent| &parent.lineage.as_bytes()[..]))
+        .bind(commit)
+        .execute(change)
+        .await;
+    Ok(inserted.map(drop))
+}
+
+async fn insert_row(
+    change: &mut SqliteConnection,
+    volume: &NewVolume,
+    logical_bytes: u64,
 ) -> Result<std::result::Result<(), sqlx::Error>> {
     let durability = match volume.durability {
         Durability::Flush => "flush",
         Durability::Always => "always",
     };
-    let lineage = sqlx::query("INSERT INTO lineages (id, last_commit, folded_through) VALUES ($1, 0, 0)")
-        .bind(&volume.lineage.as_bytes()[..])
-        .execute(&mut *change)
-        .await;
-    if let Err(error) = lineage {
-        return Ok(Err(error));
-    }
     let sql = "INSERT INTO volumes (id, name, size_bytes, durability, lineage, compress, dedupe, read_only, options, \
-               created_at, domain, destaged_through) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0)";
+               created_at, domain, destaged_through, logical_bytes) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12)";
     let inserted = sqlx::query(sql)
         .bind(&volume.id.as_bytes()[..])
         .bind(volume.name.as_str())
@@ -58,13 +88,14 @@ async fn insert(
         .bind(&volume.options)
         .bind(int(volume.created_at.unix_millis())?)
         .bind(&volume.domain.as_bytes()[..])
+        .bind(int(logical_bytes)?)
         .execute(change)
         .await;
     Ok(inserted.map(drop))
 }
 
 /// Fails when another live volume than `except` has the name.
-async fn refuse_namesake(
+pub(super) async fn refuse_namesake(
     change: &mut SqliteConnection,
     name: &VolumeName,
     except: Option<VolumeId>,
@@ -132,7 +163,6 @@ pub(super) async fn by_name(catalog: &SqliteCatalog, name: &VolumeName) -> Resul
 
 fn volume_of(row: &SqliteRow) -> Result<VolumeRow> {
     let columns = Columns::new(row, "volume");
-    let name: &str = columns.get("name")?;
     let durability = match columns.get("durability")? {
         "flush" => Durability::Flush,
         "always" => Durability::Always,
@@ -153,7 +183,7 @@ fn volume_of(row: &SqliteRow) -> Result<VolumeRow> {
     };
     Ok(VolumeRow {
         id: columns.identity("id", VolumeId::from_bytes)?,
-        name: VolumeName::new(name).map_err(|error| CatalogError::corrupt("volume", &error))?,
+        name: name_of(&columns)?,
         size_bytes: columns.number("size_bytes")?,
         durability,
         lineage: columns.identity("lineage", LineageId::from_bytes)?,
@@ -170,6 +200,11 @@ fn volume_of(row: &SqliteRow) -> Result<VolumeRow> {
         domain: columns.identity("domain", DomainId::from_bytes)?,
         usage: usage_of(&columns)?,
     })
+}
+
+fn name_of(columns: &Columns<'_>) -> Result<VolumeName> {
+    let name: &str = columns.get("name")?;
+    VolumeName::new(name).map_err(|error| CatalogError::corrupt("volume", &error))
 }
 
 fn usage_of(columns: &Columns<'_>) -> Result<VolumeUsage> {
@@ -231,75 +266,28 @@ fn found(rows: u64, id: VolumeId) -> Result<()> {
     if rows == 0 { Err(CatalogError::not_found("volume", &id)) } else { Ok(()) }
 }
 
-pub(super) async fn delete(catalog: &SqliteCatalog, id: VolumeId) -> Result<()> {
+pub(super) async fn delete(catalog: &SqliteCatalog, id: VolumeId, with_snapshots: bool) -> Result<()> {
     let doing = "deleting a volume";
     let mut change = catalog.begin().await?;
-    let sql = "UPDATE volumes SET deleted = 1 WHERE id = $1 AND deleted = 0 RETURNING logical_bytes";
-    let logical_bytes: Option<i64> = sqlx::query_scalar(sql)
+    let sql = "SELECT name, logical_bytes, (SELECT count(*) FROM snapshots s WHERE s.volume = v.id) AS snapshots \
+               FROM volumes v WHERE id = $1 AND deleted = 0";
+    let row = sqlx::query(sql)
         .bind(&id.as_bytes()[..])
         .fetch_optional(&mut *change)
         .await
-        .map_err(failed(doing))?;
-    let logical_bytes = logical_bytes.ok_or_else(|| CatalogError::not_found("volume", &id))?;
-    change_totals(&mut change, -1, -logical_bytes).await?;
-    change.commit().await.map_err(failed(doing))
-}
-
-/// Takes away rows of one deleted volume: leaves, then deltas, then what names it.
-pub(super) async fn purge(catalog: &SqliteCatalog, rows_max: u32) -> Result<bool> {
-    let doing = "purging deleted volumes";
-    let mut change = catalog.begin().await?;
-    let Some(row) = sqlx::query("SELECT id, lineage FROM volumes WHERE deleted = 1 LIMIT 1")
-        .fetch_optional(&mut *change)
-        .await
         .map_err(failed(doing))?
-    else {
-        return Ok(false);
-    };
+        .ok_or_else(|| CatalogError::not_found("volume", &id))?;
     let columns = Columns::new(&row, "volume");
-    let volume = columns.identity("id", VolumeId::from_bytes)?;
-    let lineage = columns.identity("lineage", LineageId::from_bytes)?;
-    let mut left = u64::from(rows_max);
-    for sql in [
-        "DELETE FROM leaves WHERE lineage = $1 AND (leaf, commit_seq) IN \
-         (SELECT leaf, commit_seq FROM leaves WHERE lineage = $1 ORDER BY leaf, commit_seq LIMIT $2)",
-        "DELETE FROM deltas WHERE lineage = $1 AND commit_seq IN \
-         (SELECT commit_seq FROM deltas WHERE lineage = $1 ORDER BY commit_seq LIMIT $2)",
-    ] {
-        let purged = sqlx::query(sql)
-            .bind(&lineage.as_bytes()[..])
-            .bind(int(left)?)
-            .execute(&mut *change)
-            .await
-            .map_err(failed(doing))?;
-        left -= purged.rows_affected();
+    let snapshots = columns.number("snapshots")?;
+    if snapshots > 0 && !with_snapshots {
+        return Err(CatalogError::HasSnapshots { name: name_of(&columns)?, snapshots });
     }
-    if left > 0 {
-        forget(&mut change, volume, lineage).await?;
-    }
-    let more: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM volumes WHERE deleted = 1)")
-        .fetch_one(&mut *change)
+    snapshots::delete_all(&mut change, id).await?;
+    sqlx::query("UPDATE volumes SET deleted = 1 WHERE id = $1")
+        .bind(&id.as_bytes()[..])
+        .execute(&mut *change)
         .await
         .map_err(failed(doing))?;
-    change.commit().await.map_err(failed(doing))?;
-    Ok(more)
-}
-
-async fn forget(
-    change: &mut Transaction<'static, Sqlite>,
-    volume: VolumeId,
-    lineage: LineageId,
-) -> Result<()> {
-    for (sql, id) in [
-        ("DELETE FROM leases WHERE volume = $1", volume.as_bytes()),
-        ("DELETE FROM volumes WHERE id = $1", volume.as_bytes()),
-        ("DELETE FROM lineages WHERE id = $1", lineage.as_bytes()),
-    ] {
-        sqlx::query(sql)
-            .bind(&id[..])
-            .execute(&mut **change)
-            .await
-            .map_err(failed("purging a deleted volume"))?;
-    }
-    Ok(())
+    change_totals(&mut change, -1, -int(columns.number("logical_bytes")?)?).await?;
+    change.commit().await.map_err(failed(doing))
 }

@@ -5,8 +5,9 @@
 //! 2. When a put returns, the file's bytes, its name, and the names of all directories above it up to the root
 //!    are synced. The directories are synced once per process even when they exist already: the process that made
 //!    them may have died before it did.
-//! 3. Objects go to and come from the directory that was opened, not to whatever has its path now: a file system that was
-//!    unmounted leaves an empty directory behind, which must be neither filled nor believed.
+//! 3. When a delete returns, the file's name is gone for good: the directory is synced.
+//! 4. Objects go to and come from the directory that was opened, not to whatever has its path now: a file system that was
+//!    unmounted leaves an empty directory behind, which must be neither filled nor believed, also not that an object is gone.
 //!
 //! Crash cases: before the rename the staging file is left behind, without a name that anybody looks for; the next
 //! open removes it, told from a live one by its lock. After the rename and before the sync of the directory the file may be
@@ -14,6 +15,7 @@
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
@@ -139,6 +141,23 @@ impl Writer {
         written
     }
 
+    fn delete(&self, key: &Path) -> io::Result<()> {
+        self.check_root()?;
+        let target = self.root.join(key.as_ref());
+        let parent = target.parent().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        match std::fs::remove_file(&target) {
+            Ok(()) => {}
+            // By an attempt whose answer was lost, perhaps before it was durable.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_root()?,
+            Err(error) => return Err(error),
+        }
+        match sync_directory(parent) {
+            // Whoever removed the directory removed the object with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.check_root(),
+            synced => synced,
+        }
+    }
+
     /// Makes `directory` below the root and its entries in all parents durable.
     fn ensure_directory(&self, directory: &FilePath) -> io::Result<()> {
         if self.synced.lock().contains(directory) {
@@ -242,7 +261,18 @@ impl ObjectStore for DirectoryStore {
     }
 
     fn delete_stream(&self, keys: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.reads.delete_stream(keys)
+        let writer = Arc::clone(&self.writer);
+        let delete = move |key: Path| {
+            let writer = Arc::clone(&writer);
+            async move {
+                tokio::task::spawn_blocking(move || match writer.delete(&key) {
+                    Ok(()) => Ok(key),
+                    Err(error) => Err(store_error(error, &key)),
+                })
+                .await?
+            }
+        };
+        keys.and_then(delete).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -306,6 +336,33 @@ mod tests {
         assert!(matches!(again, Err(object_store::Error::AlreadyExists { .. })), "{again:?}");
         assert_eq!(store.get(&key).await.unwrap().bytes().await.unwrap(), "first");
         assert_eq!(std::fs::read_dir(folder.path().join(STAGING)).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_delete_is_done_once_and_may_be_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::open(folder.path()).unwrap();
+        let key = Path::from("segments/ab/object");
+        store.put(&key, "x".into()).await.unwrap();
+        store.delete(&key).await.unwrap();
+        assert!(matches!(store.get(&key).await, Err(object_store::Error::NotFound { .. })));
+        store.delete(&key).await.unwrap();
+        store.delete(&Path::from("no/such/folder")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_deleted_where_another_directory_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("pool");
+        DirectoryStore::create(&root).unwrap();
+        let store = DirectoryStore::open(&root).unwrap();
+        let key = Path::from("object");
+        store.put(&key, "x".into()).await.unwrap();
+        // What an unmounted file system leaves behind.
+        std::fs::rename(&root, folder.path().join("elsewhere")).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        assert!(store.delete(&key).await.is_err());
+        assert!(folder.path().join("elsewhere/object").exists());
     }
 
     #[tokio::test]

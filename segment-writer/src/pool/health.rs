@@ -17,6 +17,8 @@ pub struct NodeHealth {
     gets: AtomicU64,
     get_bytes: AtomicU64,
     get_micros: AtomicU64,
+    delete_requests: AtomicU64,
+    deletes: AtomicU64,
     retries: AtomicU64,
     errors: AtomicU64,
     damaged_chunks: AtomicU64,
@@ -45,6 +47,8 @@ pub struct HealthSnapshot {
     pub gets: u64,
     pub get_bytes: u64,
     pub get_time: Duration,
+    pub delete_requests: u64,
+    pub deletes: u64,
     /// Attempts after the first.
     pub retries: u64,
     /// Failed attempts.
@@ -59,6 +63,7 @@ pub struct HealthSnapshot {
 pub(crate) enum Direction {
     Put,
     Get,
+    Delete,
 }
 
 impl NodeHealth {
@@ -66,6 +71,7 @@ impl NodeHealth {
         match direction {
             Direction::Put => &self.put_requests,
             Direction::Get => &self.get_requests,
+            Direction::Delete => &self.delete_requests,
         }
         .fetch_add(1, Relaxed);
         if attempt > 0 {
@@ -74,14 +80,18 @@ impl NodeHealth {
     }
 
     pub(crate) fn success(&self, direction: Direction, bytes: u64, took: Duration) {
+        self.failing.store(false, Relaxed);
         let (count, total, micros) = match direction {
+            Direction::Delete => {
+                self.deletes.fetch_add(1, Relaxed);
+                return;
+            }
             Direction::Put => (&self.puts, &self.put_bytes, &self.put_micros),
             Direction::Get => (&self.gets, &self.get_bytes, &self.get_micros),
         };
         count.fetch_add(1, Relaxed);
         total.fetch_add(bytes, Relaxed);
         micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
-        self.failing.store(false, Relaxed);
     }
 
     pub(crate) fn failure(&self, at: WallTime, text: String, node_is_failing: bool) {
@@ -105,6 +115,8 @@ impl NodeHealth {
             gets: self.gets.load(Relaxed),
             get_bytes: self.get_bytes.load(Relaxed),
             get_time: Duration::from_micros(self.get_micros.load(Relaxed)),
+            delete_requests: self.delete_requests.load(Relaxed),
+            deletes: self.deletes.load(Relaxed),
             retries: self.retries.load(Relaxed),
             errors: self.errors.load(Relaxed),
             damaged_chunks: self.damaged_chunks.load(Relaxed),

@@ -69,6 +69,11 @@ impl Pool {
         ))
     }
 
+    /// Deletes an object that nothing names any more. One that is not there is deleted already.
+    pub async fn delete(&self, node: NodeId, key: &str) -> Result<(), PoolError> {
+        self.node(node)?.delete(key).await
+    }
+
     /// The bytes of a range of an object, all of them.
     pub async fn get_range(&self, node: NodeId, key: &str, range: Range<u64>) -> Result<Bytes, PoolError> {
         self.node(node)?.get_range(key, range).await

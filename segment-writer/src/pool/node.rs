@@ -4,7 +4,8 @@
 //! 1. A put returns a success only after the store acknowledged all bytes under the key.
 //! 2. A put whose reply is lost is repeated with the same key and bytes: whichever attempt took effect, the object
 //!    is the same. Keys belong to one attempt of packing and are never used for other bytes.
-//! 3. A get returns exactly the bytes of the range, or an error. Absence is an error, never zeros.
+//! 3. A delete succeeds when the object is gone, whoever deleted it.
+//! 4. A get returns exactly the bytes of the range, or an error. Absence is an error, never zeros.
 
 use super::classify::{Failure, classify, too_short};
 use super::health::{Direction, NodeHealth};
@@ -15,7 +16,8 @@ use cairn_model::{NodeId, Ports};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, PutMode, PutOptions, PutPayload,
+    GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload,
 };
 use std::future::Future;
 use std::ops::Range;
@@ -74,6 +76,18 @@ impl DataNode {
                 .await
                 .map(|_| ((), length))
                 .map_err(|error| self.judge("put", key, error))
+        })
+        .await
+    }
+
+    /// Deletes an object; one that is not there is deleted already.
+    pub(crate) async fn delete(&self, key: &str) -> Result<(), PoolError> {
+        let path = Path::from(key);
+        self.request(Direction::Delete, "delete", key, || async {
+            match self.store.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(((), 0)),
+                Err(error) => Err(self.judge("delete", key, error)),
+            }
         })
         .await
     }
@@ -170,7 +184,7 @@ impl DataNode {
     {
         let clock = &*self.ports.clock;
         let (limit, give_up) = match direction {
-            Direction::Put => (self.policy.put_attempt_timeout, self.policy.put_give_up),
+            Direction::Put | Direction::Delete => (self.policy.put_attempt_timeout, self.policy.put_give_up),
             Direction::Get => (self.policy.get_attempt_timeout, self.policy.get_give_up),
         };
         let begun = clock.now();

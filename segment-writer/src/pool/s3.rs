@@ -32,6 +32,8 @@ pub(crate) fn store(url: &S3Url, credentials: &Credentials) -> Result<Arc<dyn Ob
         .with_access_key_id(&credentials.access_key_id)
         .with_secret_access_key(credentials.secret_access_key.as_str())
         .with_virtual_hosted_style_request(false)
+        // One request per object: not every server knows the other form, and its errors are none of the usual ones.
+        .with_disable_bulk_delete(true)
         .with_retry(no_retry)
         .with_client_options(options);
     if let Some(token) = &credentials.session_token {

@@ -1,10 +1,12 @@
 //! A volume in the hands of a gateway: taken, checked, used by guests, perhaps lost to another gateway and taken back.
 
 use crate::guest::{Guest, Shared};
+use crate::keeper::{Keeper, Reverted};
 use crate::limits::Part;
 use crate::resizer::Resizer;
 use crate::settings::Habits;
-use crate::volume::{CheckError, SimVolume, Tenure};
+use crate::tenure::Tenure;
+use crate::volume::{CheckError, SimVolume};
 use cairn_engine::{Engine, Volume};
 use cairn_model::{Clock, ErrorKind, GatewayId, Kinded, Monotonic};
 use cairn_wal::testing::Dice;
@@ -41,8 +43,22 @@ impl Attachment {
             if !self.check(&device, tenure).await {
                 continue;
             }
-            let Some(until) = self.until else { return };
+            let keeper = self.keeper(&device, tenure);
+            let Some(until) = self.until else { return keeper.look(100).await };
+            let (reverts_first, reverts_last) = (self.dice.percent(15), self.dice.percent(15));
+            let deletes = self.dice.percent(if self.volume.is_clone { 15 } else { 8 });
+            if reverts_first && keeper.revert(false).await != Reverted::Not {
+                continue;
+            }
             self.entertain(&device, tenure, until).await;
+            if reverts_last && keeper.revert(false).await == Reverted::Done {
+                self.check(&device, tenure).await;
+            }
+            // Clones of it live on.
+            let may_go = self.volume.is_clone || self.shared.site.has_clones(&self.volume);
+            if may_go && deletes && self.volume.is_held(tenure) {
+                return keeper.delete_volume().await;
+            }
             if self.volume.is_held(tenure) || self.dice.percent(50) {
                 return;
             }
@@ -57,12 +73,13 @@ impl Attachment {
                 let served =
                     self.engine.volume(&name).filter(|volume| volume.status().condition == "serving");
                 if let Some(volume) = served {
-                    return volume;
+                    return Some(volume);
                 }
                 let plain = name.parse().expect("a plain name");
                 match self.engine.take_volume(&plain).await {
-                    Ok(volume) => return volume,
+                    Ok(volume) => return Some(volume),
                     Err(error) if error.kind() == ErrorKind::Unavailable => clock.sleep(PAUSE).await,
+                    Err(_) if !self.volume.is_there() => return None,
                     Err(error) => {
                         self.shared.found(format!("{name} cannot be taken: {error}"));
                         pending::<()>().await;
@@ -71,8 +88,8 @@ impl Attachment {
             }
         };
         match self.until.filter(|_| !self.must_come) {
-            Some(until) => cairn_model::timeout(clock, until.since(clock.now()), taken).await.ok(),
-            None => Some(taken.await),
+            Some(until) => cairn_model::timeout(clock, until.since(clock.now()), taken).await.ok().flatten(),
+            None => taken.await,
         }
     }
 
@@ -95,6 +112,7 @@ impl Attachment {
                     match error.kind() {
                         ErrorKind::Unavailable => self.shared.clock.sleep(PAUSE).await,
                         ErrorKind::Fenced if !self.volume.is_held(tenure) => return false,
+                        ErrorKind::NotFound if !self.volume.is_there() => return false,
                         _ if self.shared.log_is_gone(&error) => return pending().await,
                         _ => {
                             self.shared.found(format!("the check of {name}: {error}"));
@@ -106,13 +124,25 @@ impl Attachment {
         }
     }
 
-    /// Guests, until their time is over or the volume is lost.
+    fn keeper(&self, device: &Arc<Volume>, tenure: Tenure) -> Keeper {
+        Keeper {
+            shared: Arc::clone(&self.shared),
+            gateway: self.gateway,
+            engine: Arc::clone(&self.engine),
+            volume: Arc::clone(&self.volume),
+            device: Arc::clone(device),
+            tenure,
+            dice: Dice::new(self.dice.below(u64::MAX)),
+        }
+    }
+
+    /// Guests and a keeper of snapshots, until their time is over or the volume is lost.
     async fn entertain(&self, device: &Arc<Volume>, tenure: Tenure, until: Monotonic) {
         let mut guests = JoinSet::new();
         let limits = &self.shared.site.limits;
         for number in 0..=self.dice.below(3) {
             let dice = Dice::new(self.dice.below(u64::MAX));
-            if number >= limits.guests {
+            if number >= limits.guests || self.volume.is_clone && number > 0 {
                 continue;
             }
             let guest = Guest {
@@ -138,6 +168,10 @@ impl Attachment {
                 dice,
             };
             guests.spawn(resizer.live(until));
+        }
+        let keeper = self.keeper(device, tenure);
+        if limits.allow(Part::Snapshots) {
+            guests.spawn(keeper.live(until));
         }
         while guests.join_next().await.is_some() {}
     }

@@ -6,7 +6,9 @@ use crate::limits::Part;
 use crate::settings::{Habits, millis};
 use crate::site::SimSite;
 use crate::stamp::{COLOURS, SECTOR};
-use crate::volume::{BLOCK_SECTORS, SimVolume, Tenure, steps};
+use crate::steps::{BLOCK_SECTORS, steps};
+use crate::tenure::Tenure;
+use crate::volume::SimVolume;
 use cairn_engine::{Engine, EngineError, Volume};
 use cairn_model::{BlockDevice, Clock, ErrorKind, Kinded, Monotonic, WriteFlags};
 use cairn_wal::testing::Dice;
@@ -157,7 +159,8 @@ impl Guest {
             ErrorKind::Unavailable => self.shared.faults.are_any(),
             ErrorKind::OutOfSpace => self.shared.faults.pool_is_full(),
             ErrorKind::OutOfRange => self.volume.may_have_been_resized_since(resizes),
-            ErrorKind::Fenced => !self.volume.is_held(self.tenure),
+            ErrorKind::Fenced => !self.volume.is_held(self.tenure) || self.volume.history.lock().is_unclear(),
+            ErrorKind::NotFound => !self.volume.is_there(),
             _ => false,
         }
     }

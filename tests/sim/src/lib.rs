@@ -13,7 +13,14 @@
 //! | `life` | one life: start, serve, end |
 //! | `attachment` | a volume in a gateway's hands: taken, checked, used, lost |
 //! | `guest`, `resizer` | who uses a volume, and how it is journaled |
+//! | `keeper` | who takes snapshots and clones of a volume, deletes them and reverts |
+//! | `steps` | a request as the engine makes it |
 //! | `volume` | a volume as the oracle knows it |
+//! | `tenure` | who has it, and what excuses a loss |
+//! | `history` | what was asked of it and may be seen |
+//! | `snapshots` | its snapshots as the oracle knows them |
+//! | `clones` | volumes that come and go |
+//! | `family` | what a volume and its clones have in common |
 //! | `faults` | what goes wrong with the store and the catalog, by the seed's dice |
 //! | `limits` | what a schedule may contain, and the reduction of a failing one |
 //! | `store` | an object store that takes its time |
@@ -25,8 +32,12 @@
 
 mod attachment;
 mod clock;
+mod clones;
+mod family;
 mod faults;
 mod guest;
+mod history;
+mod keeper;
 mod life;
 mod limits;
 mod panics;
@@ -35,8 +46,11 @@ mod report;
 mod resizer;
 mod settings;
 mod site;
+mod snapshots;
 mod stamp;
+mod steps;
 mod store;
+mod tenure;
 mod trace;
 mod volume;
 mod world;

@@ -201,7 +201,7 @@ impl Life {
     }
 
     fn gave_back(&self) {
-        for volume in &self.site.volumes {
+        for volume in self.site.volumes() {
             volume.was_given_back(self.gateway);
         }
     }
@@ -294,12 +294,15 @@ impl Life {
     async fn serve(&self, engine: &Arc<Engine>, guests: bool, lifetime: Duration) {
         let until = self.ports.clock.now().plus(lifetime);
         let mut attachments = JoinSet::new();
-        for volume in &self.site.volumes {
+        if let Err(finding) = self.site.find_clones().await {
+            self.shared.found(finding);
+        }
+        for volume in self.site.volumes().into_iter().filter(|volume| volume.is_there()) {
             let attachment = Attachment {
                 shared: Arc::clone(&self.shared),
                 gateway: self.gateway,
                 engine: Arc::clone(engine),
-                volume: Arc::clone(volume),
+                volume,
                 dice: Dice::new(self.dice.below(u64::MAX)),
                 until: guests.then_some(until),
                 must_come: !self.is_troubled(),

@@ -29,9 +29,12 @@ pub(crate) enum Part {
     Resizes,
     Discards,
     Reads,
+    Snapshots,
+    Clones,
+    Reverts,
 }
 
-const PARTS: [Part; 19] = [
+const PARTS: [Part; 22] = [
     Part::SecondHost,
     Part::Pauses,
     Part::WallClocks,
@@ -51,6 +54,9 @@ const PARTS: [Part; 19] = [
     Part::Resizes,
     Part::Discards,
     Part::Reads,
+    Part::Clones,
+    Part::Reverts,
+    Part::Snapshots,
 ];
 
 /// See the module.

@@ -1,5 +1,6 @@
 //! What a run did.
 
+use crate::snapshots::SnapshotCounts;
 use crate::volume::Requests;
 use std::fmt;
 use std::iter::Sum;
@@ -23,6 +24,8 @@ pub struct Counts {
     /// Volumes that came to another host, or lost their log.
     pub moves: u64,
     pub requests: Requests,
+    pub snapshots: SnapshotCounts,
+    pub clones: u64,
 }
 
 impl Sum for Counts {
@@ -35,18 +38,26 @@ impl Sum for Counts {
             pauses: sum.pauses + one.pauses,
             moves: sum.moves + one.moves,
             requests: [sum.requests, one.requests].into_iter().sum(),
+            snapshots: [sum.snapshots, one.snapshots].into_iter().sum(),
+            clones: sum.clones + one.clones,
         })
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { lives, power_cuts, lost_disks, flipped_bits, pauses, moves, requests } = self;
+        let Self { lives, power_cuts, lost_disks, flipped_bits, pauses, moves, requests, snapshots, clones } =
+            self;
         let Requests { writes, flushes, reads, unanswered } = requests;
         write!(
             f,
             "{lives} lives, {power_cuts} power cuts, {lost_disks} lost disks, {flipped_bits} flipped bits, {pauses} pauses, {moves} moves, "
         )?;
-        write!(f, "{writes} writes ({unanswered} unanswered), {flushes} flushes, {reads} reads")
+        write!(f, "{writes} writes ({unanswered} unanswered), {flushes} flushes, {reads} reads, ")?;
+        let SnapshotCounts { taken, read, deleted, reverted } = snapshots;
+        write!(
+            f,
+            "{taken} snapshots ({deleted} deleted) read {read} times, {clones} clones, {reverted} reverts"
+        )
     }
 }

@@ -3,7 +3,9 @@
 use crate::guest::Shared;
 use crate::settings::millis;
 use crate::stamp::SECTOR;
-use crate::volume::{SimVolume, Tenure, steps};
+use crate::steps::steps;
+use crate::tenure::Tenure;
+use crate::volume::SimVolume;
 use cairn_engine::{Engine, Volume};
 use cairn_model::{Clock, ErrorKind, Kinded, Monotonic};
 use cairn_wal::testing::Dice;
@@ -41,7 +43,8 @@ impl Resizer {
         let (volume, sector) = (&*self.volume, SECTOR as u64);
         let before = self.device.size_bytes() / sector;
         self.shared.note(&format_args!("{} from {before} to {sectors} sectors", volume.name()));
-        let cut = if sectors < before { steps(sectors, before - sectors) } else { Vec::new() };
+        // A revert may give it another size before its turn comes.
+        let cut = steps(sectors, volume.sectors - sectors);
         let places = volume.sent(NUMBER, &cut, Effect::Zeroes, true, |_, _| {});
         volume.resize_begins();
         match self.engine.resize_volume(&volume.name(), sectors * sector).await {
@@ -65,6 +68,8 @@ impl Resizer {
                     ErrorKind::Unavailable if self.shared.faults.are_any() => true,
                     ErrorKind::OutOfSpace if self.shared.faults.pool_is_full() => true,
                     ErrorKind::Fenced if !volume.is_held(self.tenure) => false,
+                    ErrorKind::Fenced if volume.history.lock().is_unclear() => false,
+                    ErrorKind::NotFound if !volume.is_there() => false,
                     _ => {
                         self.shared.found(format!("{} refuses a resize: {error}", volume.name()));
                         false

@@ -39,6 +39,7 @@ pub(crate) fn engine_config(dice: &Dice, lease_ttl: Duration) -> EngineConfig {
     config.lease_ttl = lease_ttl;
     config.cores = pick(dice, &[1, 2, 5]);
     config.cpu_budget = pick(dice, &CpuBudget::ALL);
+    config.reclaim_interval = pick(dice, &[None, Some(50), Some(300), Some(1000)]).map(Duration::from_millis);
     config
 }
 

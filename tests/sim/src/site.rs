@@ -1,5 +1,6 @@
 //! What the hosts share: a catalog, a pool and the volumes in it.
 
+use crate::clones::{Clones, Volumes};
 use crate::limits::Limits;
 use crate::settings::{millis, pick, request_policy};
 use crate::stamp::SECTOR;
@@ -19,6 +20,7 @@ use cairn_model::{
 use cairn_segment_writer::DataNode;
 use cairn_wal::testing::{Dice, TaskSpawn};
 use object_store::memory::InMemory;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 use system_tests::oracle::verdict::Promise;
@@ -34,7 +36,11 @@ pub(crate) struct SimSite {
     pub(crate) node: NodeId,
     pub(crate) catalog: MemoryCatalog,
     pub(crate) store: Arc<InMemory>,
-    pub(crate) volumes: Vec<Arc<SimVolume>>,
+    /// Those of the beginning, and clones.
+    pub(crate) volumes: Volumes,
+    pub(crate) clones: Mutex<Clones>,
+    /// Names of clones begin after it.
+    pub(crate) first_clone: u64,
     pub(crate) trace: Arc<Trace>,
     pub(crate) limits: Limits,
     pub(crate) lease_ttl: Duration,
@@ -67,6 +73,7 @@ impl SimSite {
             Arc::new(SimVolume::new(id, number, sectors, habits, catalog.clone()))
         });
         let volumes: Vec<_> = volumes.collect();
+        let first_clone = volumes.len() as u64;
         let volumes =
             volumes.into_iter().take(usize::try_from(limits.volumes).unwrap_or(usize::MAX)).collect();
         let site = Self {
@@ -74,7 +81,9 @@ impl SimSite {
             node: NodeId::from_bytes([0; 16]),
             catalog,
             store: Arc::new(InMemory::new()),
-            volumes,
+            volumes: Mutex::new(volumes),
+            clones: Mutex::default(),
+            first_clone,
             trace: Arc::new(Trace::new(*limits == Limits::NONE)),
             limits: limits.clone(),
             lease_ttl: pick(dice, &[Duration::from_secs(1), Duration::from_secs(4)]),
@@ -135,7 +144,7 @@ impl SimSite {
         let name = "other".parse().expect("a plain name");
         let domain = DomainRow { id: OTHER_DOMAIN, name, encryption: Encryption::Off, created_at };
         catalog.create_domain(&domain, &key).await?;
-        for volume in &self.volumes {
+        for volume in self.volumes() {
             let mut lineage = [0; 16];
             entropy.fill(&mut lineage);
             let new = NewVolume {
@@ -163,14 +172,14 @@ impl SimSite {
     }
 
     pub(crate) fn log_is_lost(&self, gateway: GatewayId) {
-        for volume in &self.volumes {
+        for volume in self.volumes() {
             volume.log_is_lost(gateway);
         }
     }
 
     /// Something happened to the host of a gateway that only `promise` survives.
     pub(crate) fn excuse(&self, gateway: GatewayId, promise: Promise) {
-        for volume in &self.volumes {
+        for volume in self.volumes() {
             volume.excuse(gateway, promise);
         }
     }

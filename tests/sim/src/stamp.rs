@@ -10,7 +10,7 @@
 //!
 //! The fill of even writes and colours is one word again and again, which compresses; that of odd ones is noise, which does not.
 
-use crate::volume::BLOCK_SECTORS;
+use crate::steps::BLOCK_SECTORS;
 use system_tests::random::Random;
 
 pub(crate) const SECTOR: usize = 512;

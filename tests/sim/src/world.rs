@@ -231,6 +231,7 @@ impl World {
         if let Some(finding) = found.or(result.err()) {
             return Err(format!("life {lives}: {finding}"));
         }
+        self.site.process_ended(*gateway);
         // What was not written to the device after all.
         let lost = if disk.has_lied() { Promise::Destaged } else { Promise::Flushed };
         if sync_failed {
@@ -272,10 +273,12 @@ impl World {
     }
 
     fn report(&self) -> Report {
-        let (trace, volumes) = (&self.site.trace, &self.site.volumes);
+        let (trace, volumes) = (&self.site.trace, self.site.volumes());
         let counts = Counts {
             moves: volumes.iter().map(|volume| volume.moves()).sum(),
             requests: volumes.iter().map(|volume| volume.requests()).sum(),
+            clones: volumes.iter().filter(|volume| volume.is_clone).count() as u64,
+            snapshots: volumes.iter().map(|volume| volume.snapshots.lock().counts()).sum(),
             ..self.counts
         };
         Report { digest: trace.digest(), events: trace.events(), counts }

@@ -3,7 +3,7 @@
 use cairn_model::planted::{Bug, plant};
 
 /// Seeds that a bug may take.
-const SEEDS: u64 = 800;
+const SEEDS: u64 = 2000;
 
 fn is_found(bug: Bug) {
     let planted = plant(bug);
@@ -60,4 +60,16 @@ found! {
     a_cache_that_returns_the_neighbour_is_found: ReturnNeighbour,
     a_batch_that_shares_what_is_not_there_is_found: ShareUnchecked,
     a_block_shared_with_the_neighbour_is_found: ShareNeighbour,
+    a_snapshot_cut_late_is_found: SnapshotCutsLate,
+    a_snapshot_forgotten_by_replay_is_found: ForgetMarkAtReplay,
+    a_fold_past_a_snapshot_is_found: FoldPastSnapshot,
+    a_leaf_purged_under_a_snapshot_is_found: PurgeNeededLeaf,
+    a_leaf_purged_under_a_clone_is_found: PurgeUnderClone,
+    a_clone_that_reads_its_parents_head_is_found: CloneReadsHead,
+    a_revert_that_keeps_the_old_leaves_is_found: RevertKeepsOldLeaves,
+    a_container_removed_while_a_batch_may_share_it_is_found: ReclaimWithoutClosing,
+    a_container_removed_on_a_hint_is_found: ReclaimWithoutLookingAgain,
+    a_read_that_gives_up_on_what_was_taken_back_is_found: GiveUpOnMissingChunk,
+    a_reclaim_that_overlooks_deltas_is_found: ReclaimOverlooksDeltas,
+    an_object_deleted_under_a_live_container_is_found: ReclaimSharedSegment,
 }

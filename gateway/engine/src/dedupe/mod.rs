@@ -48,6 +48,9 @@ const COMPARISON_LIMIT: Duration = Duration::from_secs(2);
 /// Stored chunks brought in at the same time, to be compared.
 const COMPARISONS_AT_ONCE: usize = 16;
 
+/// Containers forgotten in one go of the index's thread.
+const FORGOTTEN_AT_ONCE: usize = 64;
+
 /// The containers of one batch.
 pub(crate) type Packing = Vec<(DomainId, Arc<ContainerFingerprints>)>;
 
@@ -169,6 +172,20 @@ impl Dedupe {
         self.release(containers.map(|container| container.id).chain([missing]));
         // Where there is no room for it, the next batch that meets it is refused too.
         let _ = self.lessons.try_send(Lesson::Gone(vec![missing]));
+    }
+
+    /// Containers that are about to be taken out of the catalog: nothing new is to be shared with them.
+    pub(crate) async fn gone(&self, containers: &[ContainerId]) {
+        self.release(containers.iter().copied());
+        for some in containers.chunks(FORGOTTEN_AT_ONCE) {
+            let some = some.to_vec();
+            let forget =
+                move |index: &FingerprintIndex| some.iter().for_each(|container| index.forget(*container));
+            if let Err(error) = self.on_disk(forget).await {
+                tracing::debug!(%error, "the index keeps what is gone; batches that meet it are packed again");
+                return;
+            }
+        }
     }
 
     /// Containers that nothing will be shared with any more, for now: they leave the memory.

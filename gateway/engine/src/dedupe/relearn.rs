@@ -3,7 +3,7 @@
 //! In the background, from the newest container to the oldest that the index has room for; an index without a disk has none. A container that the index knows costs one row of the
 //! catalog; one that it does not, a share of one small read from the pool. Ending anywhere is harmless: the next start goes on.
 
-use super::known;
+use super::{FORGOTTEN_AT_ONCE, known};
 use crate::engine::Shared;
 use crate::error::EngineError;
 use cairn_fingerprints::FingerprintIndex;
@@ -13,8 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const PAGE: u32 = 256;
-/// Containers forgotten in one go of the index's thread.
-const FORGOTTEN_AT_ONCE: usize = 64;
 /// Between pages, and between reads of the pool: guests come first.
 const PAUSE: Duration = Duration::from_millis(20);
 /// After a failure of the catalog or the pool.
@@ -68,7 +66,9 @@ impl Comparison {
 
     /// Every container of the catalog from `oldest` on was seen: what is left is not there.
     async fn end(self, shared: &Shared) {
-        let gone: Vec<_> = self.unconfirmed.into_iter().filter(|id| Some(*id) >= self.oldest).collect();
+        let mut gone: Vec<_> = self.unconfirmed.into_iter().filter(|id| Some(*id) >= self.oldest).collect();
+        // The same order in every process.
+        gone.sort_unstable();
         for some in gone.chunks(FORGOTTEN_AT_ONCE) {
             let some = some.to_vec();
             let forget = move |index: &FingerprintIndex| some.iter().for_each(|id| index.forget(*id));
@@ -120,6 +120,8 @@ async fn step(
         }
         match learn(shared, node, &key, domain, &containers).await {
             Ok(learned) => comparison.learned += learned,
+            // Taken back since the catalog was asked.
+            Err(error) if error.is_absence() => {}
             Err(error) => {
                 tracing::debug!(%error, key, "a segment's footer cannot be read");
                 comparison.unread += 1;

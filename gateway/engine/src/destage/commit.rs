@@ -1,7 +1,7 @@
 //! A prepared batch becomes what the catalog says; then the log may forget it.
 
 use super::Waiter;
-use super::prepare::{Prepared, Sharing, prepare};
+use super::prepare::{Prepared, Sharing, StoredSegment, prepare};
 use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::lease::{fence, gone};
@@ -10,7 +10,7 @@ use cairn_metadata::{
     BatchCommit, CatalogError, CommitReceipt, ContainerRow, SegmentRow, VolumeCommit, VolumeOutcome,
 };
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{ContainerId, ErrorKind, Kinded, Reduction, VolumeId};
+use cairn_model::{ContainerId, ErrorKind, Kinded, Reduction, UploadReceipt, VolumeId};
 use cairn_segment_writer::SegmentContainer;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,12 +33,16 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
     }
     let mut reduction = Reduction::default();
     if !prepared.batch.parts.is_empty() {
-        let receipt = loop {
+        let (receipt, turn) = loop {
+            let turn = shared.commit_turn.lock().await;
             match commit_until_done(shared, &prepared).await {
-                Ok(receipt) => break receipt,
+                Ok(receipt) => break (receipt, turn),
                 Err(NotThere(container)) => {
+                    // Nothing happened, so nothing is to be shown: whoever waits for that need not wait for the pool.
+                    drop(turn);
                     tracing::info!(%container, "a batch shared what is not there; it is packed again");
                     shared.dedupe.refused(container, containers(&prepared));
+                    abandon(shared, &prepared.segments);
                     prepared = prepare(shared, prepared.batch, Sharing::WithinBatch).await?;
                 }
             }
@@ -50,6 +54,8 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
             }
         }
         show(shared, &prepared, &receipt);
+        drop(turn);
+        shared.reclaim.changed();
     }
     shared.wal.free_through(prepared.batch.through);
     shared.pressure.look_at(&shared.wal);
@@ -62,6 +68,20 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
     shared.fold_wake.notify_one();
     wait_for_folding(shared, &prepared).await;
     Ok(prepared.batch.waiters)
+}
+
+/// Deletes the objects of a batch that was refused: the catalog does not know of them and never will. What cannot be deleted stays as what a
+/// crash leaves.
+fn abandon(shared: &Arc<Shared>, segments: &[StoredSegment]) {
+    let receipts: Vec<UploadReceipt> = segments.iter().map(|stored| stored.receipt.clone()).collect();
+    let shared_too = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        for receipt in receipts {
+            if let Err(error) = shared_too.pool.delete(receipt.node(), receipt.key()).await {
+                tracing::debug!(%error, key = receipt.key(), "an object of a refused batch is left in the pool");
+            }
+        }
+    });
 }
 
 fn containers(prepared: &Prepared) -> impl Iterator<Item = &SegmentContainer> {
@@ -144,7 +164,8 @@ fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
         volumes: prepared
             .deltas
             .iter()
-            .map(|part| VolumeCommit {
+            .zip(&prepared.batch.parts)
+            .map(|(part, (_, layer))| VolumeCommit {
                 volume: part.header.volume,
                 lineage: part.header.lineage,
                 generation: part.header.generation,
@@ -152,6 +173,7 @@ fn batch_commit(shared: &Shared, prepared: &Prepared) -> BatchCommit {
                 through: part.header.through,
                 delta: part.delta.clone(),
                 reduction: part.reduction,
+                snapshots: layer.snapshots.clone(),
             })
             .collect(),
     }
@@ -175,6 +197,9 @@ fn show(shared: &Shared, prepared: &Prepared, receipt: &CommitReceipt) {
             continue;
         }
         state.map.apply(commit, &part.delta);
+        if !layer.snapshots.is_empty() {
+            state.map.pin();
+        }
         state.committed_at = shared.ports.clock.now();
         if !is_planted(Bug::RetireBeforeCommit) {
             shared.pressure.released(state.buffer.retire(layer));

@@ -7,7 +7,7 @@
 
 use crate::engine::Shared;
 use crate::error::EngineError;
-use crate::volume::map::FoldStep;
+use crate::volume::map::{FoldStep, MapTerm};
 use crate::volume::{Condition, Volume};
 use cairn_metadata::{FoldPlan, LeafIndex, MapLeaf};
 use cairn_model::planted::{Bug, is_planted};
@@ -46,7 +46,11 @@ pub(crate) async fn fold_until_stopped(shared: Arc<Shared>) {
                 let (unfolded, commits) = (state.map.unfolded_len(), state.map.unfolded_commits());
                 let is_at_rest = commits > 0 && now.since(state.committed_at) >= REST;
                 state.condition == Condition::Serving
-                    && (unfolded >= FOLD_FROM_PIECES || commits >= FOLD_FROM_COMMITS || is_at_rest)
+                    && (state.map.unsettled() > 0
+                        || (commits > 0 && shared.reclaim.wants_folds())
+                        || unfolded >= FOLD_FROM_PIECES
+                        || commits >= FOLD_FROM_COMMITS
+                        || is_at_rest)
             };
             if !is_due {
                 continue;
@@ -60,56 +64,81 @@ pub(crate) async fn fold_until_stopped(shared: Arc<Shared>) {
     }
 }
 
-/// Folds everything that was committed when it began.
+/// Folds everything that was committed when it began, from snapshot to snapshot.
 async fn fold(shared: &Shared, volume: &Volume) -> Result<(), EngineError> {
-    let goal = volume.state().lock().map.last_commit();
+    let (term, end) = {
+        let state = volume.state().lock();
+        (state.map.term(), state.map.last_commit())
+    };
+    while let Some(through) = fold_once(shared, volume, term).await? {
+        if through >= end || shared.stop.is_cancelled() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Folds the changes up to the oldest snapshot that is not folded, or all that were committed when it began. Returns through which commit;
+/// `None` when the volume was reverted meanwhile and has another map, or is not served any more and has none.
+async fn fold_once(
+    shared: &Shared,
+    volume: &Volume,
+    term: MapTerm,
+) -> Result<Option<CommitSeq>, EngineError> {
+    let goal = volume.state().lock().map.fold_goal();
     let mut from = Lba::ZERO;
     loop {
-        let step = volume.state().lock().map.next_to_fold(from, LEAVES_PER_STEP, PIECES_PER_STEP);
+        let step = {
+            let state = volume.state().lock();
+            if state.map.term() != term || state.condition != Condition::Serving {
+                return Ok(None);
+            }
+            state.map.next_to_fold(from, LEAVES_PER_STEP, PIECES_PER_STEP)
+        };
         let is_last = step.resume.is_none();
         let mut leaves = Vec::with_capacity(step.pieces.len());
         for (index, ops) in &step.pieces {
-            let mut leaf = MapLeaf::clone(&*current_leaf(shared, volume, *index).await?);
+            let mut leaf = MapLeaf::clone(&*current_leaf(shared, term, *index).await?);
             leaf.apply(*index, ops.iter().copied().skip(usize::from(is_planted(Bug::FoldDropsAChange))));
             leaves.push((*index, Arc::new(leaf)));
         }
-        write(shared, volume, &step, &leaves, is_last.then_some(goal)).await?;
+        write(shared, volume, term, &step, &leaves, is_last.then_some(goal)).await?;
         {
             let mut state = volume.state().lock();
+            if state.map.term() != term {
+                return Ok(None);
+            }
             state.map.folded(&step, &leaves, &shared.leaves);
             if is_last {
                 state.map.deltas_deleted(goal);
             }
         }
+        shared.reclaim.changed();
         match step.resume {
             Some(resume) => from = resume,
-            None => return Ok(()),
+            None => return Ok(Some(goal)),
         }
     }
 }
 
-async fn current_leaf(
-    shared: &Shared,
-    volume: &Volume,
-    index: LeafIndex,
-) -> Result<Arc<MapLeaf>, EngineError> {
-    let term = volume.state().lock().map.term();
+async fn current_leaf(shared: &Shared, term: MapTerm, index: LeafIndex) -> Result<Arc<MapLeaf>, EngineError> {
     // Only this task changes leaves in this term, so what the cache has of it is what the catalog has.
     match shared.leaves.get(term, index) {
         Some(leaf) => Ok(leaf),
-        None => Ok(Arc::new(shared.catalog.leaf(term.lineage, index).await?.unwrap_or_default())),
+        None => Ok(Arc::new(shared.catalog.leaf(term.point, index).await?.unwrap_or_default())),
     }
 }
 
 async fn write(
     shared: &Shared,
     volume: &Volume,
+    term: MapTerm,
     step: &FoldStep,
     leaves: &[(LeafIndex, Arc<MapLeaf>)],
     forget: Option<CommitSeq>,
 ) -> Result<(), EngineError> {
     let plan = FoldPlan {
-        lineage: volume.lineage(),
+        lineage: term.point.lineage,
         gateway: shared.gateway,
         generation: volume.generation(),
         through: step.through,

@@ -25,18 +25,22 @@ pub(crate) use fold::fold_until_stopped;
 
 use crate::engine::Shared;
 use crate::error::EngineError;
+use crate::snapshot::encode_note;
 use crate::status::DestageStatus;
-use crate::volume::Volume;
 use crate::volume::buffer::Layer;
+use crate::volume::{Volume, VolumeState};
+use cairn_metadata::NewSnapshot;
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BatchId, Lsn};
 use cairn_segment_writer::Dedupe;
+use cairn_wal::{Permit, Record, RecordBody};
 use commit::commit;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use prepare::{Prepared, Sharing, prepare};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -46,6 +50,30 @@ const BATCHES_IN_FLIGHT_MAX: usize = 8;
 
 /// Answers when everything written before the request is in the pool and in the catalog.
 type Waiter = oneshot::Sender<()>;
+
+/// A snapshot of one volume, to be taken at the next cut.
+pub(crate) struct Mark {
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) snapshot: NewSnapshot,
+    /// Room for it in the log.
+    pub(crate) permit: Permit,
+}
+
+/// What became of the marks of a cut: all of them, or none.
+pub(crate) enum Marked {
+    /// They are in the write order; the log has the last of them here.
+    Through(Lsn),
+    /// The catalog believes the log to be empty and must be told otherwise first.
+    LogIsClean,
+}
+
+/// What somebody wants of destage.
+pub(crate) enum Request {
+    /// Destage everything written so far.
+    All(Waiter),
+    /// Cut now, and mark the cut as the end of snapshots.
+    Snapshot(Vec<Mark>, oneshot::Sender<Result<Marked, EngineError>>),
+}
 
 /// Every volume's layer of one cut.
 pub(crate) struct Batch {
@@ -65,7 +93,7 @@ pub(crate) struct Batch {
 /// The handle on the destage task.
 #[derive(Debug)]
 pub(crate) struct Destage {
-    requests: mpsc::Sender<Waiter>,
+    requests: mpsc::Sender<Request>,
     /// Batches cut at recovery, oldest first, taken by the task when it starts.
     recovered: Mutex<VecDeque<Cut>>,
     status: Mutex<DestageStatus>,
@@ -84,7 +112,7 @@ impl std::fmt::Debug for Cut {
 }
 
 impl Destage {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Waiter>) {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(16);
         (Self { requests, recovered: Mutex::default(), status: Mutex::default() }, receiver)
     }
@@ -97,8 +125,15 @@ impl Destage {
     /// Destages everything written before the call.
     pub(crate) async fn all(&self) -> Result<(), EngineError> {
         let (waiter, done) = oneshot::channel();
-        self.requests.send(waiter).await.map_err(|_| EngineError::Stopped)?;
+        self.requests.send(Request::All(waiter)).await.map_err(|_| EngineError::Stopped)?;
         done.await.map_err(|_| EngineError::Stopped)
+    }
+
+    /// Takes snapshots of volumes at one moment: no write of any of them lies between. They are in the catalog when what was written before is.
+    pub(crate) async fn snapshot(&self, marks: Vec<Mark>) -> Result<Marked, EngineError> {
+        let (reply, done) = oneshot::channel();
+        self.requests.send(Request::Snapshot(marks, reply)).await.map_err(|_| EngineError::Stopped)?;
+        done.await.unwrap_or(Err(EngineError::Stopped))
     }
 
     pub(crate) fn status(&self) -> DestageStatus {
@@ -115,10 +150,18 @@ impl Destage {
 }
 
 /// Freezes every volume at one moment. The caller must not hold any volume's state.
-pub(crate) fn cut(shared: &Shared) -> Cut {
+fn cut(shared: &Shared) -> Cut {
+    cut_with(shared, Vec::new()).0
+}
+
+/// Freezes every volume at one moment, those of `marks` with a snapshot at their end.
+fn cut_with(shared: &Shared, marks: Vec<Mark>) -> (Cut, Result<Marked, EngineError>) {
     let registry = shared.registry.freeze();
     let mut states: Vec<_> = registry.values().map(|volume| (volume, volume.state().lock())).collect();
     // No append can happen now: every one of them needs a state, and no volume can come in.
+    let (marks, late) =
+        if is_planted(Bug::SnapshotCutsLate) { (Vec::new(), marks) } else { (marks, Vec::new()) };
+    let mut marked = mark_all(shared, &mut states, marks);
     let through = shared.wal.usage().next_lsn;
     let through = Lsn::new(through.get() - 1);
     let mut parts = Vec::new();
@@ -132,8 +175,52 @@ pub(crate) fn cut(shared: &Shared) -> Cut {
             parts.push((Arc::clone(volume), layer));
         }
     }
+    if is_planted(Bug::SnapshotCutsLate) {
+        marked = mark_all(shared, &mut states, late);
+    }
     shared.pressure.was_cut();
-    Cut { through, parts }
+    (Cut { through, parts }, marked)
+}
+
+/// Appends the marks to the log and to the write buffers, unless one of them cannot be.
+fn mark_all(
+    shared: &Shared,
+    states: &mut [(&Arc<Volume>, MutexGuard<'_, VolumeState>)],
+    marks: Vec<Mark>,
+) -> Result<Marked, EngineError> {
+    if marks.is_empty() {
+        return Ok(Marked::Through(Lsn::ZERO));
+    }
+    let place = |states: &[(&Arc<Volume>, _)], mark: &Mark| {
+        states.iter().position(|(volume, _)| Arc::ptr_eq(volume, &mark.volume))
+    };
+    for mark in &marks {
+        let Some(at) = place(states, mark) else {
+            return Err(EngineError::NoSuchVolume(mark.volume.name()));
+        };
+        states[at].1.check_serving()?;
+    }
+    let volumes: BTreeSet<_> = marks.iter().map(|mark| mark.volume.id()).collect();
+    assert_eq!(volumes.len(), marks.len(), "one snapshot of a volume at a time");
+    if !shared.wal_state.is_dirty() {
+        return Ok(Marked::LogIsClean);
+    }
+    let (mut records, mut marked) = (Vec::with_capacity(marks.len()), Vec::with_capacity(marks.len()));
+    for mark in marks {
+        let at = place(states, &mark).expect("looked at");
+        let (volume, state) = &states[at];
+        let seq = state.buffer.last_seq().next();
+        let body = RecordBody::Mark { note: encode_note(&mark.snapshot) };
+        let record = Record { volume: volume.id(), generation: volume.generation(), seq, body };
+        records.push((mark.permit, record));
+        marked.push((at, seq, mark.snapshot));
+    }
+    // In one frame: a crash leaves all of them or none.
+    let last = shared.wal.append_together(records)?;
+    for (at, seq, snapshot) in marked {
+        states[at].1.buffer.mark(seq, snapshot);
+    }
+    Ok(Marked::Through(last))
 }
 
 /// What the task does next.
@@ -141,13 +228,14 @@ enum Event {
     Prepared(Box<Prepared>),
     Committed(Result<Vec<Waiter>, EngineError>),
     Cut(Vec<Waiter>),
+    Snapshot(Vec<Mark>, oneshot::Sender<Result<Marked, EngineError>>),
 }
 
 /// Cuts, prepares and commits until the engine stops and has nothing left to destage.
 ///
 /// Cuts do not wait for room: a pool or a catalog that is away must not make the active layer grow, since only a frozen
 /// layer can let go of its bytes.
-pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mpsc::Receiver<Waiter>) {
+pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mpsc::Receiver<Request>) {
     let mut order = Order::default();
     let mut in_flight = FuturesOrdered::new();
     let mut committing: Option<BoxFuture<'_, Result<Vec<Waiter>, EngineError>>> = None;
@@ -173,8 +261,9 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
                 Ok(Some(Err(error))) => return give_up(&shared, &error),
                 Err(died) => return give_up(&shared, &died),
             },
-            waiter = requests.recv() => match waiter {
-                Some(waiter) => Event::Cut(vec![waiter]),
+            request = requests.recv() => match request {
+                Some(Request::All(waiter)) => Event::Cut(vec![waiter]),
+                Some(Request::Snapshot(marks, reply)) => Event::Snapshot(marks, reply),
                 None => return,
             },
             () = due(&shared, room) => Event::Cut(Vec::new()),
@@ -195,6 +284,12 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
                 }
             }
             Event::Cut(waiters) => waiting.push_back((cut(&shared), waiters)),
+            Event::Snapshot(marks, reply) => {
+                let (cut, marked) = cut_with(&shared, marks);
+                waiting.push_back((cut, Vec::new()));
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(marked);
+            }
         }
     }
 }

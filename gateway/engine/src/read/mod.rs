@@ -175,6 +175,13 @@ impl ChunkReader {
         self.chunks.insert(chunk, bytes);
     }
 
+    /// Lets go of where containers are that are not in the catalog any more.
+    pub(crate) fn forget(&self, containers: &[ContainerId]) {
+        for container in containers {
+            self.containers.remove(container);
+        }
+    }
+
     pub(crate) fn cached_bytes(&self) -> u64 {
         self.chunks.weight()
     }

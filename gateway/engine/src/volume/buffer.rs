@@ -2,12 +2,14 @@
 //!
 //! Writes go into the *active* layer. A cut freezes it and starts a new one; frozen layers are destaged oldest
 //! first and leave when the catalog has them. A block is looked up newest layer first. A frozen layer never changes what it says,
-//! so a batch is the volume at its cut whatever is written meanwhile.
+//! so a batch is the volume at its cut whatever is written meanwhile. A snapshot ends a layer: what it shows is what the layers through it say.
 //!
 //! Layers may be *stripped*: they keep addresses and log positions and let go of the bytes, which are then read
 //! back from the log. That is how the log may be larger than RAM.
 
 use bytes::Bytes;
+use cairn_metadata::NewSnapshot;
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BLOCK_SIZE, LbaRange, Lsn, RangeMap, RangeValue, WriteSeq};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,11 +52,20 @@ pub(crate) struct Layer {
     pub(crate) written_bytes: u64,
     /// Whether the bytes were let go of.
     pub(crate) stripped: bool,
+    /// Snapshots of the volume as the layer leaves it. Each is a step of the write order, the last of its layer.
+    pub(crate) snapshots: Vec<NewSnapshot>,
 }
 
 impl Layer {
     fn after(base: WriteSeq) -> Self {
-        Self { base, through: base, runs: RangeMap::new(), written_bytes: 0, stripped: false }
+        Self {
+            base,
+            through: base,
+            runs: RangeMap::new(),
+            written_bytes: 0,
+            stripped: false,
+            snapshots: Vec::new(),
+        }
     }
 
     /// Bytes of memory that the layer's data may hold.
@@ -92,12 +103,32 @@ impl WriteBuffer {
 
     /// Records the next write of the order. `seq` must follow [`Self::last_seq`].
     pub(crate) fn apply(&mut self, seq: WriteSeq, range: LbaRange, what: Buffered) {
-        assert_eq!(seq, self.active.through.next(), "writes enter the buffer in their order");
-        self.active.through = seq;
+        self.step(seq);
         if let Buffered::Data { bytes: Some(bytes), .. } = &what {
             self.active.written_bytes += bytes.len() as u64;
         }
         self.active.runs.insert(range, what);
+    }
+
+    /// Records that the next step of the order is a snapshot of what was written before it. The layer must be frozen before another write
+    /// comes.
+    pub(crate) fn mark(&mut self, seq: WriteSeq, snapshot: NewSnapshot) {
+        self.active.through = self.active.through.next();
+        assert_eq!(seq, self.active.through, "snapshots enter the buffer in the order of writes");
+        self.active.snapshots.push(snapshot);
+    }
+
+    fn step(&mut self, seq: WriteSeq) {
+        assert_eq!(seq, self.active.through.next(), "writes enter the buffer in their order");
+        let is_open = self.active.snapshots.is_empty() || is_planted(Bug::SnapshotCutsLate);
+        assert!(is_open, "a layer ends with its snapshot");
+        self.active.through = seq;
+    }
+
+    /// Snapshots that the catalog does not have yet, the oldest first.
+    pub(crate) fn snapshots(&self) -> impl Iterator<Item = &NewSnapshot> {
+        let frozen = self.frozen.iter().flat_map(|layer| &layer.snapshots);
+        frozen.chain(&self.active.snapshots)
     }
 
     pub(crate) fn active_bytes(&self) -> u64 {

@@ -1,17 +1,27 @@
 //! The extent map of a volume in memory: changes that are committed and not folded yet, over leaves that are loaded on demand.
 //!
+//! ```text
+//! overlay             changes since the last snapshot
+//! levels, newest ...  changes up to a snapshot that is not folded yet
+//! leaves              what the catalog holds
+//! ```
+//!
 //! Invariants:
 //! - a committed change enters the overlay in the same critical section in which its layer leaves the write
 //!   buffer, so a reader sees it in exactly one of the two;
 //! - a leaf enters the cache only if no fold finished since its load began ([`ExtentMap::epoch`]), so a stale leaf never
-//!   shows after the overlay let go of what the fold put into the newer one.
+//!   shows after the overlay let go of what the fold put into the newer one;
+//! - a snapshot needs the leaves as they were at its commit. So its commit closes the overlay ([`ExtentMap::pin`]), and folds take the
+//!   closed levels first, the oldest first, each to its end: none mixes what came before a snapshot with what came after.
 
 use crate::cache::{Cache, cache};
-use cairn_metadata::{LEAF_BLOCKS, LeafIndex, MapLeaf};
+use cairn_metadata::{LEAF_BLOCKS, LeafIndex, MapLeaf, MapPoint};
+use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
     CommitSeq, Generation, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, RangeMap, RangeValue,
 };
 use quick_cache::Weighter;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +61,30 @@ impl PinnedLeaves {
     }
 }
 
-/// A lineage in one term of this gateway's ownership. Between two terms another gateway may have folded, so what is known of
-/// the leaves ends with the term.
+/// The head of a lineage in one term of this gateway's ownership, or a settled snapshot. Between two terms another gateway may have folded,
+/// so what is known of the leaves ends with the term; a snapshot's leaves do not change, and its generation here is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MapTerm {
-    pub(crate) lineage: LineageId,
+    pub(crate) point: MapPoint,
     pub(crate) generation: Generation,
+}
+
+impl MapTerm {
+    pub(crate) fn head(lineage: LineageId, generation: Generation) -> Self {
+        Self { point: MapPoint::head(lineage), generation }
+    }
+
+    pub(crate) fn snapshot(point: MapPoint) -> Self {
+        Self { point, generation: Generation::ZERO }
+    }
+}
+
+/// Changes up to a snapshot.
+#[derive(Debug)]
+struct Level {
+    /// The snapshot's commit.
+    through: CommitSeq,
+    changes: RangeMap<Unfolded>,
 }
 
 /// Unfolded changes of one lineage and the rules for what lies below them.
@@ -64,6 +92,8 @@ pub(crate) struct MapTerm {
 pub(crate) struct ExtentMap {
     term: MapTerm,
     overlay: RangeMap<Unfolded>,
+    /// The oldest first.
+    levels: VecDeque<Level>,
     last_commit: CommitSeq,
     /// Every delta up to this one is folded and gone.
     folded_through: CommitSeq,
@@ -73,7 +103,21 @@ pub(crate) struct ExtentMap {
 impl ExtentMap {
     /// A map whose leaves hold everything through `folded_through`.
     pub(crate) fn new(term: MapTerm, folded_through: CommitSeq) -> Self {
-        Self { term, overlay: RangeMap::new(), last_commit: folded_through, folded_through, epoch: 0 }
+        Self {
+            term,
+            overlay: RangeMap::new(),
+            levels: VecDeque::new(),
+            last_commit: folded_through,
+            folded_through,
+            epoch: 0,
+        }
+    }
+
+    /// The map of the volume in a fresh lineage. What was known of the leaves means nothing there.
+    pub(crate) fn reverted(&self, lineage: LineageId) -> Self {
+        let term = MapTerm::head(lineage, self.term.generation);
+        let term = if is_planted(Bug::RevertKeepsOldLeaves) { self.term } else { term };
+        Self { epoch: self.epoch + 1, ..Self::new(term, CommitSeq::ZERO) }
     }
 
     /// Deltas that a start would have to read.
@@ -84,11 +128,47 @@ impl ExtentMap {
     /// Forgets everything: the volume is gone.
     pub(crate) fn clear(&mut self) {
         self.overlay = RangeMap::new();
+        self.levels.clear();
+    }
+
+    /// The last commit is a snapshot's.
+    pub(crate) fn pin(&mut self) {
+        if is_planted(Bug::FoldPastSnapshot) {
+            return;
+        }
+        let changes = std::mem::replace(&mut self.overlay, RangeMap::new());
+        self.levels.push_back(Level { through: self.last_commit, changes });
+    }
+
+    /// Snapshots that wait to be folded.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.levels.len()
+    }
+
+    pub(crate) fn folded_through(&self) -> CommitSeq {
+        self.folded_through
     }
 
     /// The catalog has deleted the deltas up to `through`.
     pub(crate) fn deltas_deleted(&mut self, through: CommitSeq) {
         self.folded_through = self.folded_through.max(through);
+        while self.levels.front().is_some_and(|level| level.through <= through) {
+            let level = self.levels.pop_front().expect("looked at");
+            debug_assert_eq!(level.changes.len(), 0, "a level is folded to its end");
+        }
+    }
+
+    /// What folds take next, and the last commit in it: the oldest snapshot's changes, or all there are.
+    fn oldest(&self) -> (CommitSeq, &RangeMap<Unfolded>) {
+        match self.levels.front() {
+            Some(level) => (level.through, &level.changes),
+            None => (self.last_commit, &self.overlay),
+        }
+    }
+
+    /// Where the next fold ends that begins now.
+    pub(crate) fn fold_goal(&self) -> CommitSeq {
+        self.oldest().0
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -101,7 +181,7 @@ impl ExtentMap {
 
     /// Pieces waiting to be folded.
     pub(crate) fn unfolded_len(&self) -> usize {
-        self.overlay.len()
+        self.overlay.len() + self.levels.iter().map(|level| level.changes.len()).sum::<usize>()
     }
 
     /// Takes a committed delta. Deltas come in commit order.
@@ -120,15 +200,33 @@ impl ExtentMap {
         pinned: &PinnedLeaves,
         mut piece: impl FnMut(LbaRange, MapTarget),
     ) -> Result<(), MissingLeaf> {
+        self.lookup_from(self.levels.len(), range, cache, pinned, &mut piece)
+    }
+
+    /// Looks into the overlay, if `levels` is their number, or else into that level, and in what lies below.
+    fn lookup_from(
+        &self,
+        levels: usize,
+        range: LbaRange,
+        cache: &LeafCache,
+        pinned: &PinnedLeaves,
+        piece: &mut dyn FnMut(LbaRange, MapTarget),
+    ) -> Result<(), MissingLeaf> {
+        let changes = self.levels.get(levels).map_or(&self.overlay, |level| &level.changes);
         let mut missing = None;
-        self.overlay.lookup(range, |part, value| {
+        changes.lookup(range, |part, value| {
             if missing.is_some() {
                 return;
             }
-            match value {
-                Some(unfolded) => piece(part, unfolded.target),
-                None => missing = self.lookup_leaves(part, cache, pinned, &mut piece).err(),
+            if let Some(unfolded) = value {
+                piece(part, unfolded.target);
+                return;
             }
+            let below = match levels.checked_sub(1) {
+                Some(below) => self.lookup_from(below, part, cache, pinned, piece),
+                None => self.lookup_leaves(part, cache, pinned, piece),
+            };
+            missing = below.err();
         });
         missing.map_or(Ok(()), Err)
     }
@@ -138,7 +236,7 @@ impl ExtentMap {
         range: LbaRange,
         cache: &LeafCache,
         pinned: &PinnedLeaves,
-        piece: &mut impl FnMut(LbaRange, MapTarget),
+        piece: &mut dyn FnMut(LbaRange, MapTarget),
     ) -> Result<(), MissingLeaf> {
         let none = PinnedLeaves::default();
         let pinned = if pinned.epoch == self.epoch { pinned } else { &none };
@@ -160,13 +258,13 @@ impl ExtentMap {
         Ok(())
     }
 
-    /// What waits to be folded from `from` on, grouped by leaf, as of now: whole leaves, up to `leaves_max` of them and about
+    /// What waits to be folded next from `from` on, grouped by leaf, as of now: whole leaves, up to `leaves_max` of them and about
     /// `pieces_max` pieces.
     pub(crate) fn next_to_fold(&self, from: Lba, leaves_max: usize, pieces_max: usize) -> FoldStep {
-        let mut step =
-            FoldStep { through: self.last_commit, pieces: Vec::new(), emptied: Vec::new(), resume: None };
+        let (through, changes) = self.oldest();
+        let mut step = FoldStep { through, pieces: Vec::new(), emptied: Vec::new(), resume: None };
         let mut pieces = 0;
-        for (range, unfolded) in self.overlay.iter_from(from) {
+        for (range, unfolded) in changes.iter_from(from) {
             let mut at = range.start();
             while at < range.end() {
                 let index = LeafIndex::of(at);
@@ -196,8 +294,8 @@ impl ExtentMap {
         step
     }
 
-    /// Forgets the overlay's pieces of the step's leaves, which the catalog has folded through `through`, and
-    /// shows the new leaves instead.
+    /// Forgets the pieces of the step's leaves, which the catalog has folded through `through`, and shows the new leaves instead. Since the
+    /// step was made a snapshot may have closed what it was made of: what was the oldest still is.
     pub(crate) fn folded(
         &mut self,
         step: &FoldStep,
@@ -205,15 +303,16 @@ impl ExtentMap {
         cache: &LeafCache,
     ) {
         self.epoch += 1;
+        let changes = self.levels.front_mut().map_or(&mut self.overlay, |level| &mut level.changes);
         for range in step.pieces.iter().map(|(index, _)| index.range()).chain(step.emptied.iter().copied()) {
             let mut newer = Vec::new();
-            self.overlay.remove(range, |part, unfolded| {
+            changes.remove(range, |part, unfolded| {
                 if unfolded.commit > step.through {
                     newer.push((part, unfolded));
                 }
             });
             for (part, unfolded) in newer {
-                self.overlay.insert(part, unfolded);
+                changes.insert(part, unfolded);
             }
         }
         for range in &step.emptied {
@@ -225,7 +324,7 @@ impl ExtentMap {
     }
 
     pub(crate) fn lineage(&self) -> LineageId {
-        self.term.lineage
+        self.term.point.lineage
     }
 
     pub(crate) fn term(&self) -> MapTerm {
@@ -312,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_commit_between_two_steps_of_a_fold_is_kept_wherever_it_lands() {
-        let term = MapTerm { lineage: LineageId::from_bytes([2; 16]), generation: Generation::new(1) };
+        let term = MapTerm::head(LineageId::from_bytes([2; 16]), Generation::new(1));
         let cache = LeafCache::new(1 << 20);
         let mut map = ExtentMap::new(term, CommitSeq::ZERO);
         commit(&mut map, 1, vec![write(10, 1), write(LEAF_BLOCKS + 100, 2)]);
@@ -338,5 +437,67 @@ mod tests {
             map.lookup(range, &cache, &PinnedLeaves::default(), |_, target| found.push(target)).unwrap();
             assert_eq!(found, vec![write(block, chunk).target], "block {block}");
         }
+    }
+
+    fn found(map: &ExtentMap, cache: &LeafCache, block: u64) -> MapTarget {
+        let mut found = Vec::new();
+        let range = LbaRange::new(Lba::new(block), 1).unwrap();
+        map.lookup(range, cache, &PinnedLeaves::default(), |_, target| found.push(target)).unwrap();
+        let [only] = found[..] else { panic!("{found:?}") };
+        only
+    }
+
+    #[test]
+    fn folds_end_at_snapshots_and_what_is_newer_stays_above() {
+        let term = MapTerm::head(LineageId::from_bytes([2; 16]), Generation::new(1));
+        let cache = LeafCache::new(1 << 20);
+        let mut map = ExtentMap::new(term, CommitSeq::ZERO);
+        commit(&mut map, 1, vec![write(10, 1), write(20, 2)]);
+        map.pin();
+        commit(&mut map, 2, vec![write(10, 3)]);
+        map.pin();
+        commit(&mut map, 3, vec![write(20, 4), write(30, 5)]);
+        let mut expected =
+            [(1, vec![(10, 1), (20, 2)]), (2, vec![(10, 3)]), (3, vec![(20, 4), (30, 5)])].into_iter();
+        let mut leaf = MapLeaf::default();
+        while map.unfolded_len() > 0 || map.unsettled() > 0 {
+            let goal = map.fold_goal();
+            let step = map.next_to_fold(Lba::ZERO, 8, 8);
+            let (through, pieces) = expected.next().unwrap();
+            assert_eq!((goal, step.through), (CommitSeq::new(through), CommitSeq::new(through)));
+            let [(index, ops)] = &step.pieces[..] else { panic!("{step:?}") };
+            assert_eq!(*ops, pieces.iter().map(|(block, chunk)| write(*block, *chunk)).collect::<Vec<_>>());
+            leaf.apply(*index, ops.iter().copied());
+            map.folded(&step, &[(*index, Arc::new(leaf.clone()))], &cache);
+            map.deltas_deleted(goal);
+            for (block, chunk) in [(10, 3), (20, 4), (30, 5)] {
+                assert_eq!(
+                    found(&map, &cache, block),
+                    write(block, chunk).target,
+                    "block {block} after {through}"
+                );
+            }
+        }
+        assert_eq!(expected.next(), None);
+    }
+
+    #[test]
+    fn a_snapshot_that_comes_in_the_middle_of_a_fold_keeps_its_changes() {
+        let term = MapTerm::head(LineageId::from_bytes([2; 16]), Generation::new(1));
+        let cache = LeafCache::new(1 << 20);
+        let mut map = ExtentMap::new(term, CommitSeq::ZERO);
+        commit(&mut map, 1, vec![write(10, 1)]);
+        let (goal, step) = (map.fold_goal(), map.next_to_fold(Lba::ZERO, 8, 8));
+        commit(&mut map, 2, vec![write(11, 2)]);
+        map.pin();
+        commit(&mut map, 3, vec![write(11, 3)]);
+        let (index, ops) = &step.pieces[0];
+        let leaf = Arc::new(MapLeaf::from_ops(*index, ops.iter().copied()));
+        map.folded(&step, &[(*index, leaf)], &cache);
+        map.deltas_deleted(goal);
+        assert_eq!((map.unsettled(), map.fold_goal()), (1, CommitSeq::new(2)));
+        let next = map.next_to_fold(Lba::ZERO, 8, 8);
+        assert_eq!(next.pieces, [(*index, vec![write(11, 2)])]);
+        assert_eq!(found(&map, &cache, 11), write(11, 3).target);
     }
 }

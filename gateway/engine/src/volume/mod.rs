@@ -21,18 +21,19 @@ use crate::read::ReadStreams;
 use crate::recovery::OpenVolume;
 use buffer::WriteBuffer;
 use bytes::Bytes;
-use cairn_metadata::CatalogError;
+use cairn_metadata::{CatalogError, SnapshotRow};
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
     AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, Monotonic, ReadBuffer,
-    VolumeId, WriteFlags,
+    VolumeId, WriteFlags, WriteSeq,
 };
 use cairn_segment_writer::VolumePacking;
-use map::ExtentMap;
+use map::{ExtentMap, MapTerm};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Notify;
 
 /// Whether a volume still answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +41,8 @@ pub(crate) enum Condition {
     Serving,
     Fenced,
     Deleted,
+    /// What the catalog has of it is not known.
+    Unsure,
 }
 
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub(crate) struct VolumeState {
     pub(crate) map: ExtentMap,
     /// When the last batch with a part of the volume was committed.
     pub(crate) committed_at: Monotonic,
+    /// Changes wait: the volume is being reverted.
+    held: bool,
 }
 
 /// A virtual disk that this gateway owns and serves.
@@ -60,35 +65,68 @@ pub struct Volume {
     id: VolumeId,
     durability: Durability,
     packing: VolumePacking,
-    lease: LeaseTerm,
+    lease: Arc<LeaseTerm>,
     shared: Arc<Shared>,
     state: Mutex<VolumeState>,
     streams: ReadStreams,
     /// Somebody has read since the last sync that a request asked for.
     read_since_flush: AtomicBool,
+    /// Changes are not held any more.
+    released: Notify,
 }
 
 impl Volume {
     pub(crate) fn new(open: OpenVolume, shared: Arc<Shared>) -> Self {
         let OpenVolume { row, packing, lease, map, buffer, .. } = open;
-        let committed_at = shared.ports.clock.now();
+        let state = VolumeState {
+            name: row.name.to_string(),
+            size_bytes: row.size_bytes,
+            read_only: row.read_only,
+            condition: Condition::Serving,
+            buffer,
+            map,
+            committed_at: shared.ports.clock.now(),
+            held: false,
+        };
+        Self::assemble(row.id, row.durability, packing, Arc::new(lease), state, shared)
+    }
+
+    /// A settled snapshot of this volume, to be read. In no registry: it is not written, so no cut needs it. It answers as long as this gateway
+    /// owns the volume: another owner may delete it.
+    pub(crate) fn view(&self, snapshot: &SnapshotRow) -> Self {
+        let shared = Arc::clone(&self.shared);
+        let state = VolumeState {
+            name: format!("{}@{}", self.name(), snapshot.name),
+            size_bytes: snapshot.size_bytes,
+            read_only: true,
+            condition: Condition::Serving,
+            buffer: WriteBuffer::after(WriteSeq::ZERO),
+            map: ExtentMap::new(MapTerm::snapshot(snapshot.at), snapshot.at.commit),
+            committed_at: shared.ports.clock.now(),
+            held: false,
+        };
+        let (packing, lease) = (self.packing.clone(), Arc::clone(&self.lease));
+        Self::assemble(self.id, self.durability, packing, lease, state, shared)
+    }
+
+    fn assemble(
+        id: VolumeId,
+        durability: Durability,
+        packing: VolumePacking,
+        lease: Arc<LeaseTerm>,
+        state: VolumeState,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
-            id: row.id,
-            durability: row.durability,
+            id,
+            durability,
             packing,
             lease,
             shared,
-            state: Mutex::new(VolumeState {
-                name: row.name.to_string(),
-                size_bytes: row.size_bytes,
-                read_only: row.read_only,
-                condition: Condition::Serving,
-                buffer,
-                map,
-                committed_at,
-            }),
+            state: Mutex::new(state),
             streams: ReadStreams::default(),
             read_since_flush: AtomicBool::new(false),
+            released: Notify::new(),
         }
     }
 
@@ -121,6 +159,10 @@ impl Volume {
         &self.lease
     }
 
+    pub(crate) fn shares_lease_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.lease, &other.lease)
+    }
+
     pub(crate) fn lineage(&self) -> LineageId {
         self.state.lock().map.lineage()
     }
@@ -129,8 +171,30 @@ impl Volume {
         &self.state
     }
 
+    /// From here on changes wait, until [`Volume::release`].
+    pub(crate) fn hold(&self) {
+        self.state.lock().held = true;
+    }
+
+    pub(crate) fn release(&self) {
+        self.state.lock().held = false;
+        self.released.notify_waiters();
+    }
+
+    async fn until_released(&self) {
+        loop {
+            let released = self.released.notified();
+            tokio::pin!(released);
+            released.as_mut().enable();
+            if !self.state.lock().held {
+                return;
+            }
+            released.await;
+        }
+    }
+
     /// Checks that the gateway may answer for the volume: ownership has not lapsed. Waits while renewal is late.
-    async fn owned(&self) -> Result<(), EngineError> {
+    pub(crate) async fn owned(&self) -> Result<(), EngineError> {
         let clock = &*self.shared.ports.clock;
         if self.lease.is_current(clock.now()) || is_planted(Bug::AnswerWithoutLease) {
             return Ok(());
@@ -172,6 +236,7 @@ impl VolumeState {
             Condition::Serving => Ok(()),
             Condition::Fenced => Err(EngineError::Fenced(self.name.clone())),
             Condition::Deleted => Err(EngineError::Deleted(self.name.clone())),
+            Condition::Unsure => Err(EngineError::Unsure(self.name.clone())),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{Volume, VolumeState};
 use crate::error::EngineError;
 use bytes::Bytes;
 use cairn_metadata::{LeafIndex, MapLeaf};
-use cairn_model::{ChunkRef, LbaRange, Lsn, MapTarget};
+use cairn_model::{ChunkId, ChunkRef, LbaRange, Lsn, MapTarget};
 use std::sync::Arc;
 
 /// The place of a run of blocks.
@@ -48,6 +48,10 @@ impl Plan {
             [(_, source)] => Some(source),
             _ => None,
         }
+    }
+
+    pub(super) fn needs(&self, chunk: ChunkId) -> bool {
+        self.pieces.iter().any(|(_, source)| matches!(source, Source::Chunk(place) if place.chunk == chunk))
     }
 
     /// The last log record that the plan shows; it must be handed to the system before a reader sees it.
@@ -119,11 +123,11 @@ impl Volume {
 
     /// Loads a leaf from the catalog; shows it to others only if no fold finished meanwhile.
     pub(super) async fn load_leaf(&self, index: LeafIndex, epoch: u64) -> Result<Arc<MapLeaf>, EngineError> {
-        let lineage = self.lineage();
-        let leaf = self.ask_catalog(|| self.shared.catalog.leaf(lineage, index)).await?;
+        let term = self.state.lock().map.term();
+        let leaf = self.ask_catalog(|| self.shared.catalog.leaf(term.point, index)).await?;
         let leaf = Arc::new(leaf.unwrap_or_default());
         let state = self.state.lock();
-        if state.map.epoch() == epoch {
+        if state.map.epoch() == epoch && state.map.term() == term {
             self.shared.leaves.insert(state.map.term(), index, Arc::clone(&leaf));
         }
         Ok(leaf)

@@ -7,7 +7,8 @@ use super::write::SeenBlock;
 use crate::error::EngineError;
 use bytes::Bytes;
 use cairn_metadata::LeafIndex;
-use cairn_model::{AllocationExtent, BLOCK_SIZE, Lba, LbaRange, Lsn, ReadBuffer};
+use cairn_model::planted::{Bug, is_planted};
+use cairn_model::{AllocationExtent, BLOCK_SIZE, ChunkId, Lba, LbaRange, Lsn, ReadBuffer};
 use cairn_wal::WalError;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -38,14 +39,38 @@ impl Volume {
     /// Whole blocks. Starts over when a piece that was only in the log has left it for the pool meanwhile.
     async fn read_blocks(&self, range: LbaRange) -> Result<ReadBuffer, EngineError> {
         let mut pinned = PinnedLeaves::default();
+        let mut missing = Missing::default();
         for _ in 0..PLANS_MAX {
             let plan = self.plan(range, &mut pinned).await?;
+            if self.is_behind(&mut missing, &plan).await? {
+                continue;
+            }
             self.visible(plan.newest_record()).await?;
-            if let Some(buffer) = self.gather(plan).await? {
-                return Ok(buffer);
+            match self.gather(plan).await? {
+                Gathered::All(buffer) => return Ok(buffer),
+                Gathered::Stale => {}
+                Gathered::Missing(chunk, error) => missing.found(chunk, error)?,
             }
         }
         Err(EngineError::Astray(self.name()))
+    }
+
+    /// Whether a chunk that was missing is still needed because a commit that does without it is not shown yet: then it is shown when this returns, and
+    /// another plan is due. If that needs the chunk too, it is lost.
+    async fn is_behind(&self, missing: &mut Missing, plan: &Plan) -> Result<bool, EngineError> {
+        let Some((chunk, error)) = missing.0.take() else { return Ok(false) };
+        if !plan.needs(chunk) {
+            return Ok(false);
+        }
+        if missing.1 == Some(chunk) {
+            return Err(error);
+        }
+        let (clock, limit) = (&*self.shared.ports.clock, self.shared.config.read_deadline);
+        if cairn_model::timeout(clock, limit, self.shared.commit_turn.lock()).await.is_err() {
+            return Err(EngineError::CatalogSilent);
+        }
+        *missing = Missing(Some((chunk, error)), Some(chunk));
+        Ok(true)
     }
 
     /// Waits until record `lsn` is in the system's hands: what a reader saw must not vanish with this process.
@@ -56,23 +81,23 @@ impl Volume {
         Ok(())
     }
 
-    /// The bytes of a plan; `None` when it has gone stale.
-    async fn gather(&self, plan: Plan) -> Result<Option<ReadBuffer>, EngineError> {
+    /// The bytes of a plan, if it still holds.
+    async fn gather(&self, plan: Plan) -> Result<Gathered, EngineError> {
         let mut buffer = ReadBuffer::default();
         // Most reads are all in memory: no future, no allocation per piece.
         if plan.pieces.iter().all(|(range, source)| self.at_hand(*range, source, &mut buffer)) {
-            return Ok(Some(buffer));
+            return Ok(Gathered::All(buffer));
         }
         let mut fetches: FuturesOrdered<_> =
             plan.pieces.into_iter().map(|(range, source)| self.fetch(range, source)).collect();
         let mut buffer = ReadBuffer::default();
         while let Some(fetched) = fetches.next().await {
             match fetched? {
-                Some(piece) => piece.into_pieces().into_iter().for_each(|bytes| buffer.push(bytes)),
-                None => return Ok(None),
+                Gathered::All(piece) => piece.into_pieces().into_iter().for_each(|bytes| buffer.push(bytes)),
+                stale => return Ok(stale),
             }
         }
-        Ok(Some(buffer))
+        Ok(Gathered::All(buffer))
     }
 
     /// Appends the piece if it is in memory.
@@ -90,23 +115,24 @@ impl Volume {
         true
     }
 
-    async fn fetch(&self, range: LbaRange, source: Source) -> Result<Option<ReadBuffer>, EngineError> {
+    async fn fetch(&self, range: LbaRange, source: Source) -> Result<Gathered, EngineError> {
         let mut buffer = ReadBuffer::default();
         if self.at_hand(range, &source, &mut buffer) {
-            return Ok(Some(buffer));
+            return Ok(Gathered::All(buffer));
         }
         let length = usize::try_from(range.bytes()).expect("a read is bounded");
         match source {
-            Source::Chunk(chunk) => {
-                let bytes = self.shared.chunks.fetch(chunk.chunk).await?;
-                Ok(Some(blocks_of(&bytes, chunk.block, length).into()))
-            }
+            Source::Chunk(chunk) => match self.shared.chunks.fetch(chunk.chunk).await {
+                Ok(bytes) => Ok(Gathered::All(blocks_of(&bytes, chunk.block, length).into())),
+                Err(error) if error.is_absence() => Ok(Gathered::Missing(chunk.chunk, error)),
+                Err(error) => Err(error),
+            },
             Source::Buffered { lsn, skip_blocks, .. } => match self.shared.wal.read(lsn).await {
                 Ok(record) => {
                     let skip = skip_blocks as usize * BLOCK_SIZE as usize;
-                    Ok(Some(record.slice(skip..skip + length).into()))
+                    Ok(Gathered::All(record.slice(skip..skip + length).into()))
                 }
-                Err(WalError::Freed { .. }) => Ok(None),
+                Err(WalError::Freed { .. }) => Ok(Gathered::Stale),
                 Err(error) => Err(error.into()),
             },
             Source::Hole { .. } => unreachable!("a hole is always at hand"),
@@ -116,11 +142,19 @@ impl Volume {
     /// One block and where it was found, for a change of part of it.
     pub(super) async fn read_block(&self, block: LbaRange) -> Result<SeenBlock, EngineError> {
         let mut pinned = PinnedLeaves::default();
+        let mut missing = Missing::default();
         for _ in 0..PLANS_MAX {
             let plan = self.plan(block, &mut pinned).await?;
+            if self.is_behind(&mut missing, &plan).await? {
+                continue;
+            }
             let source = plan.only_source().expect("a block has one source").clone();
-            if let Some(buffer) = self.gather(plan).await? {
-                return Ok(SeenBlock { source, bytes: Bytes::from(buffer.to_vec()), pinned });
+            match self.gather(plan).await? {
+                Gathered::All(buffer) => {
+                    return Ok(SeenBlock { source, bytes: Bytes::from(buffer.to_vec()), pinned });
+                }
+                Gathered::Stale => {}
+                Gathered::Missing(chunk, error) => missing.found(chunk, error)?,
             }
         }
         Err(EngineError::Astray(self.name()))
@@ -155,7 +189,11 @@ impl Volume {
             let plan = self.plan(part, &mut PinnedLeaves::default()).await?;
             for (_, source) in plan.pieces {
                 if let Source::Chunk(chunk) = source {
-                    self.shared.chunks.fetch(chunk.chunk).await?;
+                    match self.shared.chunks.fetch(chunk.chunk).await {
+                        // Overwritten meanwhile, or for the read itself to tell.
+                        Err(error) if error.is_absence() => {}
+                        fetched => drop(fetched?),
+                    }
                 }
             }
             at = part.end();
@@ -212,14 +250,38 @@ impl Volume {
         pinned: &mut PinnedLeaves,
     ) -> Result<(), EngineError> {
         let wanted = LbaRange::between(index.range().start(), end);
-        let lineage = self.lineage();
-        let present = self.ask_catalog(|| self.shared.catalog.leaves_present(lineage, wanted, 1)).await?;
-        if present.first() == Some(&index) {
+        let point = self.state.lock().map.term().point;
+        let present = self.ask_catalog(|| self.shared.catalog.leaf_versions(point, wanted, 1)).await?;
+        let first = present.first().map(|version| version.index);
+        if first == Some(index) {
             pinned.leaves = vec![(index, self.load_leaf(index, epoch).await?)];
         } else {
-            let absent_end = present.first().map_or(end, |first| first.range().start());
+            let absent_end = first.map_or(end, |first| first.range().start());
             pinned.absent = Some(LbaRange::between(index.range().start(), absent_end));
         }
+        Ok(())
+    }
+}
+
+/// What became of a plan.
+enum Gathered {
+    All(ReadBuffer),
+    /// A piece that was only in the log has left it for the pool.
+    Stale,
+    /// A chunk is nowhere. Overwritten and taken back since the plan was made, and then another plan does without it; or lost.
+    Missing(ChunkId, EngineError),
+}
+
+/// A chunk that the last plan needed and that is nowhere, and one that was waited for already.
+#[derive(Default)]
+struct Missing(Option<(ChunkId, EngineError)>, Option<ChunkId>);
+
+impl Missing {
+    fn found(&mut self, chunk: ChunkId, error: EngineError) -> Result<(), EngineError> {
+        if is_planted(Bug::GiveUpOnMissingChunk) {
+            return Err(error);
+        }
+        self.0 = Some((chunk, error));
         Ok(())
     }
 }

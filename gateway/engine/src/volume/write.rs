@@ -155,13 +155,26 @@ impl Volume {
         let mut change = change;
         loop {
             let permit = self.reserve(&change).await?;
-            match self.append(&mut self.state.lock(), permit, change)? {
+            let refused = match self.append(&mut self.state.lock(), permit, change)? {
                 Appended::At(lsn) => return Ok(lsn),
-                // Its room in the log is for others while it waits for the catalog.
-                Appended::LogIsClean(same) => change = same,
-            }
-            self.ask_catalog(|| self.shared.wal_state.make_dirty(&*self.shared.catalog)).await?;
+                Appended::NotNow(refused, same) => {
+                    change = same;
+                    refused
+                }
+            };
+            self.until_taken(refused).await?;
         }
+    }
+
+    /// Waits until the change may be offered again. Its room in the log is for others meanwhile.
+    async fn until_taken(&self, refused: NotNow) -> Result<(), EngineError> {
+        match refused {
+            NotNow::Held => self.until_released().await,
+            NotNow::LogIsClean => {
+                self.ask_catalog(|| self.shared.wal_state.make_dirty(&*self.shared.catalog)).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn reserve(&self, change: &Change) -> Result<Permit, EngineError> {
@@ -179,8 +192,11 @@ impl Volume {
         change: Change,
     ) -> Result<Appended, EngineError> {
         state.check_serving()?;
+        if state.held {
+            return Ok(Appended::NotNow(NotNow::Held, change));
+        }
         if !self.shared.wal_state.is_dirty() {
-            return Ok(Appended::LogIsClean(change));
+            return Ok(Appended::NotNow(NotNow::LogIsClean, change));
         }
         let (range, body) = match change {
             Change::Write { start, data } => {
@@ -199,7 +215,7 @@ impl Volume {
         let seq = state.buffer.last_seq().next();
         let kept = match &body {
             RecordBody::Write { data, .. } => Some(data.clone()),
-            RecordBody::Discard { .. } => None,
+            RecordBody::Discard { .. } | RecordBody::Mark { .. } => None,
         };
         let record = Record { volume: self.id, generation: self.lease.generation(), seq, body };
         let lsn = self.shared.wal.append(permit, record)?;
@@ -222,18 +238,22 @@ impl Volume {
             let mut patched = BytesMut::from(&seen.bytes[..]);
             patch.apply(&mut patched, usize::try_from(within).expect("within a block"));
             let change = Change::Write { start: block, data: patched.freeze() };
-            {
-                let permit = self.reserve(&change).await?;
+            let permit = self.reserve(&change).await?;
+            let refused = {
                 let mut state = self.state.lock();
                 let now = self.plan_locked(&state, range, &seen.pinned);
                 let unchanged = now
                     .is_ok_and(|plan| plan.only_source().is_some_and(|now| seen.source.is(now)))
                     || is_planted(Bug::PatchStaleBlock);
-                if unchanged && let Appended::At(lsn) = self.append(&mut state, permit, change)? {
-                    return Ok(lsn);
+                if !unchanged {
+                    continue;
                 }
-            }
-            self.ask_catalog(|| self.shared.wal_state.make_dirty(&*self.shared.catalog)).await?;
+                match self.append(&mut state, permit, change)? {
+                    Appended::At(lsn) => return Ok(lsn),
+                    Appended::NotNow(refused, _) => refused,
+                }
+            };
+            self.until_taken(refused).await?;
         }
     }
 }
@@ -241,8 +261,16 @@ impl Volume {
 /// What happened to a change offered to the log.
 enum Appended {
     At(Lsn),
+    NotNow(NotNow, Change),
+}
+
+/// Why a change was not taken yet.
+#[derive(Clone, Copy)]
+enum NotNow {
     /// The catalog believes the log to be empty and must be told otherwise first.
-    LogIsClean(Change),
+    LogIsClean,
+    /// The volume is being reverted.
+    Held,
 }
 
 /// New bytes of part of a block.

@@ -49,7 +49,7 @@ impl<'o> Answer<'o> {
 
 impl<E: Exports> Negotiation<'_, E> {
     /// Appends the replies to one option; an outcome when it ends the handshake.
-    pub(super) fn answer(
+    pub(super) async fn answer(
         &mut self,
         header: OptionHeader,
         data: &[u8],
@@ -57,7 +57,7 @@ impl<E: Exports> Negotiation<'_, E> {
     ) -> Result<Option<Outcome<E::Device>>, NbdError> {
         let code = header.code();
         if code == OptionCode::ExportName {
-            return self.enter_by_name(data, out).map(Some);
+            return self.enter_by_name(data, out).await.map(Some);
         }
         let mut answer = Answer::new(header, out);
         if self.tls == TlsState::Required && !matches!(code, OptionCode::StartTls | OptionCode::Abort) {
@@ -71,7 +71,7 @@ impl<E: Exports> Negotiation<'_, E> {
             }
             OptionCode::StartTls => return Ok(self.start_tls(data, &mut answer)),
             OptionCode::Info | OptionCode::Go => {
-                let agreed = self.describe(data, &mut answer);
+                let agreed = self.describe(data, &mut answer).await;
                 return Ok(agreed.filter(|_| code == OptionCode::Go).map(Outcome::Enter));
             }
             OptionCode::List => self.list(data, &mut answer),
@@ -82,8 +82,8 @@ impl<E: Exports> Negotiation<'_, E> {
                     answer.acknowledge();
                 }
             }
-            OptionCode::ListMetaContext => self.list_contexts(data, &mut answer),
-            OptionCode::SetMetaContext => self.set_contexts(data, &mut answer),
+            OptionCode::ListMetaContext => self.list_contexts(data, &mut answer).await,
+            OptionCode::SetMetaContext => self.set_contexts(data, &mut answer).await,
             OptionCode::ExportName | OptionCode::Unknown => {
                 answer.fail(ReplyType::ErrorUnsupported, "this server does not know the option");
             }
@@ -92,8 +92,8 @@ impl<E: Exports> Negotiation<'_, E> {
     }
 
     /// An export by the bytes of its name; a name that is no UTF-8 is no export's.
-    pub(super) fn open(&self, name: &[u8]) -> Option<std::sync::Arc<E::Device>> {
-        self.exports.open(std::str::from_utf8(name).ok()?)
+    pub(super) async fn open(&self, name: &[u8]) -> Option<std::sync::Arc<E::Device>> {
+        self.exports.open(std::str::from_utf8(name).ok()?).await
     }
 
     fn start_tls(&mut self, data: &[u8], answer: &mut Answer<'_>) -> Option<Outcome<E::Device>> {
@@ -136,7 +136,7 @@ impl<E: Exports> Negotiation<'_, E> {
     }
 
     /// INFO and GO: what was chosen, if the export exists.
-    fn describe(&self, data: &[u8], answer: &mut Answer<'_>) -> Option<Agreed<E::Device>> {
+    async fn describe(&self, data: &[u8], answer: &mut Answer<'_>) -> Option<Agreed<E::Device>> {
         let request = match InfoRequest::decode(data) {
             Ok(request) => request,
             Err(bad) => {
@@ -144,7 +144,7 @@ impl<E: Exports> Negotiation<'_, E> {
                 return None;
             }
         };
-        let Some(agreed) = self.agree(request.name) else {
+        let Some(agreed) = self.agree(request.name).await else {
             answer.fail(ReplyType::ErrorUnknown, "there is no export of that name");
             return None;
         };
@@ -161,9 +161,9 @@ impl<E: Exports> Negotiation<'_, E> {
         Some(agreed)
     }
 
-    fn enter_by_name(&self, name: &[u8], out: &mut Vec<u8>) -> Result<Outcome<E::Device>, NbdError> {
+    async fn enter_by_name(&self, name: &[u8], out: &mut Vec<u8>) -> Result<Outcome<E::Device>, NbdError> {
         let agreed =
-            self.agree(name).ok_or(NbdError::Protocol("it asked for an export that does not exist"))?;
+            self.agree(name).await.ok_or(NbdError::Protocol("it asked for an export that does not exist"))?;
         let (size, flags) = self.terms(&agreed);
         out.extend_from_slice(&size);
         out.extend_from_slice(&flags);
@@ -173,8 +173,8 @@ impl<E: Exports> Negotiation<'_, E> {
         Ok(Outcome::Enter(agreed))
     }
 
-    fn agree(&self, name: &[u8]) -> Option<Agreed<E::Device>> {
-        let device = self.open(name)?;
+    async fn agree(&self, name: &[u8]) -> Option<Agreed<E::Device>> {
+        let device = self.open(name).await?;
         let export = String::from_utf8(name.to_vec()).ok()?;
         let contexts = self.style != Style::Simple && self.contexts_of.as_deref() == Some(name);
         Some(Agreed { device, export, style: self.style, contexts })

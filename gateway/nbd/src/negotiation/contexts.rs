@@ -11,8 +11,8 @@ use cairn_model::Exports;
 const BASE_WILDCARD: &[u8] = b"base:";
 
 impl<E: Exports> Negotiation<'_, E> {
-    pub(super) fn list_contexts(&self, data: &[u8], answer: &mut Answer<'_>) {
-        let Some(request) = self.context_request(data, answer) else { return };
+    pub(super) async fn list_contexts(&self, data: &[u8], answer: &mut Answer<'_>) {
+        let Some(request) = self.context_request(data, answer).await else { return };
         let matches = |query: &&[u8]| *query == BASE_WILDCARD || *query == BASE_ALLOCATION.as_bytes();
         if request.queries.is_empty() || request.queries.iter().any(matches) {
             answer.put(ReplyType::MetaContext, &[&[0; 4], BASE_ALLOCATION.as_bytes()]);
@@ -21,9 +21,9 @@ impl<E: Exports> Negotiation<'_, E> {
     }
 
     /// Replaces what was selected before, also when it fails.
-    pub(super) fn set_contexts(&mut self, data: &[u8], answer: &mut Answer<'_>) {
+    pub(super) async fn set_contexts(&mut self, data: &[u8], answer: &mut Answer<'_>) {
         self.contexts_of = None;
-        let Some(request) = self.context_request(data, answer) else { return };
+        let Some(request) = self.context_request(data, answer).await else { return };
         if request.queries.contains(&BASE_ALLOCATION.as_bytes()) {
             let id = BASE_ALLOCATION_ID.to_be_bytes();
             answer.put(ReplyType::MetaContext, &[&id, BASE_ALLOCATION.as_bytes()]);
@@ -33,7 +33,11 @@ impl<E: Exports> Negotiation<'_, E> {
     }
 
     /// The request, unless it was answered with an error.
-    fn context_request<'d>(&self, data: &'d [u8], answer: &mut Answer<'_>) -> Option<ContextRequest<'d>> {
+    async fn context_request<'d>(
+        &self,
+        data: &'d [u8],
+        answer: &mut Answer<'_>,
+    ) -> Option<ContextRequest<'d>> {
         if self.style == Style::Simple {
             let message = "negotiate structured replies or extended headers first";
             answer.fail(ReplyType::ErrorInvalid, message);
@@ -46,7 +50,7 @@ impl<E: Exports> Negotiation<'_, E> {
                 return None;
             }
         };
-        if self.open(request.name).is_none() {
+        if self.open(request.name).await.is_none() {
             answer.fail(ReplyType::ErrorUnknown, "there is no export of that name");
             return None;
         }

@@ -103,7 +103,7 @@ impl<'e, E: Exports> Negotiation<'e, E> {
             self.admit(header)?;
             out.clear();
             let outcome = if let Some(data) = read_data(stream, header).await? {
-                self.answer(header, &data, &mut out)?
+                self.answer(header, &data, &mut out).await?
             } else {
                 Answer::new(header, &mut out).fail(ReplyType::ErrorTooBig, "the option is too long");
                 None

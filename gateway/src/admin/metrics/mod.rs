@@ -18,6 +18,7 @@ pub(super) fn metrics(status: &Status, engine: Option<&EngineStatus>) -> Metrics
     gateway(&mut page, status);
     if let Some(engine) = engine {
         log_and_destage(&mut page, engine);
+        reclaim(&mut page, engine);
         cpu_and_memory(&mut page, engine);
         volumes(&mut page, &engine.volumes);
         page.gauge("volumes_not_served", "Volumes that could not be opened.", engine.not_served.len() as u64);
@@ -117,6 +118,13 @@ fn reduction(page: &mut Exposition, engine: &EngineStatus) {
     page.counter("flash_io_errors_total", "Failures of its device.", flash.io_errors);
 }
 
+fn reclaim(page: &mut Exposition, engine: &EngineStatus) {
+    let reclaim = &engine.reclaim;
+    page.counter("reclaim_passes_total", "Searches for what nothing points at.", reclaim.passes);
+    page.counter("reclaimed_objects_total", "Objects that they deleted.", reclaim.total.objects);
+    page.counter("reclaimed_bytes_total", "Bytes of those.", reclaim.total.object_bytes);
+}
+
 fn cpu_and_memory(page: &mut Exposition, engine: &EngineStatus) {
     let cpu = engine.cpu;
     let budgets = CpuBudget::ALL.map(|budget| ([("budget", budget.name())], budget == cpu.budget));
@@ -143,6 +151,7 @@ fn volumes(page: &mut Exposition, volumes: &[VolumeStatus]) {
 }
 
 fn attachments(page: &mut Exposition, status: &Status) {
+    page.gauge("snapshots", "Snapshots of all volumes.", status.snapshots);
     let mut per = page.per("volume", &status.volumes, |volume| &volume.name);
     per.info("volume_info", "The volume's identity.", |volume| {
         vec![("id", &*volume.id), ("durability", &*volume.durability)]
@@ -154,7 +163,10 @@ fn attachments(page: &mut Exposition, status: &Status) {
     per.gauge("volume_shared_bytes", "Of them, stored already.", |volume| volume.usage.shared_bytes);
     per.gauge("volume_unique_bytes", "Of them, stored.", |volume| volume.usage.unique_bytes);
     per.gauge("volume_stored_bytes", "What those took.", |volume| volume.usage.stored_bytes);
-    per.gauge_of_some("volume_attachments", "Connections that have it open.", |volume| volume.attachments);
+    per.gauge("volume_snapshots", "Snapshots that it has.", |volume| volume.snapshots);
+    per.gauge_of_some("volume_attachments", "Connections that have the volume itself open.", |volume| {
+        volume.attachments
+    });
 }
 
 fn pool(page: &mut Exposition, status: &Status) {
@@ -182,4 +194,6 @@ fn nodes(page: &mut Exposition, nodes: &[Node]) {
     per.counter("segment_gets_total", "Gets that succeeded.", |(_, health)| health.gets);
     per.counter("segment_get_requests_total", "Gets tried.", |(_, health)| health.get_requests);
     per.counter("segment_get_bytes_total", "Bytes got.", |(_, health)| health.get_bytes);
+    per.counter("segment_deletes_total", "Deletes that succeeded.", |(_, health)| health.deletes);
+    per.counter("segment_delete_requests_total", "Deletes tried.", |(_, health)| health.delete_requests);
 }

@@ -87,7 +87,7 @@ fn record(seq: u64, body: RecordBody) -> Record {
 pub(crate) fn data(record: &Record) -> Bytes {
     match &record.body {
         RecordBody::Write { data, .. } => data.clone(),
-        RecordBody::Discard { .. } => Bytes::new(),
+        RecordBody::Discard { .. } | RecordBody::Mark { .. } => Bytes::new(),
     }
 }
 

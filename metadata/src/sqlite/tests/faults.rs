@@ -99,9 +99,9 @@ async fn damaged_blobs_are_corrupt_and_never_read_as_something_else() {
         "UPDATE leaves SET data = (SELECT delta FROM deltas)",
     ] {
         sqlx::query(sql).execute(&catalog.writer).await.unwrap();
-        let refused = refusal(catalog.leaf(held.lineage, index).await);
+        let refused = refusal(catalog.leaf(held.head(), index).await);
         assert_eq!(refused.0, ErrorKind::Corrupt, "{}", refused.1);
-        assert_eq!(refusal(catalog.leaves(held.lineage, &[index]).await).0, ErrorKind::Corrupt);
+        assert_eq!(refusal(catalog.leaves(held.head(), &[index]).await).0, ErrorKind::Corrupt);
     }
     sqlx::query("UPDATE deltas SET delta = CAST(delta || x'00' AS BLOB)")
         .execute(&catalog.writer)
@@ -122,11 +122,11 @@ async fn a_leaf_moved_to_another_place_is_corrupt() {
     let (world, catalog) = opened(&store).await;
     let held = folded(&world).await;
     sqlx::query("UPDATE leaves SET leaf = 5").execute(&catalog.writer).await.unwrap();
-    let refused = refusal(catalog.leaf(held.lineage, LeafIndex::new(5).unwrap()).await);
+    let refused = refusal(catalog.leaf(held.head(), LeafIndex::new(5).unwrap()).await);
     assert_eq!(refused.0, ErrorKind::Corrupt, "{}", refused.1);
     sqlx::query("UPDATE leaves SET leaf = 5000000").execute(&catalog.writer).await.unwrap();
     let everything = blocks(0, u64::MAX);
-    assert_eq!(refusal(catalog.leaves_present(held.lineage, everything, 1).await).0, ErrorKind::Corrupt);
+    assert_eq!(refusal(catalog.leaf_versions(held.head(), everything, 1).await).0, ErrorKind::Corrupt);
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn a_damaged_file_is_corrupt() {
     let store = FileStore::new().await;
     let (world, catalog) = opened(&store).await;
     let mut held = world.held_volume("a").await;
-    for number in 0..200 {
+    for number in 0..500 {
         world.commit(&mut held, blocks(number, 40)).await;
     }
     world.catalog.close().await;

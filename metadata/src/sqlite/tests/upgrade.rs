@@ -1,12 +1,15 @@
-//! A catalog of schema 2, with data, opened by this program.
+//! Catalogs of schemas 2 and 3, with data, opened by this program.
 
 use super::FileStore;
-use crate::conformance::{blocks, written};
+use crate::conformance::{TTL, at, blocks, written};
 use crate::sqlite::open::MIGRATIONS;
-use crate::{BatchCommit, Catalog, FoldPlan, LeafIndex, MapLeaf, SqliteCatalog, VolumeCommit, VolumeUsage};
+use crate::{
+    BatchCommit, Catalog, FoldPlan, LeafIndex, MapLeaf, MapPoint, NewSnapshot, NewVolume, SnapshotName,
+    SqliteCatalog, VolumeCommit, VolumeName, VolumeUsage,
+};
 use cairn_model::{
-    BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, Reduction,
-    VolumeId, WriteSeq,
+    BatchId, CommitSeq, ContainerId, DomainId, Durability, GatewayId, Generation, LbaRange, LineageId,
+    MapDelta, Reduction, SnapshotId, VolumeId, WriteSeq,
 };
 use sqlx::{Connection, SqliteConnection};
 use std::sync::Arc;
@@ -160,7 +163,7 @@ async fn leaves_that_do_not_say_what_they_map_are_counted_when_they_are_replaced
     let range = LbaRange::between(index(10).range().start(), index(151).range().start());
     catalog.fold(&fold(&[(DAMAGED, 5)], vec![range])).await.unwrap();
     assert_eq!(mapped(&catalog).await, 30 + 8 * 100 + 3 + 5);
-    catalog.delete_volume(VolumeId::from_bytes(KEPT.0)).await.unwrap();
+    catalog.delete_volume(VolumeId::from_bytes(KEPT.0), false).await.unwrap();
     while catalog.purge_deleted(50).await.unwrap() {}
     assert_eq!(catalog.totals().await.unwrap().logical_bytes, 0);
 }
@@ -169,21 +172,149 @@ async fn leaves_that_do_not_say_what_they_map_are_counted_when_they_are_replaced
 async fn containers_of_the_time_before_are_of_the_default_domain() {
     let store = schema_2().await;
     let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+    catalog.commit_batch(&batch(written(blocks(0, 4), OTHER_CONTAINER), Vec::new())).await.unwrap();
+}
+
+fn batch(delta: MapDelta, snapshots: Vec<NewSnapshot>) -> BatchCommit {
     let part = VolumeCommit {
         volume: VolumeId::from_bytes(KEPT.0),
         lineage: LineageId::from_bytes(KEPT.1),
         generation: Generation::new(1),
         base: WriteSeq::ZERO,
         through: WriteSeq::new(1),
-        delta: written(blocks(0, 4), OTHER_CONTAINER),
+        delta,
         reduction: Reduction::default(),
+        snapshots,
     };
-    let batch = BatchCommit {
+    BatchCommit {
         batch: BatchId::from_bytes([1; 16]),
         gateway: GatewayId::from_bytes(GATEWAY),
         segments: Vec::new(),
         containers: Vec::new(),
         volumes: vec![part],
+    }
+}
+
+async fn rows(catalog: &SqliteCatalog, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(&catalog.writer).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_old_map_is_snapshotted_and_cloned_as_any_other() {
+    let store = schema_2().await;
+    let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+    let before = mapped(&catalog).await;
+    let snapshot = NewSnapshot {
+        id: SnapshotId::from_bytes([1; 16]),
+        name: SnapshotName::new("old").unwrap(),
+        size_bytes: 1 << 20,
+        created_at: at(1),
     };
-    catalog.commit_batch(&batch).await.unwrap();
+    let taken = batch(written(blocks(0, 4), OTHER_CONTAINER), vec![snapshot.clone()]);
+    catalog.commit_batch(&taken).await.unwrap();
+    let commit = CommitSeq::new(3);
+    let settle = FoldPlan { through: commit, forget: Some(commit), ..fold(&[(0, 60)], Vec::new()) };
+    catalog.fold(&settle).await.unwrap();
+    // Of the versions of the time before, none is needed.
+    assert_eq!(
+        rows(
+            &catalog,
+            "SELECT count(*) FROM leaves WHERE leaf = 0 AND lineage = x'02020202020202020202020202020202'"
+        )
+        .await,
+        1
+    );
+    let row = catalog.snapshot(snapshot.id).await.unwrap();
+    assert_eq!(row.logical_bytes, Some((before - 40 + 60) * 4096));
+
+    // In the clone, inherited leaves that do not say what they map are replaced and emptied.
+    let clone = NewVolume {
+        id: VolumeId::from_bytes([20; 16]),
+        name: VolumeName::new("clone").unwrap(),
+        size_bytes: 1 << 20,
+        durability: Durability::Flush,
+        lineage: LineageId::from_bytes([21; 16]),
+        domain: DomainId::DEFAULT,
+        compress: true,
+        dedupe: true,
+        read_only: false,
+        options: "{}".to_owned(),
+        created_at: at(1),
+    };
+    catalog.create_clone(&clone, snapshot.id).await.unwrap();
+    let gateway = GatewayId::from_bytes(GATEWAY);
+    catalog.acquire_lease(clone.id, gateway, at(1), TTL, None).await.unwrap();
+    let mut first = batch(written(blocks(0, 4), OTHER_CONTAINER), Vec::new());
+    (first.batch, first.volumes[0].volume) = (BatchId::from_bytes([2; 16]), clone.id);
+    first.volumes[0].lineage = clone.lineage;
+    catalog.commit_batch(&first).await.unwrap();
+    let sixteen: Vec<_> = (2..18).map(|number| (number, 100)).collect();
+    let range = LbaRange::between(index(20).range().start(), index(DAMAGED + 1).range().start());
+    let commit = CommitSeq::new(1);
+    let step = FoldPlan { lineage: clone.lineage, through: commit, ..fold(&sixteen, vec![range]) };
+    catalog.fold(&step).await.unwrap();
+    let usage = catalog.volume(clone.id).await.unwrap().usage;
+    assert_eq!(usage.logical_bytes / 4096, 60 + 7 + 16 * 100 + 2 * 3);
+    assert_eq!(
+        catalog.leaf(MapPoint::head(clone.lineage), index(DAMAGED)).await.unwrap(),
+        Some(MapLeaf::default())
+    );
+    assert_eq!(catalog.leaf(row.at, index(20)).await.unwrap(), Some(leaf(20, 3)));
+}
+
+#[tokio::test]
+async fn lineages_of_schema_3_are_roots_and_what_was_deleted_is_purged() {
+    let store = FileStore::new().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.path()).create_if_missing(true);
+    let mut old = SqliteConnection::connect_with(&options).await.unwrap();
+    MIGRATIONS.run_to(3, &mut old).await.unwrap();
+    for sql in [
+        "INSERT INTO gateways VALUES (x'05050505050505050505050505050505', 'first', 'dirty', 1, 0)",
+        "UPDATE totals SET volumes = 1, logical_bytes = 20480",
+    ] {
+        sqlx::query(sql).execute(&mut old).await.unwrap();
+    }
+    for ((volume, lineage), deleted) in [(KEPT, 0), (GONE, 1)] {
+        let sql = "INSERT INTO lineages VALUES ($1, 2, 1)";
+        sqlx::query(sql).bind(lineage.to_vec()).execute(&mut old).await.unwrap();
+        let sql = "INSERT INTO volumes (id, name, size_bytes, durability, lineage, compress, dedupe, read_only, options, \
+                   created_at, destaged_through, deleted, logical_bytes) \
+                   VALUES ($1, 'a', 1048576, 'flush', $2, 1, 0, 0, '{}', 1, 9, $3, 20480)";
+        let row = sqlx::query(sql).bind(volume.to_vec()).bind(lineage.to_vec()).bind(deleted);
+        row.execute(&mut old).await.unwrap();
+        let sql = "INSERT INTO leases VALUES ($1, $2, 1, 1, 0, 1, 30000)";
+        let lease = sqlx::query(sql).bind(volume.to_vec()).bind(GATEWAY.to_vec());
+        lease.execute(&mut old).await.unwrap();
+        put_leaf(&mut old, lineage, 0, 1, leaf(0, 5).encode(index(0))).await;
+        let delta = sqlx::query("INSERT INTO deltas VALUES ($1, 2, $2)").bind(lineage.to_vec());
+        delta.bind(MapDelta::default().encode().unwrap()).execute(&mut old).await.unwrap();
+    }
+    sqlx::query("UPDATE leaves SET blocks = 5").execute(&mut old).await.unwrap();
+    old.close().await.unwrap();
+
+    let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+    let volume = VolumeId::from_bytes(KEPT.0);
+    assert_eq!(mapped(&catalog).await, 5);
+    assert_eq!(catalog.snapshots(volume).await.unwrap(), []);
+    assert_eq!(catalog.totals().await.unwrap().snapshots, 0);
+    assert_eq!(
+        rows(&catalog, "SELECT count(*) FROM lineages WHERE parent IS NULL AND parent_commit IS NULL").await,
+        2
+    );
+    let head = MapPoint::head(LineageId::from_bytes(KEPT.1));
+    assert_eq!(catalog.leaf(head, index(0)).await.unwrap(), Some(leaf(0, 5)));
+    // The program before deleted it and did not come to the rest.
+    while catalog.purge_deleted(1).await.unwrap() {}
+    for sql in [
+        "SELECT count(*) FROM volumes",
+        "SELECT count(*) FROM lineages",
+        "SELECT count(*) FROM leaves",
+        "SELECT count(*) FROM deltas",
+        "SELECT count(*) FROM leases",
+    ] {
+        assert_eq!(rows(&catalog, sql).await, 1, "{sql}");
+    }
+    assert_eq!(catalog.leaf(head, index(0)).await.unwrap(), Some(leaf(0, 5)));
+    let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_all(&catalog.writer).await.unwrap();
+    assert!(dangling.is_empty());
 }

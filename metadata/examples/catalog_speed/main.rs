@@ -1,4 +1,4 @@
-//! How fast the catalog commits, folds and reads: `cargo run --release -p cairn-metadata --example catalog_speed [DIRECTORY]`.
+//! How fast the catalog commits, folds, reads, snapshots and clones: `cargo run --release -p cairn-metadata --example catalog_speed [DIRECTORY]`.
 //!
 //! The file is made in DIRECTORY (default: the system's temporary one) and removed. Beside each figure stands the floor
 //! of the same machine: writing as many bytes to a file and syncing it.
@@ -9,10 +9,12 @@
 )]
 #![expect(clippy::unwrap_used, reason = "a measurement ends at the first error")]
 
+mod snapshots;
+
 use bytes::Bytes;
 use cairn_metadata::{
-    BatchCommit, Catalog, ContainerRow, FoldPlan, LEAF_BLOCKS, LeafIndex, MapLeaf, NewVolume, NodeRow,
-    NodeState, SegmentRow, SqliteCatalog, VolumeCommit, VolumeName,
+    BatchCommit, Catalog, ContainerRow, FoldPlan, LEAF_BLOCKS, LeafIndex, MapLeaf, MapPoint, NewVolume,
+    NodeRow, NodeState, SegmentRow, SqliteCatalog, VolumeCommit, VolumeName,
 };
 use cairn_model::{
     BatchId, ChunkId, ChunkIndex, ChunkRef, CommitSeq, ContainerId, DomainId, Durability, Entropy, GatewayId,
@@ -43,6 +45,20 @@ struct Volume {
     commit: CommitSeq,
 }
 
+impl Volume {
+    fn step(&self, leaves: Vec<(LeafIndex, Arc<MapLeaf>)>, forget: Option<CommitSeq>) -> FoldPlan {
+        FoldPlan {
+            lineage: self.lineage,
+            gateway: GATEWAY,
+            generation: self.generation,
+            through: self.commit,
+            leaves,
+            emptied: Vec::new(),
+            forget,
+        }
+    }
+}
+
 impl Bench {
     fn below(&self, end: u64) -> u64 {
         let mut bytes = [0; 8];
@@ -51,9 +67,15 @@ impl Bench {
     }
 
     async fn volume(&self, name: &str) -> Volume {
+        let volume = self.new_volume(name);
+        self.catalog.create_volume(&volume).await.unwrap();
+        self.held(&volume).await
+    }
+
+    fn new_volume(&self, name: &str) -> NewVolume {
         let (id, lineage) =
             (VolumeId::fresh(&self.clock, &self.entropy), LineageId::fresh(&self.clock, &self.entropy));
-        let volume = NewVolume {
+        NewVolume {
             id,
             name: VolumeName::new(name).unwrap(),
             size_bytes: 10 << 40,
@@ -65,8 +87,11 @@ impl Bench {
             read_only: false,
             options: "{}".to_owned(),
             created_at: WallTime::from_unix_millis(1),
-        };
-        self.catalog.create_volume(&volume).await.unwrap();
+        }
+    }
+
+    async fn held(&self, volume: &NewVolume) -> Volume {
+        let &NewVolume { id, lineage, .. } = volume;
         let lease = self
             .catalog
             .acquire_lease(id, GATEWAY, WallTime::from_unix_millis(1), Duration::from_mins(1), None)
@@ -111,6 +136,7 @@ impl Bench {
                 through: volume.through.next(),
                 delta,
                 reduction: Reduction::default(),
+                snapshots: Vec::new(),
             }],
         };
         for id in containers {
@@ -140,6 +166,19 @@ impl Bench {
         took
     }
 
+    async fn purge(&self) -> (Duration, Duration) {
+        let began = Instant::now();
+        let mut longest = Duration::ZERO;
+        loop {
+            let step = Instant::now();
+            let more = self.catalog.purge_deleted(4096).await.unwrap();
+            longest = longest.max(step.elapsed());
+            if !more {
+                return (began.elapsed(), longest);
+            }
+        }
+    }
+
     /// Folds everything unfolded, `leaves_max` leaves a step.
     async fn fold(&self, volume: &Volume, leaves_max: usize) -> (Duration, Duration, usize) {
         let began = Instant::now();
@@ -152,7 +191,13 @@ impl Bench {
         indices.dedup();
         let steps = indices.chunks(leaves_max).count();
         for (step, indices) in indices.chunks(leaves_max).enumerate() {
-            let mut old = self.catalog.leaves(volume.lineage, indices).await.unwrap().into_iter().peekable();
+            let mut old = self
+                .catalog
+                .leaves(MapPoint::head(volume.lineage), indices)
+                .await
+                .unwrap()
+                .into_iter()
+                .peekable();
             let mut leaves = Vec::new();
             for index in indices {
                 let mut leaf =
@@ -162,15 +207,7 @@ impl Bench {
                 }
                 leaves.push((*index, Arc::new(leaf)));
             }
-            let plan = FoldPlan {
-                lineage: volume.lineage,
-                gateway: GATEWAY,
-                generation: volume.generation,
-                through: volume.commit,
-                leaves,
-                emptied: Vec::new(),
-                forget: (step + 1 == steps).then_some(volume.commit),
-            };
+            let plan = volume.step(leaves, (step + 1 == steps).then_some(volume.commit));
             let transaction = Instant::now();
             self.catalog.fold(&plan).await.unwrap();
             longest = longest.max(transaction.elapsed());
@@ -239,26 +276,17 @@ async fn growth(bench: &Bench) {
     for _ in 0..2000 {
         let index = LeafIndex::of(Lba::new(bench.below(blocks)));
         let began = Instant::now();
-        bench.catalog.leaf(volume.lineage, index).await.unwrap();
+        bench.catalog.leaf(MapPoint::head(volume.lineage), index).await.unwrap();
         times.push(began.elapsed());
     }
     println!("read one leaf of a scattered map: {}", summary(times));
     let began = Instant::now();
-    bench.catalog.delete_volume(volume.id).await.unwrap();
+    bench.catalog.delete_volume(volume.id, false).await.unwrap();
     println!("delete that volume: {:.2} ms", began.elapsed().as_secs_f64() * 1e3);
-    let began = Instant::now();
-    let mut longest = Duration::ZERO;
-    loop {
-        let step = Instant::now();
-        let more = bench.catalog.purge_deleted(4096).await.unwrap();
-        longest = longest.max(step.elapsed());
-        if !more {
-            break;
-        }
-    }
+    let (took, longest) = bench.purge().await;
     println!(
         "purge it: {:.2} s, longest step of 4,096 rows {:.0} ms",
-        began.elapsed().as_secs_f64(),
+        took.as_secs_f64(),
         longest.as_secs_f64() * 1e3
     );
 }
@@ -290,7 +318,7 @@ async fn dense(bench: &Bench) {
     bench.fold(&volume, 1024).await;
     for (what, number) in [("scattered", 0), ("sequential", 9)] {
         let index = LeafIndex::new(number).unwrap();
-        let leaf: MapLeaf = bench.catalog.leaf(volume.lineage, index).await.unwrap().unwrap();
+        let leaf: MapLeaf = bench.catalog.leaf(MapPoint::head(volume.lineage), index).await.unwrap().unwrap();
         let bytes = leaf.encode(index);
         let mut times = Vec::new();
         for _ in 0..300 {
@@ -308,7 +336,7 @@ async fn dense(bench: &Bench) {
         let mut times = Vec::new();
         for _ in 0..300 {
             let began = Instant::now();
-            bench.catalog.leaf(volume.lineage, index).await.unwrap();
+            bench.catalog.leaf(MapPoint::head(volume.lineage), index).await.unwrap();
             times.push(began.elapsed());
         }
         println!("    read from the catalog: {}", summary(times));
@@ -338,6 +366,8 @@ async fn main() {
     commits(&bench, directory.path()).await;
     dense(&bench).await;
     growth(&bench).await;
+    snapshots::snapshots(&bench).await;
+    snapshots::chain(&bench).await;
     println!("file: {} MiB", std::fs::metadata(&path).unwrap().len() >> 20);
     bench.catalog.close().await;
     let began = Instant::now();

@@ -1,0 +1,39 @@
+//! Of what comes back to the pool.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskReclaim {
+    /// Only tells what would be taken back.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What one pass took back, or would have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reclaimed {
+    pub dry_run: bool,
+    #[serde(flatten)]
+    pub amount: ReclaimedAmount,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReclaimedAmount {
+    /// Containers that nothing points at any more, and what they take in the pool.
+    pub containers: u64,
+    pub container_bytes: u64,
+    /// Objects deleted from the pool: those that held nothing else. A dry run does not tell them.
+    pub objects: u64,
+    pub object_bytes: u64,
+}
+
+/// Since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reclaim {
+    pub passes: u64,
+    pub total: ReclaimedAmount,
+    /// When the last pass ended, in milliseconds since the Unix epoch; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_at_ms: Option<u64>,
+}
