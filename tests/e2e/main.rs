@@ -10,5 +10,7 @@ mod filesystems;
 mod flash;
 mod gateway;
 mod linearizable;
+mod reclaim;
 mod reduction;
 mod secrecy;
+mod snapshots;
