@@ -51,8 +51,9 @@ pub enum Snapshot {
 
 /// Make a volume that begins as a snapshot
 ///
-/// Instant whatever the size, and nothing is copied: the two share what they have in common. The new volume is writable and independent; the
-/// snapshot and its volume may be deleted.
+/// Nothing is copied, whatever the size: the two share what they have in common. Of a snapshot that is `settled` it is made at once; of a
+/// fresh one when what was written before is in the pool. The new volume is writable and independent; the snapshot and its volume may be
+/// deleted.
 #[derive(Debug, Args)]
 pub struct CloneSnapshot {
     #[arg(value_name = "VOL@SNAP")]
