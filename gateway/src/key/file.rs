@@ -323,6 +323,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cost_is_read_only_as_it_is_written() {
+        let text = sealed().1.to_string();
+        assert!(parse_text(&text).is_ok());
+        for (name, digits) in [("m=", "0"), ("t=", "+"), ("p=", "0"), ("p=", "00"), ("m=", " ")] {
+            let changed = text.replacen(name, &format!("{name}{digits}"), 1);
+            assert_ne!(changed, text);
+            assert!(matches!(parse_text(&changed), Err(KeyError::Malformed { .. })), "{changed}");
+        }
+    }
+
+    #[test]
     fn a_mistyped_digit_is_noticed() {
         let (_directory, path, _) = written();
         rewrite(&path, |text| {

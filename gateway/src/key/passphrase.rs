@@ -138,7 +138,8 @@ impl Derivation {
         let shape = "it does not say how the passphrase becomes a key";
         let mut words = text.split(' ');
         let mut word = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=');
-        let number = |digits: &str| digits.parse::<u32>().ok();
+        // As it is printed alone: `08` and `+8` are a file that something changed, and the checksum covers what is printed.
+        let number = |digits: &str| digits.parse::<u32>().ok().filter(|number| number.to_string() == digits);
         let memory_kib = word("m").and_then(number).ok_or(shape)?;
         let passes = word("t").and_then(number).ok_or(shape)?;
         let lanes = word("p").and_then(number).ok_or(shape)?;
