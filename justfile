@@ -57,6 +57,12 @@ bench *ARGS:
     cargo build --release -p cairn-segment-writer --example cpu_limits
     cargo run --release -p system-tests --bin perf -- {{ARGS}}
 
+# What random overwrites cost in space and in writes, and what reclaim costs the guest; `just overwrites --help` for the settings.
+overwrites *ARGS:
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    tests/perf/overwrites {{ARGS}}
+
 # Everything at once for HOURS on a real Ceph RGW, memory and files watched; results in target/soak. `just soak 0.05` for a smoke run.
 soak HOURS="1" *ARGS:
     tests/install-tools.sh

@@ -115,33 +115,6 @@ impl FoldPlan {
     }
 }
 
-/// A container that no map points at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct UnreferencedContainer {
-    pub id: ContainerId,
-    pub length: u32,
-}
-
-/// Part of the containers that no map points at.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct UnreferencedPage {
-    /// In the order of their identities.
-    pub containers: Vec<UnreferencedContainer>,
-    /// The last container that was looked at; `None` when there is none after it.
-    pub next: Option<ContainerId>,
-}
-
-/// An object of the pool that is no segment any more and waits to be deleted.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DoomedObject {
-    /// The segment that it was.
-    pub segment: SegmentId,
-    pub node: NodeId,
-    /// Object key inside the node's prefix.
-    pub key: String,
-    pub length_bytes: u64,
-}
-
 /// A container with the segment that holds it today.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ContainerLocation {

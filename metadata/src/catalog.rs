@@ -1,10 +1,10 @@
 //! The port to the catalog.
 
 use crate::{
-    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, DoomedObject,
-    FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint,
-    NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage, VolumeName,
-    VolumeRow, WalState,
+    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse, DomainName,
+    DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease,
+    LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
+    UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -190,7 +190,7 @@ pub trait Catalog: Send + Sync + Debug {
 
     /// Commits a destaged batch, once: the same batch id again returns the first receipt. Refused whole
     /// when a volume is not held by the gateway in the given term (`Fenced`), when a batch is not the one that follows
-    /// (`NotNext`), or when a map would point at a container that nobody has or that is of another domain than the volume
+    /// (`NotNext`), or when a map would point at a container that nobody has, at a chunk that was left out of it, or at one of another domain than the volume's
     /// (`UnknownContainer`).
     async fn commit_batch(&self, batch: &BatchCommit) -> Result<CommitReceipt>;
 
@@ -226,14 +226,13 @@ pub trait Catalog: Send + Sync + Debug {
 
     // ---- reclaim
 
-    /// Which of the first `window` containers after `after`, in the order of their identities, no leaf of any lineage and no delta points at, all
-    /// looked at in one moment. Reads every map, however small the window, and takes memory for the window: in the background, and
-    /// not often.
-    async fn unreferenced_containers(
-        &self,
-        after: Option<ContainerId>,
-        window: u32,
-    ) -> Result<UnreferencedPage>;
+    /// The segments after `after`, in the order of their identities and whole, until they have `containers_max` containers or more; and which chunks
+    /// of these any leaf of any lineage, or a delta, points at, all looked at in one moment. Reads every map, however small the page, and takes
+    /// memory for the page: in the background, and not often.
+    async fn segment_uses(&self, after: Option<SegmentId>, containers_max: u32) -> Result<UsePage>;
+
+    /// The same of these containers alone, without those that the catalog does not have, in the order of their identities.
+    async fn container_uses(&self, ids: &[ContainerId]) -> Result<Vec<ContainerUse>>;
 
     /// From here on a batch that points at one of them is refused with `UnknownContainer`: nothing points at them but what did before. Unknown
     /// ones are left out. What another pass had closed is this one's now.
@@ -246,6 +245,11 @@ pub trait Catalog: Send + Sync + Debug {
     /// opened or closed by another pass in between: something may point at it by now. Segments that are empty then become doomed objects. Those
     /// that are gone already are left out.
     async fn remove_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()>;
+
+    /// Gives containers a new place, without the chunks of which the caller has seen, since it closed them, that nothing points at them: a batch that points at one of
+    /// those anew is refused with `UnknownContainer` from here on. `ContainerOpen`, and nothing is moved, as with `remove_containers`. Containers that are gone are left
+    /// out. Segments that are empty then become doomed objects. The same move again changes nothing.
+    async fn move_containers(&self, moved: &ContainerMove) -> Result<()>;
 
     /// The first `limit` objects that are to be deleted after the one that was segment `after`, in the order of these identities.
     async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>>;

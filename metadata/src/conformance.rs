@@ -172,6 +172,10 @@ macro_rules! catalog_conformance {
                 a_node_with_a_doomed_object_stays
                 the_part_of_a_deleted_volume_is_unreferenced_from_the_start
                 a_segment_of_a_deleted_domain_is_doomed_from_the_start
+                uses_are_told_chunk_by_chunk
+                a_moved_container_is_in_its_new_place_and_the_old_object_doomed
+                only_what_the_pass_itself_closed_is_moved
+                what_was_left_out_of_a_container_is_shared_no_more
             }
             usage {
                 commits_add_what_packing_did

@@ -159,6 +159,11 @@ impl MapLeaf {
         &self.containers
     }
 
+    /// The chunk of each run: its container's position among [`containers`](Self::containers), and its index.
+    pub fn chunks(&self) -> impl Iterator<Item = (usize, ChunkIndex)> {
+        self.runs.iter().map(|run| (usize::from(run.container), ChunkIndex::new(run.chunk)))
+    }
+
     /// Runs of data.
     pub fn runs(&self) -> usize {
         self.runs.len()

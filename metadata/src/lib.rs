@@ -5,6 +5,7 @@
 //! | [`Catalog`] | the port; one conformance suite for every implementation |
 //! | `rows` | what the catalog holds, as types |
 //! | `batch` | one destaged batch and one step of folding: the two big transactions |
+//! | `reclaim` | what is in use, and where containers move |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
 //! | `sqlite` | the catalog in one file |
 //! | `memory` | a catalog in memory with faults, for simulations (feature `testing`) |
@@ -26,17 +27,19 @@ mod leaf;
 #[doc(hidden)]
 pub mod memory;
 mod name;
+mod reclaim;
 mod rows;
 mod sqlite;
 
 pub use batch::{
-    BatchCommit, CommitReceipt, ContainerLocation, ContainerRow, DoomedObject, FoldPlan, SegmentRow,
-    UnreferencedContainer, UnreferencedPage, VolumeCommit, VolumeOutcome, VolumeReceipt,
+    BatchCommit, CommitReceipt, ContainerLocation, ContainerRow, FoldPlan, SegmentRow, VolumeCommit,
+    VolumeOutcome, VolumeReceipt,
 };
 pub use catalog::Catalog;
 pub use error::CatalogError;
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
 pub use name::{DomainName, InvalidName, SnapshotName, VolumeName};
+pub use reclaim::{ContainerMove, ContainerUse, DoomedObject, MovedContainer, SegmentUse, UsePage};
 pub use rows::{
     DomainRow, GatewayRow, HeldLease, KeyRow, LeafVersion, Lease, LeaseHolder, LeaseStamp, MapPoint,
     NewSnapshot, NewVolume, NodeRow, NodeState, SiteRow, SnapshotRow, Totals, VolumeRow, VolumeUsage,

@@ -20,16 +20,16 @@ mod tests;
 mod volumes;
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, DomainName,
-    DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease,
-    LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
-    UnreferencedPage, VolumeName, VolumeRow, WalState,
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerRow,
+    ContainerUse, DomainName, DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex,
+    LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName,
+    SnapshotRow, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
-    BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId,
-    PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    BatchId, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId,
+    MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use commit::{Receipt, Segment};
 use domains::Domains;
@@ -82,6 +82,8 @@ struct Tables {
     containers: BTreeMap<ContainerId, ContainerRow>,
     /// No batch may point at them anew.
     closed: BTreeMap<ContainerId, PassId>,
+    /// Of containers that chunks were left out of: those that are there.
+    thinned: BTreeMap<ContainerId, ChunkSet>,
     doomed: BTreeMap<SegmentId, DoomedObject>,
     receipts: BTreeMap<BatchId, Receipt>,
     totals: Totals,
@@ -379,12 +381,12 @@ impl Catalog for MemoryCatalog {
         self.call("fold", |tables| tables.fold(plan)).await
     }
 
-    async fn unreferenced_containers(
-        &self,
-        after: Option<ContainerId>,
-        window: u32,
-    ) -> Result<UnreferencedPage> {
-        self.call("unreferenced_containers", |tables| Ok(tables.unreferenced_containers(after, window))).await
+    async fn segment_uses(&self, after: Option<SegmentId>, containers_max: u32) -> Result<UsePage> {
+        self.call("segment_uses", |tables| Ok(tables.segment_uses(after, containers_max))).await
+    }
+
+    async fn container_uses(&self, ids: &[ContainerId]) -> Result<Vec<ContainerUse>> {
+        self.call("container_uses", |tables| Ok(tables.container_uses(ids))).await
     }
 
     async fn close_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
@@ -405,6 +407,10 @@ impl Catalog for MemoryCatalog {
 
     async fn remove_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
         self.call("remove_containers", |tables| tables.remove_containers(pass, ids)).await
+    }
+
+    async fn move_containers(&self, moved: &ContainerMove) -> Result<()> {
+        self.call("move_containers", |tables| tables.move_containers(moved)).await
     }
 
     async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>> {

@@ -21,6 +21,7 @@ mod fold;
 mod keys;
 mod leases;
 mod maps;
+mod moves;
 mod nodes;
 mod open;
 mod prune;
@@ -29,6 +30,7 @@ mod site;
 mod snapshots;
 mod uncounted;
 mod usage;
+mod uses;
 mod versions;
 mod volumes;
 
@@ -36,10 +38,10 @@ mod volumes;
 mod tests;
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow,
-    DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
-    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
-    UnreferencedPage, VolumeName, VolumeRow, WalState,
+    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse,
+    DomainName, DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion,
+    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow,
+    Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -332,12 +334,12 @@ impl Catalog for SqliteCatalog {
         fold::fold(self, plan).await
     }
 
-    async fn unreferenced_containers(
-        &self,
-        after: Option<ContainerId>,
-        window: u32,
-    ) -> Result<UnreferencedPage> {
-        reclaim::unreferenced(self, after, window).await
+    async fn segment_uses(&self, after: Option<SegmentId>, containers_max: u32) -> Result<UsePage> {
+        uses::of_segments(self, after, containers_max).await
+    }
+
+    async fn container_uses(&self, ids: &[ContainerId]) -> Result<Vec<ContainerUse>> {
+        uses::of_containers(self, ids).await
     }
 
     async fn close_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
@@ -350,6 +352,10 @@ impl Catalog for SqliteCatalog {
 
     async fn remove_containers(&self, pass: PassId, ids: &[ContainerId]) -> Result<()> {
         reclaim::remove(self, pass, ids).await
+    }
+
+    async fn move_containers(&self, moved: &ContainerMove) -> Result<()> {
+        moves::move_containers(self, moved).await
     }
 
     async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>> {

@@ -38,6 +38,12 @@ macro_rules! id {
             pub const fn as_bytes(&self) -> &[u8; 16] {
                 &self.0
             }
+
+            /// When it was made, by the maker's wall clock: an estimate, in milliseconds since 1970.
+            pub const fn created_at_ms(&self) -> u64 {
+                let [a, b, c, d, e, f, ..] = self.0;
+                u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+            }
         }
 
         impl fmt::Display for $name {

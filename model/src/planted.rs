@@ -73,10 +73,16 @@ pub enum Bug {
     ReclaimOverlooksDeltas,
     /// Reclaim deletes the object of a segment that still holds a live container.
     ReclaimSharedSegment,
+    /// Reclaim leaves out of a container what its first look found dead.
+    LeaveOutWithoutLookingAgain,
+    /// The catalog takes a batch that points anew at a chunk that reclaim left out of its container.
+    ShareWhatWasLeftOut,
+    /// A read whose container was moved since it was located fails, instead of being located again.
+    GiveUpOnMovedContainer,
 }
 
 impl Bug {
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 36] = [
         Self::AcknowledgeUnwritten,
         Self::FlushWithoutSync,
         Self::IgnoreFailedSync,
@@ -110,6 +116,9 @@ impl Bug {
         Self::GiveUpOnMissingChunk,
         Self::ReclaimOverlooksDeltas,
         Self::ReclaimSharedSegment,
+        Self::LeaveOutWithoutLookingAgain,
+        Self::ShareWhatWasLeftOut,
+        Self::GiveUpOnMovedContainer,
     ];
 }
 

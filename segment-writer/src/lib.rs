@@ -23,7 +23,7 @@ pub mod testing;
 pub use admin::{Capabilities, S3Admin, Versioning};
 pub use chunk::ChunkShape;
 pub use compress::{Codec, Compression};
-pub use container::{CHUNKS_PER_CONTAINER_MAX, CONTAINER_BYTES_MAX, ChunkEntry, ContainerDirectory};
+pub use container::{CONTAINER_BYTES_MAX, ChunkEntry, ContainerDirectory};
 pub use domain::{Domain, FingerprintKey};
 pub use error::{Action, Damaged, PoolError};
 pub use pool::{
@@ -34,6 +34,6 @@ pub use reader::{ContainerLocation, FetchedChunks, StoredSink};
 pub use seal::ContainerCipher;
 pub use segment::{
     BatchHeader, Check, Checker, ChunkSink, Dedupe, Finder, Footer, HEADER_BYTES, PackConfig, PackStats,
-    PackedBatch, PackedDelta, Packer, SEGMENTS_PREFIX, SealedSegment, SegmentContainer, TRAILER_BYTES,
-    VolumeDelta, VolumeHeader, VolumePacking,
+    PackedBatch, PackedDelta, Packer, Regrouped, SEGMENTS_PREFIX, SealedSegment, SegmentContainer,
+    TRAILER_BYTES, VolumeDelta, VolumeHeader, VolumePacking,
 };

@@ -41,7 +41,7 @@ pub struct FetchedChunks {
 pub type StoredSink<'a> = &'a (dyn Fn(ChunkIndex, Bytes) + Sync);
 
 impl Pool {
-    /// The plaintext of the chunks `chunks` of a container, fetched with one request. A chunk that fails verification
+    /// The plaintext of those of the chunks `chunks` of a container that are there, fetched with one request. A chunk that fails verification
     /// is fetched once more by itself; if that fails too the error names it. `verified` is shown the stored form of those that were good at once.
     pub async fn read_chunks(
         &self,
@@ -53,7 +53,7 @@ impl Pool {
     ) -> Result<Vec<(ChunkIndex, Bytes)>, PoolError> {
         let mut fetched = self.fetch_chunks(location, directory, chunks.clone()).await?;
         let mut opened = Vec::with_capacity(chunks.len());
-        for index in chunks {
+        for index in directory.iter_within(chunks).map(|(index, _)| index.get()) {
             // Opening spoils the stored bytes; whether they are good is known after.
             let stored = verified.and_then(|_| fetched.stored(directory, index)).map(Bytes::copy_from_slice);
             let plaintext = match fetched.open(directory, cipher, index) {
@@ -105,10 +105,9 @@ impl Pool {
         chunks: Range<u32>,
     ) -> Result<FetchedChunks, PoolError> {
         let node = self.node(location.node)?;
-        let ends = chunks.clone().next().zip(chunks.end.checked_sub(1)).and_then(|(first, last)| {
-            directory.get(ChunkIndex::new(first)).zip(directory.get(ChunkIndex::new(last)))
-        });
-        let Some((first, last)) = ends else {
+        let mut present = directory.iter_within(chunks.clone()).map(|(_, entry)| entry);
+        let first = present.next();
+        let Some((first, last)) = first.map(|first| (first, present.last().unwrap_or(first))) else {
             return Err(PoolError::Corrupt {
                 node: Arc::clone(node.name()),
                 key: location.key.clone(),
@@ -147,6 +146,26 @@ impl FetchedChunks {
     pub fn stored(&self, directory: &ContainerDirectory, index: u32) -> Option<&[u8]> {
         let (at, _, range) = self.place(directory, index)?;
         if self.opened[at] { None } else { self.bytes.get(range) }
+    }
+
+    /// The stored bytes of a chunk that is not [opened](Self::open) yet, once they are verified. CPU work; `scratch` is spoilt.
+    pub fn verified(
+        &self,
+        directory: &ContainerDirectory,
+        cipher: &ContainerCipher,
+        index: ChunkIndex,
+        scratch: &mut Vec<u8>,
+    ) -> Result<&[u8], Damaged> {
+        const ABSENT: Damaged = Damaged("the chunk is not among those fetched");
+        let stored = self.stored(directory, index.get()).ok_or(ABSENT)?;
+        let entry = directory.get(index).ok_or(ABSENT)?;
+        cipher.verify_chunk(index, entry, stored, scratch)?;
+        Ok(stored)
+    }
+
+    /// Whether the chunk is among those fetched, if it is there at all.
+    pub const fn holds(&self, index: ChunkIndex) -> bool {
+        index.get() >= self.first && ((index.get() - self.first) as usize) < self.opened.len()
     }
 
     /// Which of the fetched chunks it is, and where its bytes are.

@@ -6,7 +6,7 @@ mod common;
 
 use bytes::Bytes;
 use cairn_model::crypto::{Encryption, SecretKey};
-use cairn_model::{ChunkId, ChunkIndex, DomainId, MapOp, MapTarget, VolumeId};
+use cairn_model::{ChunkId, ChunkIndex, ChunkSet, DomainId, MapOp, MapTarget, VolumeId};
 use cairn_segment_writer::{
     Codec, ContainerCipher, ContainerDirectory, ContainerLocation, DataNode, Domain, Footer, Pool,
 };
@@ -23,6 +23,7 @@ const SEGMENTS_2: [&[u8]; 2] =
 const OPEN_SEGMENTS_2: [&[u8]; 2] =
     [include_bytes!("fixtures/segment-v2-open-0.bin"), include_bytes!("fixtures/segment-v2-open-1.bin")];
 const DIRECTORY: &[u8] = include_bytes!("fixtures/directory-v1.bin");
+const THIN_DIRECTORY: &[u8] = include_bytes!("fixtures/directory-v2.bin");
 const MARKER: &[u8] = include_bytes!("fixtures/node-v1.json");
 
 /// The blocks of each volume.
@@ -148,6 +149,18 @@ async fn a_segment_is_found_to_be_of_a_domain_by_the_name_of_its_key() {
         let known = |id| domains.iter().find(|domain| domain.key_id() == id).cloned();
         assert_eq!(pool.nodes()[0].read_footer_of(&key, known).await.unwrap().domain, domain.id());
     }
+}
+
+#[test]
+fn a_directory_that_chunks_were_left_out_of_opens() {
+    let thin = ContainerDirectory::decode(THIN_DIRECTORY).unwrap();
+    let whole = ContainerDirectory::decode(DIRECTORY).unwrap();
+    let kept: ChunkSet = [1, 4].into_iter().map(ChunkIndex::new).collect();
+    assert_eq!(whole.thinned(&kept), thin);
+    assert_eq!(thin.present(), kept);
+    assert_eq!(thin.len(), 5);
+    assert_eq!(thin.chunk_blocks().filter(|blocks| *blocks == 0).count(), 3);
+    assert_eq!(thin.encode(), THIN_DIRECTORY, "its bytes are the same today");
 }
 
 #[test]

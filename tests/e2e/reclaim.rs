@@ -191,6 +191,50 @@ fn a_deleted_volume_comes_back_and_its_neighbour_stays() -> Result<()> {
 }
 
 #[test]
+fn what_lives_in_sparse_objects_is_written_together() -> Result<()> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("noise");
+    let mut gateway = started()?;
+    fill(&gateway, "vol", &file, 4)?;
+    let full = pool_bytes(&gateway)?;
+    let (mut bytes, mut random) = (fs::read(&file)?, Random::seeded(5));
+    let mut client = gateway.export("vol").connect()?;
+    // Half of it, in pieces that leave something living in every object.
+    for at in (0..SIZE).step_by(usize::try_from(MIB)?) {
+        let start = usize::try_from(at)?;
+        let piece = &mut bytes[start..start + 512 * 1024];
+        random.fill(piece);
+        client.write(at, piece)?;
+    }
+    client.flush()?;
+    client.disconnect()?;
+    fs::write(&file, &bytes)?;
+    gateway.destage()?;
+    let sparse = pool_bytes(&gateway)?;
+    assert!(sparse > full * 7 / 5, "{sparse} {full}");
+    let done = dry_then_real(&gateway)?;
+    let left = pool_bytes(&gateway)?;
+    assert!(number(&done, "moved_containers")? > 0 && number(&done, "moved_bytes")? > MIB, "{done}");
+    assert!(left < full * 5 / 4, "{left} of {sparse} bytes are still there, {full} are needed");
+    assert_same(&gateway, "vol", &file)?;
+    gateway.stop()?;
+    gateway.start()?;
+    assert_same(&gateway, "vol", &file)?;
+    // What moved is shared as before.
+    gateway.create_volume("copy", SIZE)?;
+    Tool::new("nbdcopy")
+        .arg("--flush")
+        .arg(&file)
+        .arg(gateway.export("copy").uri())
+        .timeout(Duration::from_mins(5))
+        .run()?;
+    gateway.destage()?;
+    let shared = pool_bytes(&gateway)?;
+    assert!(shared < left + full / 10, "{shared} after a copy of what took {left}");
+    assert_same(&gateway, "copy", &file)
+}
+
+#[test]
 fn a_clone_keeps_what_it_shares_with_a_volume_that_is_gone() -> Result<()> {
     let folder = TempDir::new()?;
     let file = folder.path().join("noise");

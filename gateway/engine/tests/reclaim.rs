@@ -8,8 +8,9 @@ mod support;
 
 use cairn_engine::{Engine, ReclaimReport};
 use cairn_metadata::SnapshotName;
-use cairn_model::{Entropy, SeededEntropy};
+use cairn_model::{BlockDevice, Entropy, SeededEntropy};
 use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::{Checked, Dice, MIB, Site};
@@ -25,7 +26,7 @@ fn named(name: &str) -> SnapshotName {
     name.parse().unwrap()
 }
 
-/// Bytes of segments in the pool that hold blocks. Those of batches that only discarded are all footer, and stay.
+/// Bytes of segments in the pool that hold blocks. Those of batches that only discarded or shared are all footer, and stay.
 async fn pool_bytes(site: &Site) -> u64 {
     let objects: Vec<_> = site.store.list(None).try_collect().await.unwrap();
     objects.iter().map(|object| object.size).filter(|size| *size > 4096).sum()
@@ -177,5 +178,159 @@ async fn hits_and_reads_go_on_while_it_runs() {
     Checked { volume: engine.volume("disk").unwrap(), expected }.check_all().await;
     let more = engine.reclaim(false).await.unwrap().containers;
     assert!(removed + more > 0, "something was removed");
+    engine.shutdown().await.unwrap();
+}
+
+/// Overwrites of pieces all over what was written before: they leave something dead in every container. Pieces are longer than chunks.
+async fn scattered(disk: &mut Checked, seed: u64, of_ten: u64) {
+    const PIECE: u64 = 192 << 10;
+    let dice = Dice::new(seed);
+    for piece in 0..16 * MIB / PIECE {
+        if dice.below(10) < of_ten {
+            disk.write(piece * PIECE, noise(1000 + dice.below(1 << 40), PIECE)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn survivors_of_sparse_segments_move_together() {
+    let mut site = Site::with_volume(32 * MIB).await;
+    site_config(&mut site);
+    site.add_volume("other", 16 * MIB).await;
+    site.config.pack.container_bytes_max = 1 << 20;
+    let engine = site.start().await;
+    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
+    disk.write(0, noise(1, 16 * MIB)).await;
+    engine.create_snapshot("disk", &named("s")).await.unwrap();
+    engine.destage().await.unwrap();
+    let moment = disk.expected.clone();
+    for seed in 0..4 {
+        scattered(&mut disk, seed, 4).await;
+        engine.destage().await.unwrap();
+    }
+    let before = pool_bytes(&site).await;
+    let planned = engine.reclaim(true).await.unwrap();
+    assert!(planned.moved_containers > 0 && planned.moved_bytes > 0 && planned.objects == 0, "{planned:?}");
+    assert_eq!(pool_bytes(&site).await, before, "a dry run changes nothing");
+    let done = engine.reclaim(false).await.unwrap();
+    assert!(done.moved_containers > 0 && done.objects > done.moved_containers / 8, "{done:?}");
+    assert_eq!(done.container_bytes, planned.container_bytes);
+    let after = pool_bytes(&site).await;
+    // The snapshot's 16 MiB, and what the volume has that differs from it.
+    let differing =
+        disk.expected.chunks(4096).zip(moment.chunks(4096)).filter(|(one, other)| one != other).count();
+    let live = 16 * MIB + differing as u64 * 4096;
+    assert!(before > live * 5 / 4 && after < live * 5 / 4, "{before} {after} {live}");
+    let totals = site.catalog().await.totals().await.unwrap();
+    assert!(totals.container_bytes < live * 5 / 4 && totals.segment_bytes < live * 5 / 4 + MIB, "{totals:?}");
+    disk.check_all().await;
+
+    // From where it is now, without anything in memory; also by the snapshot, and again after another pass.
+    let expected = disk.into_expected();
+    let engine = restarted(&site, engine).await;
+    let mut disk = Checked { volume: engine.volume("disk").unwrap(), expected };
+    disk.check_all().await;
+    let clone = engine.clone_snapshot("disk", &named("s"), &"clone".parse().unwrap()).await.unwrap();
+    Checked { volume: clone, expected: moment }.check_all().await;
+    engine.delete_volume("clone", false).await.unwrap();
+    engine.delete_snapshot("disk", &named("s")).await.unwrap();
+    scattered(&mut disk, 9, 3).await;
+    engine.destage().await.unwrap();
+    let again = engine.reclaim(false).await.unwrap();
+    assert!(again.moved_containers > 0, "{again:?}");
+    disk.check_all().await;
+
+    // What survived is shared as before, and what did not is stored again.
+    let stored = |engine: &Arc<Engine>| engine.status().destage.reduction;
+    let mut other = Checked::fresh(engine.volume("other").unwrap());
+    let at_first = stored(&engine);
+    other.write(0, disk.expected[..usize::try_from(8 * MIB).unwrap()].to_vec()).await;
+    engine.destage().await.unwrap();
+    let shared = stored(&engine).shared_bytes - at_first.shared_bytes;
+    assert!(shared > 6 * MIB, "{shared}");
+    other.write(8 * MIB, noise(1, 8 * MIB)).await;
+    engine.destage().await.unwrap();
+    other.check_all().await;
+    engine.reclaim(false).await.unwrap();
+    let expected = other.into_expected();
+    let kept = disk.into_expected();
+    let engine = restarted(&site, engine).await;
+    Checked { volume: engine.volume("other").unwrap(), expected }.check_all().await;
+    Checked { volume: engine.volume("disk").unwrap(), expected: kept }.check_all().await;
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_finds_what_moved_since_it_looked() {
+    let mut site = Site::with_volume(16 * MIB).await;
+    site_config(&mut site);
+    // Chunks are not kept, the places of containers are.
+    site.config.block_cache_bytes = 1;
+    let engine = site.start().await;
+    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
+    disk.write(0, noise(1, 16 * MIB)).await;
+    engine.destage().await.unwrap();
+    disk.check_all().await;
+    // Readers that are on their way from the look at the map to the pool at any time.
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..8)
+        .map(|seed| {
+            let (volume, stop) = (Arc::clone(&disk.volume), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let dice = Dice::new(seed);
+                while !stop.load(Ordering::Relaxed) {
+                    volume.read(dice.below(4000) * 4096, 32 << 10).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for round in 0..6 {
+        scattered(&mut disk, round, 5).await;
+        engine.destage().await.unwrap();
+        disk.check_all().await;
+        let done = engine.reclaim(false).await.unwrap();
+        assert!(done.moved_containers > 0, "{done:?}");
+        disk.check_all().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_verified_stays_where_it_is() {
+    let mut site = Site::with_volume(16 * MIB).await;
+    site_config(&mut site);
+    site.config.pack.container_bytes_max = 1 << 20;
+    site.config.block_cache_bytes = 1;
+    site.config.reclaim_dead_percent_max = 1;
+    let engine = site.start().await;
+    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
+    disk.write(0, noise(1, 16 * MIB)).await;
+    engine.destage().await.unwrap();
+    scattered(&mut disk, 1, 7).await;
+    engine.destage().await.unwrap();
+    let objects: Vec<_> = site.store.list(Some(&"segments".into())).try_collect().await.unwrap();
+    let path = objects.iter().min_by_key(|object| object.last_modified).unwrap().location.clone();
+    let whole = site.store.get(&path).await.unwrap().bytes().await.unwrap();
+    // A byte in every 4 KiB of its chunks.
+    let mut damaged = whole.to_vec();
+    let chunks = damaged.len() - (100 << 10);
+    damaged[64..chunks].iter_mut().step_by(4096).for_each(|byte| *byte ^= 1);
+    site.store.put(&path, damaged.into()).await.unwrap();
+    let done = engine.reclaim(false).await.unwrap();
+    assert!(done.moved_containers > 0, "{done:?}");
+    assert!(site.store.head(&path).await.is_ok(), "the only copy of what it holds is there");
+    // Once it is whole again nothing is lost. It is tried again after a start.
+    site.store.put(&path, whole.into()).await.unwrap();
+    disk.check_all().await;
+    let expected = disk.into_expected();
+    let engine = restarted(&site, engine).await;
+    let disk = Checked { volume: engine.volume("disk").unwrap(), expected };
+    let done = engine.reclaim(false).await.unwrap();
+    assert!(done.moved_containers > 0 && site.store.head(&path).await.is_err(), "{done:?}");
+    disk.check_all().await;
     engine.shutdown().await.unwrap();
 }

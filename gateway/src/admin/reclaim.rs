@@ -46,6 +46,8 @@ const fn amount(report: ReclaimReport) -> ReclaimedAmount {
     ReclaimedAmount {
         containers: report.containers,
         container_bytes: report.container_bytes,
+        moved_containers: report.moved_containers,
+        moved_bytes: report.moved_bytes,
         objects: report.objects,
         object_bytes: report.object_bytes,
     }

@@ -23,20 +23,29 @@ fn human(reclaimed: &Reclaimed) -> String {
     if *amount == ReclaimedAmount::default() {
         return "Nothing to take back: something points at everything that could be deleted.\n".to_owned();
     }
-    let containers =
-        format!("{} of {}", counted(amount.containers, "container"), format_size(amount.container_bytes));
+    let (dead, moved) = (format_size(amount.container_bytes), format_size(amount.moved_bytes));
     let objects = format!("{} of {}", counted(amount.objects, "object"), format_size(amount.object_bytes));
     if reclaimed.dry_run {
-        return format!(
-            "Nothing points at {containers}. `cairn reclaim` would take them back and delete the objects that hold nothing else.\n"
-        );
+        let moving = match amount.moved_containers {
+            0 => String::new(),
+            count => format!(
+                ", after writing what lives beside it, {moved} of {}, anew",
+                counted(count, "container")
+            ),
+        };
+        return format!("Nothing points at {dead}. `cairn reclaim` would take that back{moving}.\n");
     }
-    match (amount.containers, amount.objects) {
-        (0, _) => format!("Deleted {objects} that an earlier pass had left.\n"),
+    let moving = match amount.moved_containers {
+        0 => String::new(),
+        count => format!(" Wrote {moved} anew: what lived beside it, of {}.", counted(count, "container")),
+    };
+    match (amount.container_bytes, amount.objects) {
+        (0, 0) => format!("{}\n", moving.trim_start()),
+        (0, _) => format!("Deleted {objects} that an earlier pass had left.{moving}\n"),
         (_, 0) => format!(
-            "Took back {containers}. No object was deleted: each of theirs holds something else as well.\n"
+            "Took back {dead}.{moving} No object was deleted: each of theirs holds something else as well.\n"
         ),
-        _ => format!("Took back {containers}. Deleted {objects} from the pool.\n"),
+        _ => format!("Took back {dead}.{moving} Deleted {objects} from the pool.\n"),
     }
 }
 
@@ -46,25 +55,36 @@ mod tests {
 
     #[test]
     fn what_was_done_is_told() {
-        let told = |dry_run, containers, objects| {
+        let told = |dry_run, dead, moved_containers, objects| {
             let bytes = |count: u64| count << 20;
             human(&Reclaimed {
                 dry_run,
                 amount: ReclaimedAmount {
-                    containers,
-                    container_bytes: bytes(containers),
+                    containers: dead,
+                    container_bytes: bytes(dead),
+                    moved_containers,
+                    moved_bytes: bytes(moved_containers),
                     objects,
                     object_bytes: bytes(objects),
                 },
             })
         };
         for (text, words) in [
-            (told(false, 0, 0), "Nothing to take back"),
-            (told(true, 0, 0), "Nothing to take back"),
-            (told(true, 3, 0), "Nothing points at 3 containers of 3 MiB. `cairn reclaim` would"),
-            (told(false, 1, 0), "Took back 1 container of 1 MiB. No object was deleted"),
-            (told(false, 2, 1), "Took back 2 containers of 2 MiB. Deleted 1 object of 1 MiB from the pool."),
-            (told(false, 0, 2), "Deleted 2 objects of 2 MiB that an earlier pass had left."),
+            (told(false, 0, 0, 0), "Nothing to take back"),
+            (told(true, 0, 0, 0), "Nothing to take back"),
+            (told(true, 3, 0, 0), "Nothing points at 3 MiB. `cairn reclaim` would take that back."),
+            (
+                told(true, 3, 2, 0),
+                "Nothing points at 3 MiB. `cairn reclaim` would take that back, after writing what lives",
+            ),
+            (told(false, 1, 0, 0), "Took back 1 MiB. No object was deleted"),
+            (told(false, 2, 0, 1), "Took back 2 MiB. Deleted 1 object of 1 MiB from the pool."),
+            (
+                told(false, 2, 1, 3),
+                "Took back 2 MiB. Wrote 1 MiB anew: what lived beside it, of 1 container. Deleted 3",
+            ),
+            (told(false, 0, 0, 2), "Deleted 2 objects of 2 MiB that an earlier pass had left."),
+            (told(false, 0, 1, 0), "Wrote 1 MiB anew"),
         ] {
             assert!(text.starts_with(words) && text.ends_with(".\n"), "{text}");
         }

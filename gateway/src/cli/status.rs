@@ -59,9 +59,13 @@ fn write_reclaim(text: &mut String, reclaim: &Reclaim) -> std::fmt::Result {
         return writeln!(text, "reclaim  nothing taken back, no pass since the start");
     };
     let objects = counted(reclaim.total.objects, "object");
+    let moved = match reclaim.total.moved_bytes {
+        0 => String::new(),
+        bytes => format!(", {} written anew for it", format_size(bytes)),
+    };
     writeln!(
         text,
-        "reclaim  {} in {objects} taken back by {} since the start, the last at {}",
+        "reclaim  {} in {objects} taken back by {} since the start{moved}, the last at {}",
         format_size(reclaim.total.object_bytes),
         if reclaim.passes == 1 { "1 pass".to_owned() } else { format!("{} passes", reclaim.passes) },
         format_time(WallTime::from_unix_millis(last))

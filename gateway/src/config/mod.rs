@@ -133,6 +133,8 @@ pub struct DestageConfig {
 pub struct ReclaimConfig {
     /// How often the gateway looks for what nothing points at any more; `None`: only when it is asked to.
     pub interval: Option<Duration>,
+    /// Where more of the pool than this is dead, what is left of sparse segments is written together anew. 100: never.
+    pub dead_percent: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

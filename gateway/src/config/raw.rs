@@ -92,6 +92,7 @@ pub(super) struct RawDestage {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawReclaim {
     pub(super) interval: Option<String>,
+    pub(super) dead_percent: Option<u8>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -2,8 +2,8 @@
 
 use super::validate::{
     BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, DEDUPE_INDEX_DEFAULT, DEDUPE_MEMORY_DEFAULT, FLASH_SIZE_DEFAULT,
-    MAP_CACHE_DEFAULT, RECLAIM_INTERVAL_DEFAULT, WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT,
-    block_cache_default,
+    MAP_CACHE_DEFAULT, RECLAIM_DEAD_PERCENT_DEFAULT, RECLAIM_INTERVAL_DEFAULT, WAL_CAPACITY_DEFAULT,
+    WRITE_BUFFER_DEFAULT, block_cache_default,
 };
 use crate::units::format_size_exact;
 use cairn_engine::CpuBudget;
@@ -27,6 +27,7 @@ pub fn template(catalog_url: Option<&str>) -> String {
         .replace("@BATCH_BYTES@", &size(BATCH_BYTES_DEFAULT))
         .replace("@CPU_BUDGET@", &format!("\"{}\"", CpuBudget::default().name()))
         .replace("@BATCH_AGE@", &format!("\"{}s\"", BATCH_AGE_DEFAULT.as_secs()))
+        .replace("@RECLAIM_DEAD_PERCENT@", &RECLAIM_DEAD_PERCENT_DEFAULT.to_string())
         .replace("@RECLAIM_INTERVAL@", &format!("\"{}m\"", RECLAIM_INTERVAL_DEFAULT.as_secs() / 60))
 }
 
@@ -89,6 +90,9 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 # How often to look for data that nothing points at any more (overwritten, discarded, deleted) and delete it from the pool.
 # "off": only when `cairn reclaim` asks for it.
 # interval = @RECLAIM_INTERVAL@
+# Percent of the pool's bytes that may be dead, 5 to 100: when more is, what lives in the sparsest segments is written together anew and
+# the old ones are deleted. Less saves space and costs writes. 100: never.
+# dead_percent = @RECLAIM_DEAD_PERCENT@
 
 [cpu]
 # The share of the cores that hashes, compresses and seals, at low priority and by at least one thread: "normal" is 20 %,

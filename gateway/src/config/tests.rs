@@ -86,6 +86,7 @@ fn every_key_is_taken() {
         batch_age = "1500ms"
         [reclaim]
         interval = "36h"
+        dead_percent = 35
         [cpu]
         budget = "insane"
         [pool]
@@ -115,7 +116,7 @@ fn every_key_is_taken() {
     assert_eq!(config.dedupe, dedupe);
     let destage = DestageConfig { batch_bytes: 32 << 20, batch_age: Duration::from_millis(1500) };
     assert_eq!(config.destage, destage);
-    let reclaim = ReclaimConfig { interval: Some(Duration::from_hours(36)) };
+    let reclaim = ReclaimConfig { interval: Some(Duration::from_hours(36)), dead_percent: 35 };
     assert_eq!((config.reclaim, config.cpu.budget), (reclaim, CpuBudget::Insane));
     assert_eq!(config.pool.credentials.unwrap().secret_access_key.expose(), "hush");
     assert_eq!(
@@ -165,6 +166,8 @@ fn an_impossible_value_is_named_by_its_key() {
         ("[reclaim]\ninterval = \"721h\"", "reclaim.interval", "30 days"),
         ("[reclaim]\ninterval = \"0s\"", "reclaim.interval", "or off"),
         ("[reclaim]\ninterval = \"never\"", "reclaim.interval", "or off"),
+        ("[reclaim]\ndead_percent = 4", "reclaim.dead_percent", "at least 5"),
+        ("[reclaim]\ndead_percent = 101", "reclaim.dead_percent", "never"),
         ("[cpu]\nbudget = \"40%\"", "cpu.budget", "normal, insane or unlimited"),
         ("[gateway]\nnbd = []", "gateway.nbd", "empty"),
         ("[gateway]\nnbd = [\"nowhere\"]", "gateway.nbd", "no address"),

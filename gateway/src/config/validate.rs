@@ -34,6 +34,11 @@ pub(super) const BATCH_AGE_DEFAULT: Duration = Duration::from_secs(5);
 pub(super) const RECLAIM_INTERVAL_DEFAULT: Duration = Duration::from_mins(10);
 pub(super) const NBD_DEFAULT: [&str; 2] = ["127.0.0.1:10809", "unix:nbd.sock"];
 
+pub(super) const RECLAIM_DEAD_PERCENT_DEFAULT: u8 = 20;
+
+/// Below it, what lives would be written again and again for the sake of little.
+const RECLAIM_DEAD_PERCENT_MIN: u8 = 5;
+
 /// Beyond it, "off" is what is meant.
 const RECLAIM_INTERVAL_MAX: Duration = Duration::from_hours(30 * 24);
 
@@ -329,7 +334,12 @@ fn reclaim(raw: &RawReclaim) -> Result<ReclaimConfig, Problem> {
             Some(interval)
         }
     };
-    Ok(ReclaimConfig { interval })
+    let dead_percent = raw.dead_percent.unwrap_or(RECLAIM_DEAD_PERCENT_DEFAULT);
+    if !(RECLAIM_DEAD_PERCENT_MIN..=100).contains(&dead_percent) {
+        let limits = "at least 5 and at most 100, which is for never";
+        return Err(("reclaim.dead_percent", format!("is {dead_percent}: it must be {limits}")));
+    }
+    Ok(ReclaimConfig { interval, dead_percent })
 }
 
 fn cpu(raw: &RawCpu) -> Result<CpuConfig, Problem> {

@@ -202,6 +202,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     engine.batch_age = config.destage.batch_age;
     engine.cpu_budget = config.cpu.budget;
     engine.reclaim_interval = config.reclaim.interval;
+    engine.reclaim_dead_percent_max = config.reclaim.dead_percent;
     engine
 }
 

@@ -1,33 +1,48 @@
 //! Taking back what nothing points at.
 
 use super::{CatalogStore, Held, World, blocks, hole, refusal};
-use crate::{BatchCommit, CatalogError, NodeRow, Totals};
-use cairn_model::{ContainerId, ErrorKind, Kinded, LbaRange, PassId};
+use crate::{
+    BatchCommit, CatalogError, ContainerMove, ContainerRow, ContainerUse, MovedContainer, NodeRow, Totals,
+};
+use bytes::Bytes;
+use cairn_model::{
+    ChunkId, ChunkIndex, ChunkRef, ChunkSet, ContainerId, ErrorKind, Kinded, LbaRange, MapDelta, MapOp,
+    MapTarget, PassId,
+};
 
 fn pass(number: u8) -> PassId {
     PassId::from_bytes([number; 16])
 }
 
-async fn unreferenced(world: &World) -> Vec<ContainerId> {
-    let all = world.catalog.unreferenced_containers(None, u32::MAX).await.unwrap();
+/// Every container's use, the same whichever way the catalog is asked.
+async fn uses(world: &World) -> Vec<ContainerUse> {
+    let all = world.catalog.segment_uses(None, u32::MAX).await.unwrap();
     assert_eq!(all.next, None);
-    assert!(all.containers.iter().all(|container| container.length == 4000));
-    let ids: Vec<_> = all.containers.iter().map(|container| container.id).collect();
-    assert!(ids.is_sorted());
-    for window in 1..4 {
+    assert!(all.segments.is_sorted_by_key(|segment| segment.id));
+    for containers_max in 1..4 {
         let (mut paged, mut after) = (Vec::new(), None);
         loop {
-            let page = world.catalog.unreferenced_containers(after, window).await.unwrap();
-            assert!(page.containers.len() <= usize::try_from(window).unwrap());
-            paged.extend(page.containers);
+            let page = world.catalog.segment_uses(after, containers_max).await.unwrap();
+            paged.extend(page.segments);
             after = match page.next {
                 Some(next) => Some(next),
                 None => break,
             };
         }
-        assert_eq!(paged, all.containers, "in windows of {window}");
+        assert_eq!(paged, all.segments, "in pages of {containers_max}");
     }
-    ids
+    let mut uses: Vec<_> = all.segments.into_iter().flat_map(|segment| segment.containers).collect();
+    uses.sort_by_key(|container| container.id);
+    let ids: Vec<_> = uses.iter().rev().map(|container| container.id).collect();
+    let unknown = ContainerId::from_bytes([0xee; 16]);
+    let asked = world.catalog.container_uses(&[&ids[..], &ids[..], &[unknown]].concat()).await.unwrap();
+    assert_eq!(asked, uses);
+    uses
+}
+
+async fn unreferenced(world: &World) -> Vec<ContainerId> {
+    let dead = uses(world).await.into_iter().filter(|container| container.live.is_empty());
+    dead.map(|container| container.id).collect()
 }
 
 /// The batch that discards `range`, and stores nothing.
@@ -262,4 +277,167 @@ pub async fn a_segment_of_a_deleted_domain_is_doomed_from_the_start(store: &dyn 
     assert_eq!(doomed[0].segment, batch.containers[0].segment);
     let totals = world.catalog.totals().await.unwrap();
     assert_eq!((totals.segments, totals.segment_bytes, totals.containers), (0, 0, 0));
+}
+
+fn chunks(indexes: impl IntoIterator<Item = u32>) -> ChunkSet {
+    indexes.into_iter().map(ChunkIndex::new).collect()
+}
+
+/// What blocks `at` on become: block 0 of each of these chunks.
+fn pointing(at: u64, container: ContainerId, indexes: &[u32]) -> MapDelta {
+    let ops = (at..).zip(indexes).map(|(at, index)| {
+        let chunk = ChunkId { container, index: ChunkIndex::new(*index) };
+        MapOp { range: blocks(at, 1), target: MapTarget::Chunk(ChunkRef { chunk, block: 0 }) }
+    });
+    MapDelta { ops: ops.collect() }
+}
+
+/// A container with chunks 0 to 5, one for each of the first blocks.
+async fn container_of_six(world: &World, held: &mut Held) -> ContainerRow {
+    let mut batch = world.batch(&[(held, blocks(0, 6))]);
+    batch.volumes[0].delta = pointing(0, batch.containers[0].id, &[0, 1, 2, 3, 4, 5]);
+    world.commit_batch(held, &batch).await;
+    world.fold(held).await;
+    batch.containers.remove(0)
+}
+
+/// A new place for what is left of a container.
+fn moved(world: &World, pass: PassId, row: &ContainerRow, present: ChunkSet) -> ContainerMove {
+    let (segment, place) = world.sealed(row.domain);
+    let (length, raw_bytes) = (row.length / 2, row.raw_bytes / 2);
+    let directory = Bytes::from_static(b"thin");
+    let row = ContainerRow { segment: place.segment, length, raw_bytes, directory, ..row.clone() };
+    ContainerMove { pass, segment, containers: vec![MovedContainer { row, present }] }
+}
+
+pub async fn uses_are_told_chunk_by_chunk(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let mut held = world.held_volume("a").await;
+    let row = container_of_six(&world, &mut held).await;
+    let live = async || uses(&world).await.into_iter().find(|container| container.id == row.id).unwrap().live;
+    assert_eq!(live().await, chunks(0..6));
+    let batch = discard(&world, &held, blocks(1, 2));
+    world.commit_batch(&mut held, &batch).await;
+    // The leaf has them yet.
+    assert_eq!(live().await, chunks(0..6));
+    world.fold(&held).await;
+    assert_eq!(live().await, chunks([0, 3, 4, 5]));
+    // A delta alone has chunk 2 again.
+    let mut batch = discard(&world, &held, blocks(9, 1));
+    batch.volumes[0].delta = pointing(9, row.id, &[2]);
+    world.commit_batch(&mut held, &batch).await;
+    assert_eq!(live().await, chunks([0, 2, 3, 4, 5]));
+}
+
+pub async fn a_moved_container_is_in_its_new_place_and_the_old_object_doomed(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let mut held = world.held_volume("a").await;
+    let row = container_of_six(&world, &mut held).await;
+    let old = world.catalog.containers(&[row.id]).await.unwrap().remove(0);
+    let before = world.catalog.totals().await.unwrap();
+    let there = moved(&world, pass(1), &row, chunks([0, 3]));
+    world.catalog.close_containers(pass(1), &[row.id]).await.unwrap();
+    for _ in 0..2 {
+        world.catalog.move_containers(&there).await.unwrap();
+    }
+
+    let world = world.reopened(store).await;
+    let now = world.catalog.containers(&[row.id]).await.unwrap().remove(0);
+    let expected = &there.containers[0].row;
+    assert_eq!(
+        (now.segment, now.offset, now.length, now.raw_bytes, now.domain, &now.directory),
+        (
+            expected.segment,
+            expected.offset,
+            expected.length,
+            expected.raw_bytes,
+            row.domain,
+            &expected.directory
+        )
+    );
+    assert_eq!(now.key, there.segment.receipt.key());
+    let totals = world.catalog.totals().await.unwrap();
+    let container_bytes = before.container_bytes - u64::from(row.length - expected.length);
+    let container_raw_bytes = before.container_raw_bytes - (row.raw_bytes - expected.raw_bytes);
+    assert_eq!(totals, Totals { container_bytes, container_raw_bytes, ..before });
+    let doomed = world.catalog.doomed_objects(None, 10).await.unwrap();
+    let [object] = &doomed[..] else { panic!("{doomed:?}") };
+    assert_eq!((object.segment, &object.key), (old.segment, &old.key));
+    // Removed since: the same move again names no container, and leaves the object to be deleted, whether that was begun or not.
+    world.catalog.remove_containers(pass(1), &[row.id]).await.unwrap();
+    for _ in 0..2 {
+        world.catalog.move_containers(&there).await.unwrap();
+        assert_eq!(world.catalog.containers(&[row.id]).await.unwrap(), []);
+        let doomed = world.catalog.doomed_objects(None, 10).await.unwrap();
+        assert!(doomed.iter().any(|object| object.key == there.segment.receipt.key()), "{doomed:?}");
+        assert_eq!(world.catalog.totals().await.unwrap().segments, before.segments - 1);
+        world.catalog.forget_doomed(expected.segment).await.unwrap();
+    }
+}
+
+pub async fn only_what_the_pass_itself_closed_is_moved(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let mut held = world.held_volume("a").await;
+    let row = container_of_six(&world, &mut held).await;
+    let old = world.catalog.containers(&[row.id]).await.unwrap();
+    let before = world.catalog.totals().await.unwrap();
+    let is_refused = async || {
+        let refused =
+            world.catalog.move_containers(&moved(&world, pass(1), &row, chunks([0]))).await.unwrap_err();
+        assert!(matches!(refused, CatalogError::ContainerOpen { .. }), "{refused}");
+        assert_eq!(world.catalog.totals().await.unwrap(), before);
+        assert_eq!(world.catalog.containers(&[row.id]).await.unwrap(), old);
+    };
+    is_refused().await;
+    world.catalog.close_containers(pass(1), &[row.id]).await.unwrap();
+    world.catalog.close_containers(pass(2), &[row.id]).await.unwrap();
+    is_refused().await;
+    world.catalog.open_containers(None).await.unwrap();
+    is_refused().await;
+    let mut elsewhere = moved(&world, pass(1), &row, chunks([0]));
+    elsewhere.containers[0].row.domain = world.domain("tenant").await;
+    world.catalog.close_containers(pass(1), &[row.id]).await.unwrap();
+    let refused = world.catalog.move_containers(&elsewhere).await.unwrap_err();
+    assert!(matches!(refused, CatalogError::Invalid(_)), "{refused}");
+    // Nothing of it is there.
+    let gone = ContainerRow { id: ContainerId::from_bytes([0xee; 16]), ..row.clone() };
+    world.catalog.move_containers(&moved(&world, pass(1), &gone, chunks([0]))).await.unwrap();
+    assert_eq!(world.catalog.containers(&[gone.id, row.id]).await.unwrap(), old);
+    assert_eq!(world.catalog.doomed_objects(None, 10).await.unwrap().len(), 1);
+}
+
+pub async fn what_was_left_out_of_a_container_is_shared_no_more(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let mut held = world.held_volume("a").await;
+    let row = container_of_six(&world, &mut held).await;
+    world.catalog.close_containers(pass(1), &[row.id]).await.unwrap();
+    world.catalog.move_containers(&moved(&world, pass(1), &row, chunks([0, 3, 4]))).await.unwrap();
+    let sharing = |held: &Held, indexes: &[u32]| {
+        let mut batch = discard(&world, held, blocks(20, 1));
+        batch.volumes[0].delta = pointing(20, row.id, indexes);
+        batch
+    };
+    // Closed still, all of it.
+    assert_eq!(refusal(world.catalog.commit_batch(&sharing(&held, &[3])).await).0, ErrorKind::Conflict);
+    world.catalog.open_containers(Some(pass(1))).await.unwrap();
+    let left_out = sharing(&held, &[3, 1]);
+    let refused = world.catalog.commit_batch(&left_out).await.unwrap_err();
+    assert!(
+        matches!(refused, CatalogError::UnknownContainer { container, .. } if container == row.id),
+        "{refused}"
+    );
+    let batch = sharing(&held, &[3, 0, 4]);
+    world.commit_batch(&mut held, &batch).await;
+    // Moved again, with less.
+    world.catalog.close_containers(pass(2), &[row.id]).await.unwrap();
+    let thin = ContainerRow { length: row.length / 2, raw_bytes: row.raw_bytes / 2, ..row.clone() };
+    world.catalog.move_containers(&moved(&world, pass(2), &thin, chunks([3]))).await.unwrap();
+    world.catalog.open_containers(None).await.unwrap();
+    assert_eq!(refusal(world.catalog.commit_batch(&sharing(&held, &[4])).await).0, ErrorKind::Conflict);
+    let batch = sharing(&held, &[3]);
+    world.commit_batch(&mut held, &batch).await;
+    // Removed, its mark goes with it.
+    world.catalog.close_containers(pass(3), &[row.id]).await.unwrap();
+    world.catalog.remove_containers(pass(3), &[row.id]).await.unwrap();
+    assert_eq!(world.catalog.containers(&[row.id]).await.unwrap(), []);
 }

@@ -8,8 +8,8 @@ use crate::{
 };
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
-    BatchId, ChunkRef, CommitSeq, ContainerId, DomainId, GatewayId, MapTarget, NodeId, SegmentId, SnapshotId,
-    VolumeId, WriteSeq,
+    BatchId, ChunkRef, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, MapTarget, NodeId, SegmentId,
+    SnapshotId, VolumeId, WriteSeq,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -137,7 +137,7 @@ impl Tables {
         batch.containers.iter().filter(|container| self.domains.contains(container.domain))
     }
 
-    /// Fails when a committed delta points at a container that is neither new in the batch nor known, or of another domain.
+    /// Fails when a committed delta points at a container that is neither new in the batch nor known, at a chunk that was left out of one, or at one of another domain.
     fn check_pointers(&self, batch: &BatchCommit, receipt: &CommitReceipt) -> Result<()> {
         if is_planted(Bug::ShareUnchecked) {
             return Ok(());
@@ -150,8 +150,12 @@ impl Tables {
             for op in &part.delta.ops {
                 let MapTarget::Chunk(ChunkRef { chunk, .. }) = op.target else { continue };
                 let container = chunk.container;
+                let is_there = |present: &ChunkSet| {
+                    present.contains(chunk.index) || is_planted(Bug::ShareWhatWasLeftOut)
+                };
                 let known = self.containers.get(&container).is_some_and(|known| known.domain == domain)
-                    && !self.closed.contains_key(&container);
+                    && !self.closed.contains_key(&container)
+                    && self.thinned.get(&container).is_none_or(is_there);
                 if !known && !fresh.contains(&(domain, container)) {
                     return Err(CatalogError::UnknownContainer { volume: part.volume, container });
                 }

@@ -1,35 +1,109 @@
-//! Containers that nothing points at, and objects that are to be deleted.
+//! What is in use, what is moved and removed, and objects that are to be deleted.
 
+use super::commit::Segment;
 use super::{Result, Tables};
-use crate::{CatalogError, DoomedObject, UnreferencedContainer, UnreferencedPage};
+use crate::{
+    CatalogError, ContainerMove, ContainerRow, ContainerUse, DoomedObject, MovedContainer, SegmentUse,
+    UsePage,
+};
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{ContainerId, MapTarget, PassId, SegmentId};
-use std::collections::BTreeSet;
+use cairn_model::{ChunkId, ChunkSet, ContainerId, MapTarget, PassId, SegmentId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 impl Tables {
-    pub(super) fn unreferenced_containers(
-        &self,
-        after: Option<ContainerId>,
-        window: u32,
-    ) -> UnreferencedPage {
+    /// Every pointer of every map.
+    fn pointers(&self) -> impl Iterator<Item = ChunkId> {
         let lineages = || self.lineages.values();
-        let of_leaves =
-            lineages().flat_map(|lineage| lineage.leaves.values()).flat_map(|leaf| leaf.containers());
+        let of_leaves = lineages().flat_map(|lineage| lineage.leaves.values()).flat_map(|leaf| {
+            leaf.chunks().map(|(container, index)| ChunkId { container: leaf.containers()[container], index })
+        });
         let ops = lineages().flat_map(|lineage| lineage.deltas.values()).flat_map(|delta| &delta.ops);
         let of_deltas = ops.filter_map(|op| match &op.target {
-            MapTarget::Chunk(target) => Some(&target.chunk.container),
+            MapTarget::Chunk(target) => Some(target.chunk),
             MapTarget::Hole => None,
         });
-        let of_deltas = of_deltas.filter(|_| !is_planted(Bug::ReclaimOverlooksDeltas));
-        let referenced: BTreeSet<&ContainerId> = of_leaves.chain(of_deltas).collect();
-        let window = usize::try_from(window).unwrap_or(usize::MAX);
+        of_leaves.chain(of_deltas.filter(|_| !is_planted(Bug::ReclaimOverlooksDeltas)))
+    }
+
+    fn live_chunks(&self) -> BTreeMap<ContainerId, ChunkSet> {
+        let mut live: BTreeMap<ContainerId, ChunkSet> = BTreeMap::new();
+        for chunk in self.pointers() {
+            assert!(live.entry(chunk.container).or_default().insert(chunk.index), "a chunk of a container");
+        }
+        live
+    }
+
+    fn used(container: &ContainerRow, live: &BTreeMap<ContainerId, ChunkSet>) -> ContainerUse {
+        let live = live.get(&container.id).cloned().unwrap_or_default();
+        ContainerUse { id: container.id, length: container.length, live }
+    }
+
+    pub(super) fn segment_uses(&self, after: Option<SegmentId>, containers_max: u32) -> UsePage {
+        let live = self.live_chunks();
+        let mut of_segment: BTreeMap<SegmentId, Vec<ContainerUse>> = BTreeMap::new();
+        for container in self.containers.values() {
+            of_segment.entry(container.segment).or_default().push(Self::used(container, &live));
+        }
+        let mut page = UsePage::default();
+        let mut left = usize::try_from(containers_max).unwrap_or(usize::MAX);
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let looked_at: Vec<_> = self.containers.range((from, Bound::Unbounded)).take(window).collect();
-        let next = looked_at.last().map(|(id, _)| **id).filter(|_| looked_at.len() == window);
-        let dead = looked_at.into_iter().filter(|(id, _)| !referenced.contains(id));
-        let dead = dead.map(|(id, container)| UnreferencedContainer { id: *id, length: container.length });
-        UnreferencedPage { containers: dead.collect(), next }
+        for (id, segment) in self.segments.range((from, Bound::Unbounded)) {
+            if left == 0 {
+                break;
+            }
+            let containers = of_segment.remove(id).unwrap_or_default();
+            left = left.saturating_sub(containers.len().max(1));
+            page.segments.push(SegmentUse { id: *id, length_bytes: segment.length_bytes, containers });
+            page.next = Some(*id);
+        }
+        page.next = page.next.filter(|_| left == 0);
+        page
+    }
+
+    pub(super) fn container_uses(&self, ids: &[ContainerId]) -> Vec<ContainerUse> {
+        let live = self.live_chunks();
+        let ids: BTreeSet<_> = ids.iter().collect();
+        let known = ids.into_iter().filter_map(|id| self.containers.get(id));
+        known.map(|container| Self::used(container, &live)).collect()
+    }
+
+    pub(super) fn move_containers(&mut self, moved: &ContainerMove) -> Result<()> {
+        let receipt = &moved.segment.receipt;
+        // Done before, by an attempt whose answer was lost.
+        if self.segments.contains_key(&receipt.segment()) {
+            return Ok(());
+        }
+        self.node(receipt.node())?;
+        let there: Vec<_> = moved
+            .containers
+            .iter()
+            .filter(|container| self.containers.contains_key(&container.row.id))
+            .collect();
+        for MovedContainer { row, .. } in &there {
+            if self.closed.get(&row.id) != Some(&moved.pass) && !is_planted(Bug::ReclaimWithoutClosing) {
+                return Err(CatalogError::ContainerOpen { container: row.id });
+            }
+            if self.containers[&row.id].domain != row.domain {
+                return Err(CatalogError::Invalid(format!("container {} moved to another domain", row.id)));
+            }
+        }
+        let (node, key) = (receipt.node(), receipt.key().to_owned());
+        self.segments.insert(receipt.segment(), Segment { node, key, length_bytes: receipt.length_bytes() });
+        self.totals.segments += 1;
+        self.totals.segment_bytes += receipt.length_bytes();
+        let mut left = BTreeSet::from([receipt.segment()]);
+        for MovedContainer { row, present } in there {
+            let old = self.containers.insert(row.id, row.clone()).expect("looked at");
+            self.thinned.insert(row.id, present.clone());
+            self.totals.container_bytes -= u64::from(old.length) - u64::from(row.length);
+            self.totals.container_raw_bytes -= old.raw_bytes - row.raw_bytes;
+            left.insert(old.segment);
+        }
+        for segment in left {
+            self.doom_if_empty(segment);
+        }
+        Ok(())
     }
 
     pub(super) fn close_containers(&mut self, pass: PassId, ids: &[ContainerId]) {
@@ -50,6 +124,7 @@ impl Tables {
         let mut segments = BTreeSet::new();
         for id in ids {
             self.closed.remove(id);
+            self.thinned.remove(id);
             let Some(container) = self.containers.remove(id) else { continue };
             segments.insert(container.segment);
             self.totals.containers -= 1;

@@ -9,11 +9,12 @@ use super::leases::LeaseState;
 use super::{Result, SqliteCatalog, domains, failed, reclaim, snapshots};
 use crate::{BatchCommit, CatalogError, CommitReceipt, MapPoint, VolumeCommit, VolumeOutcome, VolumeReceipt};
 use cairn_model::{
-    BatchId, ChunkRef, CommitSeq, ContainerId, DomainId, GatewayId, LineageId, MapTarget, VolumeId, WriteSeq,
+    BatchId, ChunkRef, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, LineageId, MapTarget, VolumeId,
+    WriteSeq,
 };
 use sqlx::SqliteConnection;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::LazyLock;
 
@@ -236,8 +237,8 @@ fn refused(
 /// A container that a delta points at: the domain of the delta's volume, the container, the volume.
 type Needed = (DomainId, ContainerId, VolumeId);
 
-/// Fails when a committed delta points at a container that is neither new in the batch nor known, or of another domain. `domains` has
-/// the domain of each part that is committed.
+/// Fails when a committed delta points at a container that is neither new in the batch nor known, at a chunk that was left out of one, or at one of
+/// another domain. `domains` has the domain of each part that is committed.
 async fn check_containers(
     change: &mut SqliteConnection,
     batch: &BatchCommit,
@@ -259,32 +260,61 @@ async fn check_containers(
     needed.sort_unstable();
     needed.dedup_by_key(|(domain, container, _)| (*domain, *container));
     let of_one_domain = needed.chunk_by(|one, next| one.0 == next.0);
+    let mut thinned = HashMap::new();
     for keys in of_one_domain.flat_map(|keys| keys.chunks(KEYS_AT_ONCE)) {
         let known = known_containers(change, keys).await?;
-        if let Some((_, container, volume)) = keys.iter().find(|(_, container, _)| !known.contains(container))
+        if let Some((_, container, volume)) =
+            keys.iter().find(|(_, container, _)| !known.contains_key(container))
         {
             return Err(CatalogError::UnknownContainer { volume: *volume, container: *container });
+        }
+        thinned.extend(known.into_iter().filter_map(|(id, present)| Some((id, present?))));
+    }
+    if thinned.is_empty() {
+        return Ok(());
+    }
+    for part in &batch.volumes {
+        for op in &part.delta.ops {
+            let MapTarget::Chunk(ChunkRef { chunk, .. }) = op.target else { continue };
+            if thinned.get(&chunk.container).is_some_and(|present| !present.contains(chunk.index)) {
+                return Err(CatalogError::UnknownContainer {
+                    volume: part.volume,
+                    container: chunk.container,
+                });
+            }
         }
     }
     Ok(())
 }
 
-/// Which of `keys`, all of one domain, are there.
-async fn known_containers(change: &mut SqliteConnection, keys: &[Needed]) -> Result<BTreeSet<ContainerId>> {
+/// Which of `keys`, all of one domain, are there, and which chunks of those that some were left out of.
+async fn known_containers(
+    change: &mut SqliteConnection,
+    keys: &[Needed],
+) -> Result<HashMap<ContainerId, Option<ChunkSet>>> {
     static KNOWN: LazyLock<KeyListQuery> = LazyLock::new(|| {
         KeyListQuery::new(
-            "SELECT id FROM containers WHERE domain = $1 AND id IN ({keys}) AND NOT EXISTS (SELECT 1 FROM closed WHERE container = id)",
+            "SELECT c.id, t.present FROM containers c LEFT JOIN thinned t ON t.container = c.id WHERE c.domain = $1 AND c.id IN ({keys}) \
+             AND NOT EXISTS (SELECT 1 FROM closed WHERE container = c.id)",
             2,
         )
     });
-    let Some((domain, _, _)) = keys.first() else { return Ok(BTreeSet::new()) };
+    let Some((domain, _, _)) = keys.first() else { return Ok(HashMap::new()) };
     let (sql, length) = KeyListQuery::for_length(&KNOWN, keys.len());
     let mut query = sqlx::query(sql).bind(domain.as_bytes().to_vec());
     for (_, container, _) in filled_up(keys, length) {
         query = query.bind(container.as_bytes().to_vec());
     }
     let rows = query.fetch_all(change).await.map_err(failed(DOING))?;
-    rows.iter().map(|row| Columns::new(row, "container").identity("id", ContainerId::from_bytes)).collect()
+    rows.iter()
+        .map(|row| {
+            let columns = Columns::new(row, "container");
+            let present = columns.get::<Option<&[u8]>>("present")?.map(|bytes| {
+                ChunkSet::from_bytes(bytes).ok_or_else(|| columns.bad("present", "what is no set of chunks"))
+            });
+            Ok((columns.identity("id", ContainerId::from_bytes)?, present.transpose()?))
+        })
+        .collect()
 }
 
 /// Keeps the receipt, forgets the gateway's oldest.

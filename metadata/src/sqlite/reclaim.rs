@@ -1,115 +1,17 @@
-//! Containers that nothing points at, and objects that are to be deleted.
+//! Containers that are closed and removed, and objects that are to be deleted.
 //!
 //! Invariants:
-//! - the look at what is pointed at is one read transaction: a pointer that a fold moves from a delta to a leaf, or from an old version of a
-//!   leaf to a new one, is seen in the one place or in the other. What cannot be read is an error, never taken for nothing;
 //! - a commit does not point anew at a closed container (`commit`), so a closed container that a look finds dead stays dead while it is closed;
 //!   whoever removes it says by which pass it was closed, so that it was so all the time;
 //! - a segment's row becomes a doomed one in the transaction that takes away its last container.
 
 use super::columns::{Columns, int};
-use super::versions::index_of;
 use super::{Result, SqliteCatalog, failed, uncounted};
-use crate::{CatalogError, DoomedObject, MapLeaf, UnreferencedContainer, UnreferencedPage};
-use cairn_model::{ContainerId, MapDelta, MapTarget, NodeId, PassId, SegmentId};
+use crate::{CatalogError, DoomedObject};
+use cairn_model::{ContainerId, NodeId, PassId, SegmentId};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
-use std::collections::{BTreeMap, BTreeSet};
-
-/// Rows with blobs read at once.
-const BLOBS_AT_ONCE: i64 = 16;
-/// Rows of an index read at once.
-const ROWS_AT_ONCE: i64 = 4096;
-const LOOKING: &str = "looking for what nothing points at";
-
-pub(super) async fn unreferenced(
-    catalog: &SqliteCatalog,
-    after: Option<ContainerId>,
-    window: u32,
-) -> Result<UnreferencedPage> {
-    let mut look = catalog.readers.begin().await.map_err(failed(LOOKING))?;
-    let (mut left, next) = containers(&mut look, after, window).await?;
-    of_leaves(&mut look, &mut left).await?;
-    of_deltas(&mut look, &mut left).await?;
-    let containers = left.into_iter().map(|(id, length)| UnreferencedContainer { id, length }).collect();
-    Ok(UnreferencedPage { containers, next })
-}
-
-/// The first `window` containers after one, with their lengths, and the last of them if there may be more.
-async fn containers(
-    look: &mut SqliteConnection,
-    after: Option<ContainerId>,
-    window: u32,
-) -> Result<(BTreeMap<ContainerId, u32>, Option<ContainerId>)> {
-    let mut found = BTreeMap::new();
-    let mut after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
-    let mut wanted = i64::from(window);
-    loop {
-        let sql = "SELECT id, length_bytes FROM containers WHERE id > $1 ORDER BY id LIMIT $2";
-        let asked = wanted.min(ROWS_AT_ONCE);
-        let rows = sqlx::query(sql).bind(&after).bind(asked).fetch_all(&mut *look).await;
-        let rows = rows.map_err(failed(LOOKING))?;
-        for row in &rows {
-            let columns = Columns::new(row, "container");
-            let id = columns.identity("id", ContainerId::from_bytes)?;
-            found.insert(id, columns.small_number("length_bytes")?);
-            after = id.as_bytes().to_vec();
-            wanted -= 1;
-        }
-        if wanted == 0 {
-            let next = found.last_key_value().map(|(id, _)| *id);
-            return Ok((found, next));
-        }
-        if rows.is_empty() {
-            return Ok((found, None));
-        }
-    }
-}
-
-/// The rows of a table with blobs, page by page in the order of their number.
-async fn pages(
-    look: &mut SqliteConnection,
-    sql: &'static str,
-    mut take: impl FnMut(&SqliteRow) -> Result<()>,
-) -> Result<()> {
-    let mut after = i64::MIN;
-    loop {
-        let rows = sqlx::query(sql).bind(after).bind(BLOBS_AT_ONCE).fetch_all(&mut *look).await;
-        let rows = rows.map_err(failed(LOOKING))?;
-        let Some(last) = rows.last() else { return Ok(()) };
-        after = Columns::new(last, "map").get("number")?;
-        rows.iter().try_for_each(&mut take)?;
-    }
-}
-
-/// Strikes out what a leaf points at.
-async fn of_leaves(look: &mut SqliteConnection, left: &mut BTreeMap<ContainerId, u32>) -> Result<()> {
-    let sql = "SELECT rowid AS number, leaf, data FROM leaves WHERE rowid > $1 ORDER BY rowid LIMIT $2";
-    pages(look, sql, |row| {
-        let columns = Columns::new(row, "map leaf");
-        let leaf = MapLeaf::decode(index_of(&columns)?, columns.get("data")?);
-        for container in leaf.map_err(|error| CatalogError::of_blob("map leaf", error))?.containers() {
-            left.remove(container);
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// Strikes out what a delta points at.
-async fn of_deltas(look: &mut SqliteConnection, left: &mut BTreeMap<ContainerId, u32>) -> Result<()> {
-    let sql = "SELECT rowid AS number, delta FROM deltas WHERE rowid > $1 ORDER BY rowid LIMIT $2";
-    pages(look, sql, |row| {
-        let delta = MapDelta::decode(Columns::new(row, "map delta").get("delta")?);
-        for op in delta.map_err(|error| CatalogError::of_blob("map delta", error))?.ops {
-            if let MapTarget::Chunk(target) = op.target {
-                left.remove(&target.chunk.container);
-            }
-        }
-        Ok(())
-    })
-    .await
-}
+use std::collections::BTreeSet;
 
 pub(super) async fn close(catalog: &SqliteCatalog, pass: PassId, ids: &[ContainerId]) -> Result<()> {
     let doing = "closing containers";
@@ -165,7 +67,11 @@ pub(super) async fn remove(catalog: &SqliteCatalog, pass: PassId, ids: &[Contain
             Some(directory) => uncounted::raw_bytes(directory),
             None => columns.number("raw_bytes")?,
         };
-        for sql in ["DELETE FROM closed WHERE container = $1", "DELETE FROM containers WHERE id = $1"] {
+        for sql in [
+            "DELETE FROM closed WHERE container = $1",
+            "DELETE FROM thinned WHERE container = $1",
+            "DELETE FROM containers WHERE id = $1",
+        ] {
             sqlx::query(sql).bind(&id.as_bytes()[..]).execute(&mut *change).await.map_err(failed(doing))?;
         }
     }
@@ -188,7 +94,8 @@ pub(super) async fn doom_if_empty(change: &mut SqliteConnection, segment: Segmen
     let doing = "dooming a segment";
     let sql = "INSERT INTO doomed (segment, node, object_key, length_bytes) \
                SELECT id, node, object_key, length_bytes FROM segments s WHERE s.id = $1 \
-               AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.segment = s.id) RETURNING length_bytes";
+               AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.segment = s.id) \
+               ON CONFLICT (segment) DO UPDATE SET object_key = excluded.object_key RETURNING length_bytes";
     let length: Option<i64> = sqlx::query_scalar(sql)
         .bind(&segment.as_bytes()[..])
         .fetch_optional(&mut *change)

@@ -5,12 +5,14 @@ use super::{BatchHeader, VolumeHeader};
 use crate::container::ContainerDirectory;
 use crate::error::Damaged;
 use cairn_model::{
-    BatchId, ContainerFingerprints, ContainerId, DomainId, Fingerprint, GatewayId, Generation, LineageId,
-    MapDelta, SegmentId, VolumeId, WriteSeq, varint,
+    BatchId, CHUNKS_PER_CONTAINER_MAX, ContainerFingerprints, ContainerId, DomainId, Fingerprint, GatewayId,
+    Generation, LineageId, MapDelta, SegmentId, VolumeId, WriteSeq, varint,
 };
 use std::sync::Arc;
 
 const ITEMS_MAX: u64 = 65536;
+/// Chunks of all containers together, with those that were left out: these take no bytes in the footer, and memory once they are read.
+const CHUNKS_MAX: usize = super::Regrouped::CONTAINERS_MAX * CHUNKS_PER_CONTAINER_MAX;
 
 const SHORT: Damaged = Damaged("its footer is cut short");
 
@@ -114,9 +116,13 @@ impl Footer {
             u32::try_from(input.varint()?).map_err(|_| Damaged("its footer has an impossible index"))?;
         let last = input.flag()?;
         let mut containers = Vec::new();
-        let mut at = HEADER_BYTES as u64;
+        let (mut at, mut chunks) = (HEADER_BYTES as u64, 0);
         for _ in 0..input.count()? {
             let container = input.container(header.version, domain)?;
+            chunks += container.directory.len();
+            if chunks > CHUNKS_MAX {
+                return Err(Damaged("its containers have more chunks than a segment can"));
+            }
             if container.offset != at {
                 return Err(Damaged("its containers do not lie one behind the other"));
             }
@@ -200,7 +206,7 @@ impl<'a> Input<'a> {
         if count == 0 {
             return Ok(None);
         }
-        let chunk_blocks: Vec<u8> = directory.iter().map(|(_, entry)| entry.raw_blocks).collect();
+        let chunk_blocks: Vec<u8> = directory.chunk_blocks().collect();
         if chunk_blocks.iter().map(|blocks| u64::from(*blocks)).sum::<u64>() != count {
             return Err(OTHER);
         }

@@ -27,7 +27,7 @@
 //!   varint attempt at the batch, from 1 | varint index of the segment in its batch | last (u8: 0, 1)
 //!   varint containers, at most 65536; per container:
 //!     container id (16) | varint offset in the object | varint length of directory | directory (see `container`)
-//!     varint fingerprints: 0, or the blocks of all its chunks | fingerprint (16) each, in the order of the blocks
+//!     varint fingerprints: 0, or the blocks of all chunks that are there | fingerprint (16) each, in the order of the blocks
 //!   varint volumes, at most 65536; per volume:
 //!     volume id (16) | lineage id (16) | varint generation | varint base | varint through
 //!     varint length of delta | delta (`MapDelta::encode`)
@@ -48,6 +48,10 @@
 //! that are complete the highest counts of those that point at nothing which is not there: what a commit refuses for that is packed again.
 //! The union of the deltas of a volume over them is what the catalog was told; they are disjoint.
 //!
+//! What reclaim makes of sparse segments is such a batch too, of one segment, which changes no volume: its containers were there before,
+//! and some of their chunks may be left out (see `container`). Where two segments hold a container, either is its place, but for chunks
+//! that one of them has left out: nothing pointed at those when the later one was made.
+//!
 //! A reader that knows the object's size finds the footer with one read of its tail.
 
 mod footer;
@@ -56,6 +60,7 @@ mod open;
 mod own;
 mod packer;
 mod pending;
+mod regrouped;
 mod volume;
 
 pub use footer::{Footer, SegmentContainer, VolumeDelta};
@@ -67,6 +72,7 @@ pub use packer::{
     Check, Checker, ChunkSink, Dedupe, Finder, PackConfig, PackStats, PackedBatch, PackedDelta, Packer,
     VolumePacking,
 };
+pub use regrouped::Regrouped;
 
 use bytes::Bytes;
 use cairn_model::{
@@ -125,7 +131,7 @@ impl SealedSegment {
         self.body.len() as u64 + self.tail.len() as u64
     }
 
-    /// The containers it holds: one, or none when the batch stores no data.
+    /// The containers it holds: one, or none when the batch stores no data; several when reclaim made it.
     pub fn containers(&self) -> &[SegmentContainer] {
         &self.containers
     }

@@ -2,11 +2,11 @@
 
 use super::frame::{HEADER_BYTES, Header};
 use crate::compress::{Codec, Compressor};
-use crate::container::{CHUNKS_PER_CONTAINER_MAX, CONTAINER_BYTES_MAX, ContainerDirectory};
+use crate::container::{CONTAINER_BYTES_MAX, ContainerDirectory};
 use crate::domain::Domain;
 use crate::seal::ContainerCipher;
 use cairn_model::crypto::TAG_BYTES;
-use cairn_model::{ChunkId, ChunkIndex, ContainerId, Ports, SegmentId, SiteId};
+use cairn_model::{CHUNKS_PER_CONTAINER_MAX, ChunkId, ChunkIndex, ContainerId, Ports, SegmentId, SiteId};
 
 /// First size of a segment's buffer, which then doubles: most batches of an idle volume are small.
 const BUFFER_BYTES_FIRST: usize = 256 << 10;

@@ -32,12 +32,11 @@ use super::volume::VolumeState;
 use super::{BatchHeader, Footer, SealedSegment, SegmentContainer, VolumeHeader, segment_key};
 use crate::chunk::{ChunkShape, is_zero_block};
 use crate::compress::{Codec, Compression, Compressor};
-use crate::container::CHUNKS_PER_CONTAINER_MAX;
 use crate::domain::{Domain, FingerprintKey};
 use bytes::Bytes;
 use cairn_model::{
-    BLOCK_SIZE, BLOCKS_PER_CHUNK_MAX, ChunkId, ChunkRef, DomainId, Fingerprint, Lba, LbaRange, MapDelta,
-    MapOp, MapTarget, Ports, Reduction, VOLUME_BLOCKS_MAX,
+    BLOCK_SIZE, BLOCKS_PER_CHUNK_MAX, CHUNKS_PER_CONTAINER_MAX, ChunkId, ChunkRef, DomainId, Fingerprint,
+    Lba, LbaRange, MapDelta, MapOp, MapTarget, Ports, Reduction, VOLUME_BLOCKS_MAX,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;

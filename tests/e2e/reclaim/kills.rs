@@ -22,8 +22,8 @@ const BLOCK: usize = 4096;
 /// Objects that one refused batch may have put.
 const OBJECTS_PER_BATCH: u64 = 4;
 
-/// Batches that are small and many, so that there is always something that is about to die.
-const SMALL_BATCHES: &str = "[destage]\nbatch_bytes = \"2MiB\"\nbatch_age = \"100ms\"\n";
+/// Batches that are small and many, so that there is always something that is about to die, and survivors that are to be moved.
+const SMALL_BATCHES: &str = "dead_percent = 5\n[destage]\nbatch_bytes = \"2MiB\"\nbatch_age = \"100ms\"\n";
 
 /// One connection that overwrites, repeats and zeroes, and what the volume must hold then.
 struct Load {
@@ -149,9 +149,10 @@ fn assert_whole(gateway: &Gateway, catalog: &Catalog) -> Result<()> {
     Ok(())
 }
 
-/// One pass after the other, until it is over. Before that, none may fail. All keys that the catalog has in between become known.
-fn reclaim_on(gateway: &Gateway, over: &AtomicBool, known: &mut BTreeSet<String>) -> Result<u64> {
-    let mut containers = 0;
+/// One pass after the other, until it is over. Before that, none may fail. All keys that the catalog has in between become known. How many containers were taken back, and
+/// how many were moved.
+fn reclaim_on(gateway: &Gateway, over: &AtomicBool, known: &mut BTreeSet<String>) -> Result<(u64, u64)> {
+    let mut touched = (0, 0);
     while !over.load(Ordering::SeqCst) {
         match Catalog::of(gateway) {
             Err(_) if over.load(Ordering::SeqCst) => break,
@@ -159,23 +160,25 @@ fn reclaim_on(gateway: &Gateway, over: &AtomicBool, known: &mut BTreeSet<String>
         }
         let finished = cairn(gateway, &["reclaim", "--json"]).finish()?;
         if finished.status.success() {
-            containers += number(&serde_json::from_str(&finished.stdout)?, "containers")?;
+            let done = serde_json::from_str(&finished.stdout)?;
+            touched.0 += number(&done, "containers")?;
+            touched.1 += number(&done, "moved_containers")?;
         } else {
             ensure!(over.load(Ordering::SeqCst), "{}", finished.describe());
             ensure!(!finished.said().contains("panicked"), "{}", finished.describe());
         }
     }
-    Ok(containers)
+    Ok(touched)
 }
 
-/// Writes and passes side by side for a while, then the end that `end` is. How many containers were taken back.
+/// Writes and passes side by side for a while, then the end that `end` is. How many containers were taken back and moved.
 fn life(
     gateway: &Gateway,
     load: &mut Load,
     known: &mut BTreeSet<String>,
     length: Duration,
     end: impl FnOnce() -> Result<()>,
-) -> Result<u64> {
+) -> Result<(u64, u64)> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| load.run(gateway, &over));
@@ -184,8 +187,8 @@ fn life(
         over.store(true, Ordering::SeqCst);
         let ended = end();
         writer.join().expect("the writer does not panic")?;
-        let containers = passes.join().expect("passes do not panic")?;
-        ended.map(|()| containers)
+        let touched = passes.join().expect("passes do not panic")?;
+        ended.map(|()| touched)
     })
 }
 
@@ -202,11 +205,12 @@ fn rounds(seed: u64) -> Result<()> {
     let (mut load, mut random) = (Load::new(seed), Random::seeded(!seed));
     // All keys that the catalog ever had, as far as somebody looked.
     let mut known = BTreeSet::new();
-    let mut taken_back = 0;
+    let (mut taken_back, mut moved) = (0, 0);
     for _ in 0..settings::crash_rounds()? {
         let length = Duration::from_millis(500 + random.below(2000));
-        taken_back +=
+        let touched =
             life(&gateway, &mut load, &mut known, length, || gateway.process()?.signal(Signal::KILL))?;
+        (taken_back, moved) = (taken_back + touched.0, moved + touched.1);
         gateway.kill()?;
         gateway.start()?;
         load.verify(&gateway)?;
@@ -227,12 +231,13 @@ fn rounds(seed: u64) -> Result<()> {
     load.verify(&gateway)?;
     let before = strays(&gateway, &Catalog::of(&gateway)?)?;
     // A life that ends well leaves nothing behind, but for what a refused batch had put.
-    taken_back += life(&gateway, &mut load, &mut known, Duration::from_secs(3), || Ok(()))?;
+    let touched = life(&gateway, &mut load, &mut known, Duration::from_secs(3), || Ok(()))?;
+    (taken_back, moved) = (taken_back + touched.0, moved + touched.1);
     gateway.destage()?;
     reclaim(&gateway, &[])?;
     let nothing = reclaim(&gateway, &[])?;
     ensure!(number(&nothing, "containers")? == 0 && number(&nothing, "objects")? == 0, "{nothing}");
-    ensure!(taken_back > 0, "nothing ever died");
+    ensure!(taken_back > 0 && moved > 0, "{taken_back} containers died, {moved} moved");
     let catalog = Catalog::of(&gateway)?;
     ensure!(catalog.doomed.is_empty(), "{:?} are still to be deleted", catalog.doomed);
     assert_whole(&gateway, &catalog)?;

@@ -48,7 +48,7 @@ fn is_list(body: &[u8]) -> bool {
     let chunks = u64::from(u32::from_le_bytes(chunks.try_into().unwrap()));
     let counts: Vec<u64> = body[20..].iter().take(chunks as usize).map(|count| u64::from(*count)).collect();
     let blocks: u64 = counts.iter().sum();
-    counts.iter().all(|count| (1..=16).contains(count)) && body.len() as u64 == 20 + chunks + 16 * blocks
+    counts.iter().all(|count| *count <= 16) && body.len() as u64 == 20 + chunks + 16 * blocks
 }
 
 fn check_list(body: &[u8], domain: DomainId, prints: &ContainerFingerprints) {

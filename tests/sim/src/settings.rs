@@ -40,6 +40,8 @@ pub(crate) fn engine_config(dice: &Dice, lease_ttl: Duration) -> EngineConfig {
     config.cores = pick(dice, &[1, 2, 5]);
     config.cpu_budget = pick(dice, &CpuBudget::ALL);
     config.reclaim_interval = pick(dice, &[None, Some(50), Some(300), Some(1000)]).map(Duration::from_millis);
+    config.reclaim_dead_percent_max = pick(dice, &[5, 5, 20, 100]);
+    config.pack.container_bytes_max = pick(dice, &[64 << 10, 1 << 20, 8 << 20]);
     config
 }
 

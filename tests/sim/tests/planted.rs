@@ -72,4 +72,7 @@ found! {
     a_read_that_gives_up_on_what_was_taken_back_is_found: GiveUpOnMissingChunk,
     a_reclaim_that_overlooks_deltas_is_found: ReclaimOverlooksDeltas,
     an_object_deleted_under_a_live_container_is_found: ReclaimSharedSegment,
+    a_chunk_left_out_on_a_hint_is_found: LeaveOutWithoutLookingAgain,
+    a_batch_that_shares_what_was_left_out_is_found: ShareWhatWasLeftOut,
+    a_read_that_gives_up_on_what_moved_is_found: GiveUpOnMovedContainer,
 }

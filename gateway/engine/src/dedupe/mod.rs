@@ -37,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -72,6 +73,8 @@ pub(crate) struct Dedupe {
     collisions: AtomicU64,
     /// Batches that were refused because of what they shared.
     refused: AtomicU64,
+    /// The index is to be compared with the catalog again.
+    relearn: Notify,
 }
 
 /// Batches whose packing ended, until those before them have.
@@ -92,7 +95,8 @@ impl Dedupe {
         let (lessons, receiver) = mpsc::channel(LESSONS_WAITING);
         let hand = ComputePool::start("cairn-index", 1, spawn)?;
         let (packed, collisions, refused) = (Mutex::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Ok((Self { index, lessons, hand, packed, collisions, refused }, receiver))
+        let relearn = Notify::new();
+        Ok((Self { index, lessons, hand, packed, collisions, refused, relearn }, receiver))
     }
 
     pub(crate) fn index(&self) -> &Arc<FingerprintIndex> {
@@ -186,6 +190,11 @@ impl Dedupe {
                 return;
             }
         }
+    }
+
+    /// What the index was told is gone is there after all: it is compared with the catalog again.
+    pub(crate) fn relearn(&self) {
+        self.relearn.notify_one();
     }
 
     /// Containers that nothing will be shared with any more, for now: they leave the memory.

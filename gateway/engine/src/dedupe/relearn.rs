@@ -1,4 +1,5 @@
-//! After a start the index may lack what was committed and hold what is gone: the catalog says, segment footers have the fingerprints.
+//! After a start the index may lack what was committed and hold what is gone, and after a pass of reclaim that did not come to its end what is there after all: the
+//! catalog says, segment footers have the fingerprints.
 //!
 //! In the background, from the newest container to the oldest that the index has room for; an index without a disk has none. A container that the index knows costs one row of the
 //! catalog; one that it does not, a share of one small read from the pool. Ending anywhere is harmless: the next start goes on.
@@ -18,31 +19,38 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// After a failure of the catalog or the pool.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// Compares once, then ends.
+/// Compares after the start, and whenever somebody asks for it.
 pub(crate) async fn relearn_until_stopped(shared: Arc<Shared>) {
     let compared = async {
-        let Some(mut comparison) = Comparison::begin(&shared).await else { return };
-        let mut before = None;
         loop {
-            match step(&shared, &mut comparison, before).await {
-                Ok(None) => break,
-                Ok(next) => {
-                    before = next;
-                    shared.ports.clock.sleep(PAUSE).await;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "the index of fingerprints is compared later");
-                    shared.ports.clock.sleep(RETRY_PAUSE).await;
-                }
-            }
+            compare(&shared).await;
+            shared.dedupe.relearn.notified().await;
         }
-        comparison.end(&shared).await;
     };
     tokio::select! {
         biased;
         () = shared.stop.cancelled() => {}
         () = compared => {}
     }
+}
+
+async fn compare(shared: &Shared) {
+    let Some(mut comparison) = Comparison::begin(shared).await else { return };
+    let mut before = None;
+    loop {
+        match step(shared, &mut comparison, before).await {
+            Ok(None) => break,
+            Ok(next) => {
+                before = next;
+                shared.ports.clock.sleep(PAUSE).await;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the index of fingerprints is compared later");
+                shared.ports.clock.sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+    comparison.end(shared).await;
 }
 
 struct Comparison {

@@ -56,6 +56,9 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
         show(shared, &prepared, &receipt);
         drop(turn);
         shared.reclaim.changed();
+        shared
+            .reclaim
+            .batch_stored(prepared.segments.iter().map(|stored| stored.receipt.length_bytes()).sum());
     }
     shared.wal.free_through(prepared.batch.through);
     shared.pressure.look_at(&shared.wal);

@@ -332,6 +332,7 @@ async fn put(shared: &Shared, segment: &SealedSegment) -> UploadReceipt {
                 shared.destage.problem(&error);
                 if error.kind() == ErrorKind::OutOfSpace {
                     shared.pressure.set_pool_full(true);
+                    shared.reclaim.pool_full();
                 }
                 tracing::warn!(%error, segment = %segment.id(), "a segment waits for the pool");
                 shared.ports.clock.sleep(pause).await;

@@ -4,6 +4,9 @@
 //! written together is read together. Concurrent misses on a region share one fetch. Every chunk is authenticated before
 //! anyone sees it; a reader that stops waiting does not stop the fetch for the others.
 //!
+//! A container may move while somebody reads it: reclaim puts survivors of sparse segments together and deletes the old objects. Whoever does not find
+//! what it located before asks the catalog again; only what is not where the catalog says now is gone.
+//!
 //! Flash is asked before the pool and believed only after authentication: what fails there is counted, and the pool is asked. It is filled with
 //! what the pool returned, in its stored form, once that is verified.
 
@@ -20,7 +23,7 @@ use bytes::{Bytes, BytesMut};
 use cairn_flash::{SealedCache, Source};
 use cairn_metadata::Catalog;
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{ChunkId, ChunkIndex, ContainerId, Ports};
+use cairn_model::{ChunkId, ChunkIndex, ContainerId, Ports, SegmentId};
 use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool, StoredSink};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -37,6 +40,8 @@ const READ_AHEADS_MAX: usize = 16;
 /// Scattered writes make chunks of one block, sequential ones of eight.
 const CHUNK_BYTES_EXPECTED: u64 = 8 << 10;
 
+/// A window of a container as it is in one segment.
+type RegionKey = (SegmentId, ContainerId, u32);
 type Region = Arc<Vec<(ChunkIndex, Bytes)>>;
 type Flight = Shared<BoxFuture<'static, Result<Region, EngineError>>>;
 
@@ -44,6 +49,7 @@ type Flight = Shared<BoxFuture<'static, Result<Region, EngineError>>>;
 #[derive(Debug)]
 pub(crate) struct Container {
     id: ContainerId,
+    segment: SegmentId,
     location: ContainerLocation,
     directory: ContainerDirectory,
     cipher: ContainerCipher,
@@ -94,7 +100,7 @@ pub(crate) struct ChunkReader {
     tasks: Tasks,
     chunks: Cache<ChunkId, Bytes, ChunkWeight>,
     containers: Cache<ContainerId, Arc<Container>, ContainerWeight>,
-    flights: Mutex<HashMap<(ContainerId, u32), Flight>>,
+    flights: Mutex<HashMap<RegionKey, Flight>>,
     read_aheads: Arc<Semaphore>,
 }
 
@@ -116,7 +122,7 @@ enum Via {
 /// Ends a flight however its task ends: the next miss starts another.
 struct Landing<'a> {
     reader: &'a ChunkReader,
-    key: (ContainerId, u32),
+    key: RegionKey,
 }
 
 impl Drop for Landing<'_> {
@@ -191,13 +197,32 @@ impl ChunkReader {
         if let Some(bytes) = self.cached(chunk) {
             return Ok(bytes);
         }
-        let container = self.container(chunk.container).await?;
-        if let Some(bytes) = self.on_flash(&container, chunk.index).await {
+        let mut container = self.container(chunk.container).await?;
+        loop {
+            match self.fetch_from(&container, chunk).await {
+                Err(error) if error.is_absence() && !is_planted(Bug::GiveUpOnMovedContainer) => {
+                    let now = self.locate(chunk.container).await?;
+                    if now.segment == container.segment {
+                        return Err(error);
+                    }
+                    container = now;
+                }
+                fetched => return fetched,
+            }
+        }
+    }
+
+    async fn fetch_from(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        chunk: ChunkId,
+    ) -> Result<Bytes, EngineError> {
+        if let Some(bytes) = self.on_flash(container, chunk.index).await {
             self.keep(chunk, bytes.clone());
             return Ok(bytes);
         }
-        let region = self.region_of(&container, chunk.index)?;
-        let chunks = self.flight(container, region, Via::Pool).await?;
+        let region = self.region_of(container, chunk.index)?;
+        let chunks = self.flight(Arc::clone(container), region, Via::Pool).await?;
         let position = chunks.binary_search_by_key(&chunk.index, |(index, _)| *index);
         position
             .map(|position| chunks[position].1.clone())
@@ -220,7 +245,7 @@ impl ChunkReader {
                 // Errors belong to whoever really reads the chunk.
                 let Ok(container) = reader.container(chunk.container).await else { return };
                 let Ok(region) = reader.region_of(&container, chunk.index) else { return };
-                let key = (chunk.container, region);
+                let key = (container.segment, container.id, region);
                 if flights.last().is_none_or(|(last, _)| *last != key) && !reader.chunks.contains_key(&chunk)
                 {
                     flights.push((key, reader.flight(container, region, Via::Flash)));
@@ -240,9 +265,14 @@ impl ChunkReader {
 
     /// Where the container is, from RAM or from the catalog.
     async fn container(&self, id: ContainerId) -> Result<Arc<Container>, EngineError> {
-        if let Some(container) = self.containers.get(&id) {
-            return Ok(container);
+        match self.containers.get(&id) {
+            Some(container) => Ok(container),
+            None => self.locate(id).await,
         }
+    }
+
+    /// Where the container is, as the catalog says now.
+    async fn locate(&self, id: ContainerId) -> Result<Arc<Container>, EngineError> {
         let (clock, limit) = (&*self.ports.clock, self.limits.deadline);
         let found =
             patiently(clock, limit, "a read waits for the catalog", EngineError::CatalogSilent, || {
@@ -254,14 +284,14 @@ impl ChunkReader {
             ContainerDirectory::decode(&found.directory).map_err(|_| EngineError::NoSuchContainer(id))?;
         let location = ContainerLocation { node: found.node, key: found.key, offset: found.offset };
         let cipher = ContainerCipher::new(&self.domains.get(found.domain)?, id);
-        let container = Arc::new(Container { id, location, directory, cipher });
+        let container = Arc::new(Container { id, segment: found.segment, location, directory, cipher });
         self.containers.insert(id, Arc::clone(&container));
         Ok(container)
     }
 
     /// The fetch of a region that is under way, or a new one.
     fn flight(self: &Arc<Self>, container: Arc<Container>, region: u32, via: Via) -> Flight {
-        let key = (container.id, region);
+        let key = (container.segment, container.id, region);
         let mut flights = self.flights.lock();
         if let Some(flight) = flights.get(&key) {
             return flight.clone();
@@ -275,7 +305,7 @@ impl ChunkReader {
             };
             if let Ok(chunks) = &fetched {
                 for (index, bytes) in chunks.iter() {
-                    reader.keep(ChunkId { container: key.0, index: *index }, bytes.clone());
+                    reader.keep(ChunkId { container: key.1, index: *index }, bytes.clone());
                 }
             }
             fetched
@@ -329,8 +359,7 @@ impl ChunkReader {
             return None;
         }
         let mut chunks = Vec::new();
-        for index in self.chunks_of(container, region).ok()? {
-            let index = ChunkIndex::new(index);
+        for (index, _) in container.directory.iter_within(self.chunks_of(container, region).ok()?) {
             let chunk = ChunkId { container: container.id, index };
             let bytes = match self.chunks.get(&chunk) {
                 Some(bytes) => bytes,

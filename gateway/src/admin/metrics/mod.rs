@@ -123,6 +123,11 @@ fn reclaim(page: &mut Exposition, engine: &EngineStatus) {
     page.counter("reclaim_passes_total", "Searches for what nothing points at.", reclaim.passes);
     page.counter("reclaimed_objects_total", "Objects that they deleted.", reclaim.total.objects);
     page.counter("reclaimed_bytes_total", "Bytes of those.", reclaim.total.object_bytes);
+    page.counter(
+        "reclaim_moved_bytes_total",
+        "Bytes that they wrote to the pool for what was left of sparse segments.",
+        reclaim.total.moved_bytes,
+    );
 }
 
 fn cpu_and_memory(page: &mut Exposition, engine: &EngineStatus) {

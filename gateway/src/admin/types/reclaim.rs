@@ -20,10 +20,15 @@ pub struct Reclaimed {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ReclaimedAmount {
-    /// Containers that nothing points at any more, and what they take in the pool.
+    /// Containers that nothing points at any more; what they take in the pool, and what was left out of those that moved.
     pub containers: u64,
     pub container_bytes: u64,
-    /// Objects deleted from the pool: those that held nothing else. A dry run does not tell them.
+    /// Containers with something live that moved out of sparse objects, and what was written to the pool for that.
+    #[serde(default)]
+    pub moved_containers: u64,
+    #[serde(default)]
+    pub moved_bytes: u64,
+    /// Objects deleted from the pool. A dry run does not tell them.
     pub objects: u64,
     pub object_bytes: u64,
 }

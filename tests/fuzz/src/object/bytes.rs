@@ -34,6 +34,11 @@ pub(crate) fn seeds() -> Seeds {
     let size = (fixture.len() as u64).to_le_bytes();
     let mut seeds = vec![
         ("directory".to_owned(), [&[0], &stored[..]].concat()),
+        (
+            "thin-directory".to_owned(),
+            [&[0], &include_bytes!("../../../../segment-writer/tests/fixtures/directory-v2.bin")[..]]
+                .concat(),
+        ),
         ("frame".to_owned(), [&[2], &size[..], &fixture[..64], &fixture[fixture.len() - 32..]].concat()),
         ("raw-chunk".to_owned(), [&[3, 0x00][..], &[0x5a; 4096]].concat()),
         // One zstd frame of 4096 times the same byte, as the format's document has it: magic, header, an RLE block.

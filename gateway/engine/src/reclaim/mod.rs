@@ -1,0 +1,343 @@
+//! Reclaim: what nothing points at any more is taken out of the catalog and deleted from the pool.
+//!
+//! ```text
+//! fold ─► look ─► choose ─► close ─► look again ─► commits on their way are shown ─► remove ─► move survivors ─► delete objects ─► forget
+//! ```
+//!
+//! - A chunk is dead when no leaf of any lineage, no snapshot's, no clone's, and no delta points at it; a container, when all of its chunks are. The catalog
+//!   looks through all of them at one consistent moment.
+//! - Where too much of the pool is dead, the containers of the segments with the best ratio of benefit to cost (`victims`) move to new segments,
+//!   without their dead chunks (`rewrite`).
+//! - What the survey finds is a hint: a batch that is packed at this moment may share it. So candidates are *closed* first: a batch that points
+//!   at one anew is refused and packed again without it. Whoever points at it from then on does so by a pointer that was there before. What the
+//!   second look finds dead is dead for good. Another pass, of another gateway, may open what this one closed; then this one removes nothing.
+//! - The catalog is ahead of this gateway's maps between a commit and the moment that it is shown. Before anything is removed, the commits that
+//!   the second look may have seen are shown: no read is planned after that with a pointer that the look did not see. A read that was
+//!   planned before, and comes too late, is planned again; so is one of another gateway, after that one has shown its own commit
+//!   (`volume::read`).
+//! - An object is deleted when the catalog has no segment of it any more: its row is *doomed* in the transaction that takes away its last container, and
+//!   forgotten when the store has answered. Keys are never used again.
+//!
+//! Crash cases: closed containers stay closed, which costs sharing, until the next start opens them; doomed objects are deleted by the
+//! next pass, again if need be.
+
+mod pass;
+mod rewrite;
+mod victims;
+
+use crate::config::EngineConfig;
+use crate::engine::{Engine, PURGE_ROWS, Shared, until_known};
+use crate::error::EngineError;
+use crate::volume::Condition;
+use cairn_metadata::ContainerUse;
+use cairn_model::ContainerId;
+use parking_lot::Mutex;
+use pass::Pass;
+use serde::Serialize;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use victims::Space;
+
+/// Containers looked at in one go, some terabyte of them: what memory (a bit for each chunk, 2 KiB at most each) and the number of looks are bounded by.
+const WINDOW: u32 = 1 << 17;
+/// Rows of one transaction: others want the catalog too.
+const ROWS_AT_ONCE: usize = 500;
+/// Objects deleted between two looks at the catalog.
+const OBJECTS_AT_ONCE: u32 = 100;
+/// Between objects: guests come first.
+const PAUSE: Duration = Duration::from_millis(5);
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
+/// How long a pass waits for folding.
+const FOLD_LIMIT: Duration = Duration::from_mins(1);
+/// The part of the time that passes may take: looking through the maps of a large site is much work.
+const REST_FACTOR: u32 = 20;
+/// The same where so much was written since the last pass that too much may be dead.
+const REST_FACTOR_BEHIND: u32 = 3;
+/// Containers that could not be moved that are remembered.
+const STUCK_MAX: usize = 100_000;
+/// Part of the pool below which what was written since the last pass is no reason for another.
+const ALLOWANCE_PART: u64 = 50;
+
+/// What a pass found or did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ReclaimReport {
+    /// Containers that nothing points at.
+    pub containers: u64,
+    /// What they take in the pool, and what was left out of containers that moved.
+    pub container_bytes: u64,
+    /// Containers with something live that moved to new segments.
+    pub moved_containers: u64,
+    /// What was written to the pool for that.
+    pub moved_bytes: u64,
+    /// Objects deleted.
+    pub objects: u64,
+    pub object_bytes: u64,
+}
+
+/// Reclaim since the start.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ReclaimStatus {
+    pub passes: u64,
+    pub total: ReclaimReport,
+    /// When the last pass ended.
+    pub last_at_ms: Option<u64>,
+    /// Why it did not come to its end, if it did not.
+    pub problem: Option<String>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Reclaim {
+    /// One pass at a time.
+    turn: tokio::sync::Mutex<()>,
+    status: Mutex<ReclaimStatus>,
+    /// Something may have died since a pass saw this number.
+    changes: AtomicU64,
+    /// Bytes of segments that batches stored since the start.
+    stored: AtomicU64,
+    /// How much of that makes the next pass due.
+    due_at: AtomicU64,
+    due: Notify,
+    /// Containers that could not be moved, for as long as this process lives: they would be tried again and again.
+    stuck: Mutex<HashSet<ContainerId>>,
+    /// A pass waits for folding: what is overwritten is pointed at until its delta is folded.
+    wants_folds: AtomicBool,
+}
+
+impl ReclaimReport {
+    fn found(&mut self, dead: &[ContainerUse]) {
+        self.containers += dead.len() as u64;
+        self.container_bytes += dead.iter().map(|container| u64::from(container.length)).sum::<u64>();
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.containers += other.containers;
+        self.container_bytes += other.container_bytes;
+        self.moved_containers += other.moved_containers;
+        self.moved_bytes += other.moved_bytes;
+        self.objects += other.objects;
+        self.object_bytes += other.object_bytes;
+    }
+}
+
+/// Folds are wanted until it is dropped.
+struct FoldsWanted<'a>(&'a AtomicBool);
+
+impl<'a> FoldsWanted<'a> {
+    fn new(wanted: &'a AtomicBool) -> Self {
+        wanted.store(true, Ordering::Relaxed);
+        Self(wanted)
+    }
+}
+
+impl Drop for FoldsWanted<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Reclaim {
+    /// Something may have died: a commit, a fold, a deletion.
+    pub(crate) fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A batch stored segments of so many bytes: as much may be dead that it replaced.
+    pub(crate) fn batch_stored(&self, bytes: u64) {
+        let stored = self.stored.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if stored >= self.due_at.load(Ordering::Relaxed) {
+            self.due.notify_one();
+        }
+    }
+
+    fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
+    }
+
+    /// The pool is full: a pass may be what helps.
+    pub(crate) fn pool_full(&self) {
+        self.due_at.store(0, Ordering::Relaxed);
+        self.due.notify_one();
+    }
+
+    /// A pass that began when `stored` was stored leaves the pool so full of live bytes.
+    fn took_stock(&self, stored: u64, space: Space, config: &EngineConfig) {
+        let percent = config.reclaim_dead_percent_max;
+        let due_at = if percent == 100 {
+            u64::MAX
+        } else if space.is_above(percent) {
+            // No more was moved than is good at once.
+            0
+        } else {
+            let bearable = space.object_bytes / 100 * u64::from(percent);
+            let least = (space.object_bytes / ALLOWANCE_PART).max(2 * config.batch_bytes);
+            stored + bearable.saturating_sub(space.dead_bytes()).max(least)
+        };
+        self.due_at.store(due_at, Ordering::Relaxed);
+    }
+
+    /// Containers that could not be moved.
+    fn stuck(&self, containers: Vec<ContainerId>) {
+        let mut stuck = self.stuck.lock();
+        if stuck.len() + containers.len() > STUCK_MAX {
+            stuck.clear();
+        }
+        stuck.extend(containers);
+    }
+
+    fn stuck_containers(&self) -> HashSet<ContainerId> {
+        self.stuck.lock().clone()
+    }
+
+    fn is_due(&self) -> bool {
+        self.stored() >= self.due_at.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so much was stored that too much may be dead.
+    async fn due(&self) {
+        while !self.is_due() {
+            self.due.notified().await;
+        }
+    }
+
+    /// Whether every volume is to be folded, however little waits.
+    pub(crate) fn wants_folds(&self) -> bool {
+        self.wants_folds.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn status(&self) -> ReclaimStatus {
+        self.status.lock().clone()
+    }
+}
+
+impl Engine {
+    /// Takes back what nothing points at, all there is at the moment. With `dry_run`, only tells how much that would be.
+    pub async fn reclaim(&self, dry_run: bool) -> Result<ReclaimReport, EngineError> {
+        let shared = Arc::clone(self.shared_arc());
+        let pass = shared.tasks.spawn({
+            let shared = Arc::clone(&shared);
+            async move { if dry_run { survey(&shared).await } else { pass(&shared).await.0 } }
+        });
+        pass.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
+    }
+}
+
+/// What a pass would do.
+async fn survey(shared: &Shared) -> Result<ReclaimReport, EngineError> {
+    let _turn = shared.reclaim.turn.lock().await;
+    let mut pass = Pass::new(shared);
+    pass.survey().await.map(|()| pass.report)
+}
+
+/// Takes back all there is; how long looking for it took.
+async fn pass(shared: &Shared) -> (Result<ReclaimReport, EngineError>, Duration) {
+    let _turn = shared.reclaim.turn.lock().await;
+    let stored = shared.reclaim.stored();
+    let mut pass = Pass::new(shared);
+    let done = pass.take_back().await;
+    if done.is_ok() {
+        shared.reclaim.took_stock(stored, pass.space, &shared.config);
+    }
+    let mut status = shared.reclaim.status.lock();
+    status.total.add(&pass.report);
+    status.last_at_ms = Some(shared.ports.clock.wall().unix_millis());
+    status.problem = done.as_ref().err().map(ToString::to_string);
+    status.passes += u64::from(done.is_ok());
+    (done.map(|()| pass.report), pass.looking)
+}
+
+/// Makes a pass whenever something may have died, until the engine stops: every now and then, and when so much was written since the last one
+/// that too much may be dead.
+pub(crate) async fn reclaim_until_stopped(shared: Arc<Shared>) {
+    // What a pass has closed that did not come to its end may be shared again. If it is another gateway's that is under way, that one removes nothing.
+    if let Err(error) = until_known(&shared, || shared.catalog.open_containers(None)).await {
+        tracing::debug!(%error, "what an earlier pass of reclaim has closed stays closed");
+    }
+    let Some(interval) = shared.config.reclaim_interval else { return };
+    let (clock, reclaim) = (&*shared.ports.clock, &shared.reclaim);
+    // Nobody knows yet how much of the pool is dead.
+    reclaim.took_stock(0, Space::default(), &shared.config);
+    let (mut wait, mut rest, mut seen) = (interval, Duration::ZERO, None);
+    loop {
+        let behind = async {
+            clock.sleep(rest).await;
+            reclaim.due().await;
+        };
+        tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return,
+            () = clock.sleep(wait) => {}
+            () = behind, if rest < wait => {}
+        }
+        let changes = reclaim.changes.load(Ordering::Relaxed);
+        if seen == Some(changes) {
+            rest = RETRY_PAUSE;
+            continue;
+        }
+        let (done, looking) = pass(&shared).await;
+        // What is moved and deleted has pauses of its own.
+        (wait, rest) = (interval.max(looking * REST_FACTOR), looking * REST_FACTOR_BEHIND);
+        match done {
+            Ok(report) => {
+                // Another pass goes on where this one stopped, though nothing changes meanwhile.
+                seen = (!reclaim.is_due()).then_some(changes);
+                if report.objects > 0 {
+                    tracing::info!(
+                        objects = report.objects,
+                        bytes = report.object_bytes,
+                        moved_bytes = report.moved_bytes,
+                        "space was taken back in the pool"
+                    );
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "reclaim failed; will try again");
+                (wait, rest) = (wait.max(RETRY_PAUSE), rest.max(RETRY_PAUSE));
+            }
+        }
+    }
+}
+
+/// What was overwritten or deleted so far is not held any more by what waits to be folded or purged. It only waits so long: what is held
+/// then is for the next pass.
+async fn settle(shared: &Shared) -> Result<(), EngineError> {
+    while until_known(shared, || shared.catalog.purge_deleted(PURGE_ROWS)).await? {
+        shared.ports.clock.sleep(PAUSE).await;
+    }
+    let goals: Vec<_> = shared
+        .registry
+        .all()
+        .into_iter()
+        .map(|volume| {
+            let (lineage, goal) = {
+                let state = volume.state().lock();
+                (state.map.lineage(), state.map.last_commit())
+            };
+            (volume, lineage, goal)
+        })
+        .collect();
+    let wanted = FoldsWanted::new(&shared.reclaim.wants_folds);
+    let folded = cairn_model::timeout(&*shared.ports.clock, FOLD_LIMIT, async {
+        for (volume, lineage, goal) in goals {
+            loop {
+                {
+                    let state = volume.state().lock();
+                    let is_other = state.condition != Condition::Serving || state.map.lineage() != lineage;
+                    if is_other || state.map.folded_through() >= goal {
+                        break;
+                    }
+                }
+                shared.fold_wake.notify_one();
+                shared.ports.clock.sleep(PAUSE).await;
+            }
+        }
+    });
+    if folded.await.is_err() {
+        tracing::debug!("folding takes long; what it holds is for the next pass");
+    }
+    drop(wanted);
+    Ok(())
+}

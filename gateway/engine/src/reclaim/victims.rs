@@ -1,0 +1,176 @@
+//! Which sparse segments are rewritten.
+//!
+//! A segment that is `u` full of live bytes gives back `1 - u` of itself, and costs reading and writing `u`. Data that has not changed for long will not soon
+//! change by itself, so what it gives back lasts. Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System" (1992), take
+//! benefit over cost, `(1 - u) * age / (1 + u)`; only live bytes are read here, so the cost is `2 u`. Age counts by its root, and no more than a month of it: what is
+//! nearly full would come before what is nearly empty for being years old.
+
+use cairn_model::{ContainerId, SegmentId};
+use std::cmp::Reverse;
+
+/// A segment that holds something live.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Segment {
+    pub(super) id: SegmentId,
+    /// Of the object, as long as it is.
+    pub(super) object_bytes: u64,
+    /// What it would take written anew: chunks that something points at, and what a footer says of them.
+    pub(super) live_bytes: u64,
+    pub(super) containers: Vec<ContainerId>,
+}
+
+const MINUTE_MS: u64 = 60 * 1000;
+const AGE_MINUTES_MAX: u64 = 30 * 24 * 60;
+
+/// Sums over some segments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Space {
+    pub(super) object_bytes: u64,
+    pub(super) live_bytes: u64,
+}
+
+impl Space {
+    pub(super) fn of<'a>(segments: impl IntoIterator<Item = &'a Segment>) -> Self {
+        segments.into_iter().fold(Self::default(), |mut sum, segment| {
+            sum.add(segment.space());
+            sum
+        })
+    }
+
+    pub(super) const fn dead_bytes(self) -> u64 {
+        self.object_bytes.saturating_sub(self.live_bytes)
+    }
+
+    /// Whether more than `percent` of it is dead.
+    pub(super) const fn is_above(self, percent: u8) -> bool {
+        self.dead_bytes() as u128 * 100 > self.object_bytes as u128 * percent as u128
+    }
+
+    pub(super) const fn add(&mut self, other: Self) {
+        self.object_bytes += other.object_bytes;
+        self.live_bytes += other.live_bytes;
+    }
+}
+
+impl Segment {
+    pub(super) const fn space(&self) -> Space {
+        Space { object_bytes: self.object_bytes, live_bytes: self.live_bytes }
+    }
+
+    /// When the youngest of its data was written, by a wall clock: an estimate.
+    fn written_at_ms(&self) -> u64 {
+        self.containers.iter().map(ContainerId::created_at_ms).max().unwrap_or_default()
+    }
+
+    /// Benefit over cost, times 2^32.
+    fn merit(&self, now_ms: u64) -> u128 {
+        let minutes = now_ms.saturating_sub(self.written_at_ms()) / MINUTE_MS;
+        let age = u128::from((1000 * (1 + minutes.min(AGE_MINUTES_MAX))).isqrt());
+        ((u128::from(self.space().dead_bytes()) * age) << 32) / (2 * u128::from(self.live_bytes) + 1)
+    }
+}
+
+/// What to rewrite so that at most `percent` of the bytes are dead, best first, as far as `bytes_max` of live bytes go. When less is, nothing; else somewhat more than it
+/// takes, so that the next time does not come at once. Segments that are no emptier than the whole is to be are left alone: to write them anew gains little, and
+/// when all are such, the whole is.
+pub(super) fn choose(segments: &[Segment], percent: u8, bytes_max: u64, now_ms: u64) -> Vec<&Segment> {
+    let mut space = Space::of(segments);
+    if !space.is_above(percent) {
+        return Vec::new();
+    }
+    let goal = percent - percent / 4;
+    let mut sparse: Vec<_> = segments.iter().filter(|segment| segment.space().is_above(goal)).collect();
+    sparse.sort_by_cached_key(|segment| (Reverse(segment.merit(now_ms)), segment.id));
+    let mut moved = 0;
+    let chosen = sparse.into_iter().take_while(|segment| {
+        let wanted = space.is_above(goal) && moved < bytes_max;
+        space.object_bytes -= segment.space().dead_bytes();
+        moved += segment.live_bytes;
+        wanted
+    });
+    chosen.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1 << 40;
+
+    /// Written `age` milliseconds ago.
+    fn segment(number: u8, age: u64, object_bytes: u64, live_bytes: u64) -> Segment {
+        let mut id = [number; 16];
+        id[..6].copy_from_slice(&(NOW - age).to_be_bytes()[2..]);
+        let containers = vec![ContainerId::from_bytes(id)];
+        Segment { id: SegmentId::from_bytes(id), object_bytes, live_bytes, containers }
+    }
+
+    fn chosen(segments: &[Segment], percent: u8) -> Vec<u8> {
+        let chosen = choose(segments, percent, u64::MAX, NOW);
+        chosen.iter().map(|segment| segment.id.as_bytes()[15]).collect()
+    }
+
+    const HOUR: u64 = 60 * MINUTE_MS;
+
+    #[test]
+    fn the_sparse_and_the_old_come_first() {
+        let of = |first, second| chosen(&[first, second], 10);
+        assert_eq!(of(segment(1, HOUR, 100, 80), segment(2, HOUR, 100, 30)), [2, 1]);
+        assert_eq!(of(segment(1, HOUR, 100, 50), segment(2, 9 * HOUR, 100, 50)), [2, 1]);
+        // Old and somewhat fuller beats young; as old as can be and nearly full does not beat nearly empty.
+        assert_eq!(of(segment(1, HOUR, 100, 50), segment(2, 9 * HOUR, 100, 60)), [2, 1]);
+        assert_eq!(of(segment(1, HOUR, 100, 5), segment(2, 100_000 * HOUR, 100, 88)), [1, 2]);
+    }
+
+    #[test]
+    fn nothing_is_rewritten_while_little_is_dead() {
+        let segments = [segment(1, HOUR, 100, 80), segment(2, HOUR, 100, 81)];
+        assert!(chosen(&segments, 20).is_empty());
+        assert_eq!(chosen(&segments, 19), [1]);
+        assert!(chosen(&[segment(1, 0, 100, 1)], 100).is_empty());
+        assert!(chosen(&[], 0).is_empty());
+        // What is written anew is a little larger than thought, and stays alone.
+        assert!(chosen(&[segment(1, HOUR, 100, 110)], 0).is_empty());
+    }
+
+    #[test]
+    fn what_is_full_is_left_alone_however_old() {
+        let mut segments: Vec<_> = (0..100).map(|number| segment(number, 10_000 * HOUR, 1000, 995)).collect();
+        segments.extend((100..200).map(|number| segment(number, HOUR, 1000, 500)));
+        let sparse = chosen(&segments, 20);
+        assert!(!sparse.is_empty() && sparse.iter().all(|number| *number >= 100), "{sparse:?}");
+    }
+
+    #[test]
+    fn only_so_much_moves_at_once() {
+        let segments: Vec<_> = (0..10).map(|number| segment(number, HOUR, 100, 40)).collect();
+        assert_eq!(choose(&segments, 10, 100, NOW).len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_is_dense_enough_and_no_more_is_rewritten_than_that_takes(
+            sizes in prop::collection::vec((1u64..1000, 0u64..100, 0u64..100_000_000), 1..60), percent in 0u8..100,
+        ) {
+            let segments: Vec<_> = (0u8..).zip(&sizes).map(|(number, (object, live, age))| {
+                segment(number, *age, *object, object * live / 100)
+            }).collect();
+            let chosen = choose(&segments, percent, u64::MAX, NOW);
+            let after = |chosen: &[&Segment]| {
+                let mut space = Space::default();
+                for segment in &segments {
+                    let live_bytes = segment.live_bytes;
+                    let is_chosen = chosen.contains(&segment);
+                    space.add(if is_chosen { Space { object_bytes: live_bytes, live_bytes } } else { segment.space() });
+                }
+                space
+            };
+            prop_assert!(!after(&chosen).is_above(percent));
+            if let Some((_, without_last)) = chosen.split_last() {
+                prop_assert!(after(without_last).is_above(percent - percent / 4));
+                prop_assert!(after(&[]).is_above(percent));
+            }
+        }
+    }
+}
