@@ -528,9 +528,11 @@ async fn headers_that_do_not_say_their_file_are_read() {
 
 #[tokio::test]
 async fn a_header_over_the_frames_of_a_later_use_is_corruption() {
-    for first_frame_is_there in [true, false] {
+    // The frames tell, also where nothing is left of the file that the header is from.
+    for (first_frame_is_there, older_is_there) in [(true, true), (false, true), (true, false), (false, false)]
+    {
         let (disk, [older, newest]) = early_log().await;
-        disk.tamper(&older.name, |bytes| bytes[60] ^= 1);
+        disk.tamper(&older.name, |bytes| if older_is_there { bytes[60] ^= 1 } else { bytes.fill(0) });
         disk.tamper(&newest.name, |bytes| {
             bytes[..PAGE].copy_from_slice(&older.bytes[..PAGE]);
             if !first_frame_is_there {
