@@ -5,6 +5,7 @@
 //! | [`Catalog`] | the port; one conformance suite for every implementation |
 //! | `rows` | what the catalog holds, as types |
 //! | `batch` | one destaged batch and one step of folding: the two big transactions |
+//! | `groups` | protection groups, their runs, and events |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
 //! | `sqlite` | the catalog in one file |
 //! | `memory` | a catalog in memory with faults, for simulations (feature `testing`) |
@@ -21,6 +22,7 @@ mod catalog;
 #[doc(hidden)]
 pub mod conformance;
 mod error;
+mod groups;
 mod leaf;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
@@ -35,8 +37,12 @@ pub use batch::{
 };
 pub use catalog::Catalog;
 pub use error::CatalogError;
+pub use groups::{
+    EVENTS_MAX, EventRow, GROUP_RUNS_MAX, GroupMember, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot,
+    MemberState, RunOutcome,
+};
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
-pub use name::{DomainName, InvalidName, SnapshotName, VolumeName};
+pub use name::{DomainName, GroupName, InvalidName, SnapshotName, VolumeName};
 pub use rows::{
     DomainRow, GatewayRow, HeldLease, KeyRow, LeafVersion, Lease, LeaseHolder, LeaseStamp, MapPoint,
     NewSnapshot, NewVolume, NodeRow, NodeState, SiteRow, SnapshotRow, Totals, VolumeRow, VolumeUsage,

@@ -4,6 +4,7 @@
 //! does no I/O beyond the production implementations of [`Clock`], [`Entropy`] and [`Spawn`].
 
 mod address;
+mod calendar;
 mod clock;
 mod container;
 pub mod crypto;
@@ -23,6 +24,7 @@ mod spawn;
 pub mod varint;
 
 pub use address::{BLOCK_SIZE, Lba, LbaRange, VOLUME_BLOCKS_MAX, ZERO_BLOCK};
+pub use calendar::{Utc, utc};
 pub use clock::{Clock, Elapsed, Monotonic, SystemClock, WallTime, timeout};
 pub use container::{BLOCKS_PER_CHUNK_MAX, ChunkId, ChunkIndex, ChunkRef};
 pub use device::{AllocationExtent, BlockDevice, DeviceInfo, Durability, Exports, ReadBuffer, WriteFlags};
@@ -30,8 +32,8 @@ pub use entropy::{Entropy, OsEntropy, SeededEntropy};
 pub use error::{ErrorKind, Kinded};
 pub use fingerprint::{ContainerFingerprints, Fingerprint};
 pub use id::{
-    BatchId, ContainerId, DomainId, GatewayId, LineageId, NodeId, PassId, SegmentId, SiteId, SnapshotId,
-    VolumeId,
+    BatchId, ContainerId, DomainId, GatewayId, GroupId, GroupRunId, LineageId, NodeId, PassId, SegmentId,
+    SiteId, SnapshotId, VolumeId,
 };
 pub use map::{DELTA_OPS_MAX, MapDelta, MapOp, MapTarget};
 pub use range_map::{RangeMap, RangeValue};

@@ -37,6 +37,8 @@ pub struct EngineConfig {
     pub cores: usize,
     /// How often to look for what nothing points at any more, if anything may have died; `None`: only when asked to.
     pub reclaim_interval: Option<Duration>,
+    /// Run protection groups by their schedules; otherwise only when asked to.
+    pub run_schedules: bool,
     pub pack: PackConfig,
     /// Start even though the log is gone and held acknowledged writes. The operator's word, never a default.
     pub accept_lost_wal: bool,
@@ -61,6 +63,7 @@ impl EngineConfig {
             cpu_budget: CpuBudget::default(),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             reclaim_interval: Some(Duration::from_mins(10)),
+            run_schedules: true,
             pack: PackConfig::default(),
             accept_lost_wal: false,
         }

@@ -7,6 +7,7 @@ use crate::dedupe::{Dedupe, learn_until_stopped, relearn_until_stopped};
 use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
 use crate::domains::Domains;
 use crate::error::EngineError;
+use crate::group::{Groups, run_groups_until_stopped};
 use crate::lease::{LeaseWatch, gone, renew_leases};
 use crate::patience::patiently;
 use crate::pressure::Pressure;
@@ -96,6 +97,7 @@ pub(crate) struct Shared {
     /// Held from before a commit until it is shown.
     pub(crate) commit_turn: tokio::sync::Mutex<()>,
     pub(crate) reclaim: Reclaim,
+    pub(crate) groups: Groups,
     pub(crate) fold_wake: Notify,
     pub(crate) purge_wake: Notify,
     pub(crate) tasks: Tasks,
@@ -125,6 +127,7 @@ impl Engine {
         shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
         shared.tasks.spawn(purge_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(reclaim_until_stopped(Arc::clone(&shared)));
+        shared.tasks.spawn(run_groups_until_stopped(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
     }
 
@@ -200,7 +203,9 @@ impl Engine {
                 // The log's snapshots are the catalog's before they are counted.
                 destage_in_time(&shared).await?;
             }
-            match until_known(&shared, || shared.catalog.delete_volume(volume.id(), with_snapshots)).await {
+            let now = shared.ports.clock.wall();
+            let delete = || shared.catalog.delete_volume(volume.id(), with_snapshots, now);
+            match until_known(&shared, delete).await {
                 // Deleted before, by an attempt whose answer was lost perhaps.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 done => done?,
@@ -213,9 +218,7 @@ impl Engine {
         .await
     }
 
-    /// Runs a change of the set of volumes: one at a time, and to its end even if the caller stops waiting, so that
-    /// the registry and the catalog cannot come apart. A volume that is served and not in the registry would be left out of cuts, and the
-    /// log would forget its writes.
+    /// See [`administer`].
     pub(crate) async fn administer<T, F>(
         &self,
         change: impl FnOnce(Arc<Shared>) -> F,
@@ -224,13 +227,7 @@ impl Engine {
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
-        let turn = Arc::clone(&self.shared.administration);
-        let change = change(Arc::clone(&self.shared));
-        let task = self.shared.tasks.spawn(async move {
-            let _turn = turn.lock_owned().await;
-            change.await
-        });
-        task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
+        administer(&self.shared, change).await
     }
 
     /// Everything acknowledged before the call is in the pool and in the catalog when it returns.
@@ -334,6 +331,26 @@ async fn close_caches(shared: &Shared) {
     }
 }
 
+/// Runs a change of the set of volumes: one at a time, and to its end even if the caller stops waiting, so that
+/// the registry and the catalog cannot come apart. A volume that is served and not in the registry would be left out of cuts, and the
+/// log would forget its writes.
+pub(crate) async fn administer<T, F>(
+    shared: &Arc<Shared>,
+    change: impl FnOnce(Arc<Shared>) -> F,
+) -> Result<T, EngineError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, EngineError>> + Send + 'static,
+{
+    let turn = Arc::clone(&shared.administration);
+    let change = change(Arc::clone(shared));
+    let task = shared.tasks.spawn(async move {
+        let _turn = turn.lock_owned().await;
+        change.await
+    });
+    task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
+}
+
 async fn create(shared: &Arc<Shared>, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
     shared.catalog.create_volume(new).await?;
     serve_new(shared, new.id, &new.name).await
@@ -354,7 +371,7 @@ pub(crate) async fn serve_new(
         Ok(opened) => opened,
         Err(error) => {
             // Nobody has seen it: a volume that is there and not served would only be in the way.
-            if let Err(left) = shared.catalog.delete_volume(id, false).await {
+            if let Err(left) = shared.catalog.delete_volume(id, false, shared.ports.clock.wall()).await {
                 tracing::warn!(volume = %name, error = %left, "a volume that could not be opened is left in the catalog");
             }
             return Err(error);
@@ -514,6 +531,7 @@ pub(crate) fn assemble(
         destage,
         commit_turn: tokio::sync::Mutex::default(),
         reclaim: Reclaim::default(),
+        groups: Groups::default(),
         fold_wake: Notify::new(),
         purge_wake: Notify::new(),
         tasks,

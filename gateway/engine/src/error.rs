@@ -23,6 +23,8 @@ pub enum EngineError {
     NoSuchSnapshot(String),
     #[error("snapshot {0} exists already: choose another name")]
     SnapshotExists(String),
+    #[error("group {group} cannot run: {reason}")]
+    BadPolicy { group: String, reason: String },
     #[error("volume {0} is named twice: a volume has one snapshot at one moment")]
     NamedTwice(String),
     #[error("snapshot {0} is being read: disconnect its readers first")]
@@ -92,9 +94,11 @@ impl Kinded for EngineError {
         match self {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::NameServed(_) | Self::SnapshotExists(_) | Self::SnapshotInUse(_) => ErrorKind::Conflict,
-            Self::DomainClosed(_) | Self::BadOptions(_) | Self::UnknownMark(_) | Self::NamedTwice(_) => {
-                ErrorKind::Unsupported
-            }
+            Self::DomainClosed(_)
+            | Self::BadOptions(_)
+            | Self::BadPolicy { .. }
+            | Self::UnknownMark(_)
+            | Self::NamedTwice(_) => ErrorKind::Unsupported,
             Self::ReadOnly(_) => ErrorKind::ReadOnly,
             Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) | Self::Deleted(_) => ErrorKind::NotFound,
             Self::Fenced(_) => ErrorKind::Fenced,

@@ -281,7 +281,7 @@ async fn growth(bench: &Bench) {
     }
     println!("read one leaf of a scattered map: {}", summary(times));
     let began = Instant::now();
-    bench.catalog.delete_volume(volume.id, false).await.unwrap();
+    bench.catalog.delete_volume(volume.id, false, WallTime::from_unix_millis(1)).await.unwrap();
     println!("delete that volume: {:.2} ms", began.elapsed().as_secs_f64() * 1e3);
     let (took, longest) = bench.purge().await;
     println!(

@@ -107,7 +107,7 @@ pub(crate) async fn snapshots(bench: &Bench) {
     for id in settled.iter().skip(5).step_by(10) {
         let began = Instant::now();
         let held = HeldLease { volume: volume.id, generation: volume.generation };
-        bench.catalog.delete_snapshot(GATEWAY, held, *id).await.unwrap();
+        bench.catalog.delete_snapshot(GATEWAY, held, *id, WallTime::from_unix_millis(1)).await.unwrap();
         times.push(began.elapsed());
     }
     println!("    delete a snapshot: {}", summary(times));
@@ -119,7 +119,7 @@ pub(crate) async fn snapshots(bench: &Bench) {
     );
     bench.empty("volume", &mut volume).await;
     let began = Instant::now();
-    bench.catalog.delete_volume(volume.id, true).await.unwrap();
+    bench.catalog.delete_volume(volume.id, true, WallTime::from_unix_millis(1)).await.unwrap();
     println!("    delete the volume with 900 snapshots: {:.2} ms", began.elapsed().as_secs_f64() * 1e3);
     let (took, longest) = bench.purge().await;
     println!(

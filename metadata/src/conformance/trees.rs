@@ -286,10 +286,10 @@ impl Model {
         let Some(at) = self.any_disk() else { return };
         let volume = self.disks[at].held.volume;
         if self.snapshots.iter().any(|taken| taken.volume == volume) {
-            let refused = self.world.catalog.delete_volume(volume, false).await;
+            let refused = self.world.catalog.delete_volume(volume, false, super::at(5000)).await;
             assert!(matches!(refused, Err(CatalogError::HasSnapshots { .. })), "{refused:?}");
         }
-        self.world.catalog.delete_volume(volume, true).await.unwrap();
+        self.world.catalog.delete_volume(volume, true, super::at(5000)).await.unwrap();
         self.disks.swap_remove(at);
         self.snapshots.retain(|taken| taken.volume != volume);
     }
@@ -342,7 +342,7 @@ impl Model {
             assert_eq!(self.world.catalog.unfolded_deltas(*lineage).await.unwrap(), []);
             let again = NewVolume { lineage: *lineage, ..self.new_volume() };
             self.world.catalog.create_volume(&again).await.unwrap();
-            self.world.catalog.delete_volume(again.id, false).await.unwrap();
+            self.world.catalog.delete_volume(again.id, false, super::at(5000)).await.unwrap();
         }
         self.world.purge().await;
         self.world
