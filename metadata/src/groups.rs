@@ -86,7 +86,7 @@ impl MemberState {
     }
 
     /// There may be a snapshot that is this run's.
-    pub(crate) const fn may_exist(self) -> bool {
+    pub const fn may_exist(self) -> bool {
         matches!(self, Self::Planned | Self::Taken | Self::Unknown)
     }
 }

@@ -1,8 +1,10 @@
 //! The command line, as clap parses it.
 
+mod group;
 mod key;
 mod snapshot;
 
+pub(super) use group::{Events, Group, NewPolicy, PolicyChange};
 pub(super) use key::Key;
 pub(super) use snapshot::{CloneSnapshot, Revert, Snapshot};
 
@@ -79,6 +81,10 @@ pub enum Command {
     Snapshot(Snapshot),
     Clone(CloneSnapshot),
     Revert(Revert),
+    /// Protection groups: volumes that are snapshotted together, by a schedule, and pruned by rules
+    #[command(subcommand, arg_required_else_help = true)]
+    Group(Group),
+    Events(Events),
     /// Delete from the pool what nothing points at any more
     ///
     /// That is what was overwritten or discarded, and what deleted volumes and snapshots held, once no snapshot and no clone shows it and nothing
@@ -371,6 +377,10 @@ fn readable_name(text: &str) -> Result<String, crate::names::InvalidSnapshot> {
         text.parse::<SnapshotOf>()?;
     }
     Ok(text.to_owned())
+}
+
+fn snapshot_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {
+    cairn_metadata::SnapshotName::new(text).map(|_| text.to_owned())
 }
 
 fn domain_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {

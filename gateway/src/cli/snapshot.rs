@@ -5,10 +5,13 @@ use super::args::{CloneSnapshot, Global, Revert, Snapshot as Command};
 use super::output::{answer, print, print_json, warn};
 use super::progress::Bar;
 use super::volume::kept;
-use crate::admin::types::{ChangedRange, CloneSnapshot as NewClone, CreateSnapshot, RevertVolume, Snapshot};
+use crate::admin::types::{
+    ChangedRange, CloneSnapshot as NewClone, CreateSnapshot, CreateSnapshots, RevertVolume, Snapshot,
+    SnapshotWanted,
+};
 use crate::error::GatewayError;
 use crate::human::{Align, Table, ask, can_ask, counted};
-use crate::names::SnapshotOf;
+use crate::names::{SnapshotOf, VolumeOrSnapshot};
 use crate::transfer::Observer;
 use crate::units::{format_size, format_time};
 use cairn_model::{ErrorKind, WallTime};
@@ -17,21 +20,38 @@ use std::fmt::Write;
 
 pub(super) async fn run(global: &Global, command: Command) -> Result<(), GatewayError> {
     match command {
-        Command::Create { snapshot } => {
-            let new = CreateSnapshot { name: snapshot.snapshot.map(|name| name.to_string()) };
-            let volume = snapshot.volume.as_str();
-            let taken = with_access(global, Need::Engine, async |access| {
-                access.client.create_snapshot(volume, &new).await
-            })
-            .await?;
-            answer(global.json, &taken, |taken| {
-                format!("Snapshot {} taken: {}.\n", taken.snapshot, format_size(taken.size_bytes))
-            })
-        }
+        Command::Create { snapshots, name } => create(global, snapshots, name).await,
         Command::List { volume } => list(global, volume.as_deref()).await,
         Command::Delete { snapshot, yes } => delete(global, &snapshot, yes).await,
         Command::Diff { from, to } => diff(global, &from, &to).await,
     }
+}
+
+/// Of one volume, or of several at one moment.
+async fn create(
+    global: &Global,
+    snapshots: Vec<VolumeOrSnapshot>,
+    name: Option<String>,
+) -> Result<(), GatewayError> {
+    let wanted = |one: VolumeOrSnapshot| SnapshotWanted {
+        volume: one.volume.to_string(),
+        name: one.snapshot.map(|name| name.to_string()).or_else(|| name.clone()),
+    };
+    let snapshots: Vec<SnapshotWanted> = snapshots.into_iter().map(wanted).collect();
+    let told =
+        |taken: &Snapshot| format!("Snapshot {} taken: {}.\n", taken.snapshot, format_size(taken.size_bytes));
+    if let [only] = &snapshots[..] {
+        let new = CreateSnapshot { name: only.name.clone() };
+        let taken = with_access(global, Need::Engine, async |access| {
+            access.client.create_snapshot(&only.volume, &new).await
+        })
+        .await?;
+        return answer(global.json, &taken, told);
+    }
+    let new = CreateSnapshots { snapshots };
+    let taken =
+        with_access(global, Need::Engine, async |access| access.client.create_snapshots(&new).await).await?;
+    answer(global.json, &taken, |taken| taken.iter().map(told).collect())
 }
 
 async fn list(global: &Global, volume: Option<&str>) -> Result<(), GatewayError> {
@@ -64,6 +84,7 @@ fn listing(snapshots: &[Snapshot]) -> String {
         ("HOLDS", Align::Right),
         ("STATE", Align::Left),
         ("CLONES", Align::Right),
+        ("LOCKED UNTIL", Align::Left),
     ]);
     for snapshot in snapshots {
         table.row(vec![
@@ -73,6 +94,9 @@ fn listing(snapshots: &[Snapshot]) -> String {
             snapshot.logical_bytes.map_or_else(|| "-".to_owned(), format_size),
             snapshot.state.clone(),
             snapshot.clones.to_string(),
+            snapshot
+                .locked_until_ms
+                .map_or_else(String::new, |at| format_time(WallTime::from_unix_millis(at))),
         ]);
     }
     table.to_string()
