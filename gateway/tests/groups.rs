@@ -56,7 +56,7 @@ fn groups_are_administered_the_same_way_with_and_without_a_gateway() {
             "--timezone",
             "europe/berlin",
             "--keep",
-            "daily:7,weekly:4",
+            "5,daily:7,weekly:4",
             "--keep-at",
             "vault=monthly:12",
             "--json",
@@ -64,7 +64,7 @@ fn groups_are_administered_the_same_way_with_and_without_a_gateway() {
         let made = made.json();
         let policy = json!({
             "match": ["db-*", "mail"], "cron": "30 3 * * *", "window": "03:00-05:00", "timezone": "Europe/Berlin",
-            "keep": "daily:7,weekly:4", "remote": [{"site": "vault", "keep": "monthly:12"}],
+            "keep": "last:5,daily:7,weekly:4", "remote": [{"site": "vault", "keep": "monthly:12"}],
         });
         assert_eq!((&made["policy"], &made["state"]), (&policy, &"ok".into()));
         assert_eq!(made["volumes"], json!(["db-1", "db-2"]));
