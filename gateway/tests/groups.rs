@@ -36,45 +36,78 @@ fn shown_once(home: &Home, name: &str, is_so: impl Fn(&Value) -> bool) -> Value 
     panic!("it never is: {shown}");
 }
 
+fn make_nightly(home: &Home) {
+    let made = home.run(&[
+        "group",
+        "create",
+        "nightly",
+        "--match",
+        "db-*",
+        "mail",
+        "--cron",
+        "30 3 * * *",
+        "--window",
+        "03:00-05:00",
+        "--timezone",
+        "europe/berlin",
+        "--keep",
+        "5,daily:7,weekly:4",
+        "--keep-at",
+        "vault=monthly:12",
+        "--json",
+    ]);
+    let made = made.json();
+    let policy = json!({
+        "match": ["db-*", "mail"], "cron": "30 3 * * *", "window": "03:00-05:00", "timezone": "Europe/Berlin",
+        "keep": "last:5,daily:7,weekly:4", "remote": [{"site": "vault", "keep": "monthly:12"}],
+    });
+    assert_eq!((&made["policy"], &made["state"]), (&policy, &"ok".into()));
+    assert_eq!(made["volumes"], json!(["db-1", "db-2"]));
+    assert!(made["next_run_at_ms"].as_u64().unwrap() > made["created_at_ms"].as_u64().unwrap());
+    let told = home.run(&["group", "show", "nightly"]).ok();
+    for word in ["db-* mail", "cron 30 3 * * *, 03:00-05:00 Europe/Berlin", "at vault", "db-1, db-2"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    let again = home.run(&["group", "create", "nightly", "--match", "x", "--keep", "1"]).failed();
+    assert!(again.contains("group nightly exists already"), "{again}");
+}
+
+fn edit_nightly(home: &Home) {
+    let edited = home.run(&[
+        "group",
+        "edit",
+        "nightly",
+        "--every",
+        "90m",
+        "--no-window",
+        "--keep",
+        "2",
+        "--pause",
+        "--json",
+    ]);
+    let edited = edited.json();
+    assert_eq!((&edited["policy"]["every"], &edited["policy"]["keep"]), (&"90m".into(), &"last:2".into()));
+    assert_eq!((&edited["policy"]["window"], &edited["policy"]["cron"]), (&Value::Null, &Value::Null));
+    assert_eq!((&edited["state"], &edited["next_run_at_ms"]), (&"paused".into(), &Value::Null));
+    assert_eq!(
+        edited["policy"]["remote"],
+        json!([{"site": "vault", "keep": "monthly:12"}]),
+        "what is not named stays"
+    );
+    home.run(&["group", "edit", "nightly", "--resume", "--no-keep-at"]).ok();
+    let groups = home.run(&["group", "list", "--json"]).json();
+    assert_eq!((&groups[0]["name"], &groups[0]["paused"]), (&"nightly".into(), &false.into()));
+    assert!(home.run(&["group", "list"]).ok().contains("every 90m"));
+    assert_eq!(home.run(&["status", "--json"]).json()["groups"], 1);
+}
+
 #[test]
 fn groups_are_administered_the_same_way_with_and_without_a_gateway() {
     for running in [false, true] {
         let home = with_volumes(&["db-1", "db-2", "web"]);
         let gateway = running.then(|| home.serve());
         assert!(home.run(&["group", "list"]).ok().starts_with("No groups."));
-        let made = home.run(&[
-            "group",
-            "create",
-            "nightly",
-            "--match",
-            "db-*",
-            "mail",
-            "--cron",
-            "30 3 * * *",
-            "--window",
-            "03:00-05:00",
-            "--timezone",
-            "europe/berlin",
-            "--keep",
-            "5,daily:7,weekly:4",
-            "--keep-at",
-            "vault=monthly:12",
-            "--json",
-        ]);
-        let made = made.json();
-        let policy = json!({
-            "match": ["db-*", "mail"], "cron": "30 3 * * *", "window": "03:00-05:00", "timezone": "Europe/Berlin",
-            "keep": "last:5,daily:7,weekly:4", "remote": [{"site": "vault", "keep": "monthly:12"}],
-        });
-        assert_eq!((&made["policy"], &made["state"]), (&policy, &"ok".into()));
-        assert_eq!(made["volumes"], json!(["db-1", "db-2"]));
-        assert!(made["next_run_at_ms"].as_u64().unwrap() > made["created_at_ms"].as_u64().unwrap());
-        let told = home.run(&["group", "show", "nightly"]).ok();
-        for word in ["db-* mail", "cron 30 3 * * *, 03:00-05:00 Europe/Berlin", "at vault", "db-1, db-2"] {
-            assert!(told.contains(word), "{word}: {told}");
-        }
-        let again = home.run(&["group", "create", "nightly", "--match", "x", "--keep", "1"]).failed();
-        assert!(again.contains("group nightly exists already"), "{again}");
+        make_nightly(&home);
 
         assert_eq!(home.run(&["group", "snap", "nightly"]).ok().lines().count(), 2);
         let run = home.run(&["group", "snap", "nightly", "--json"]).json();
@@ -84,31 +117,7 @@ fn groups_are_administered_the_same_way_with_and_without_a_gateway() {
         let shown = home.run(&["group", "show", "nightly", "--json"]).json();
         assert_eq!((shown["runs"].as_array().unwrap().len(), &shown["snapshots"]), (2, &4.into()));
 
-        let edited = home.run(&[
-            "group",
-            "edit",
-            "nightly",
-            "--every",
-            "90m",
-            "--no-window",
-            "--keep",
-            "2",
-            "--pause",
-            "--json",
-        ]);
-        let edited = edited.json();
-        assert_eq!(
-            (&edited["policy"]["every"], &edited["policy"]["keep"]),
-            (&"90m".into(), &"last:2".into())
-        );
-        assert_eq!((&edited["policy"]["window"], &edited["policy"]["cron"]), (&Value::Null, &Value::Null));
-        assert_eq!((&edited["state"], &edited["next_run_at_ms"]), (&"paused".into(), &Value::Null));
-        assert_eq!(edited["policy"]["remote"], policy["remote"], "what is not named stays");
-        home.run(&["group", "edit", "nightly", "--resume", "--no-keep-at"]).ok();
-        let groups = home.run(&["group", "list", "--json"]).json();
-        assert_eq!((&groups[0]["name"], &groups[0]["paused"]), (&"nightly".into(), &false.into()));
-        assert!(home.run(&["group", "list"]).ok().contains("every 90m"));
-        assert_eq!(home.run(&["status", "--json"]).json()["groups"], 1);
+        edit_nightly(&home);
 
         let events = home.run(&["events", "--json"]).json();
         assert_eq!(

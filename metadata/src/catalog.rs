@@ -2,9 +2,10 @@
 
 use crate::{
     BatchCommit, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, DoomedObject,
-    EventRow, FoldPlan, GatewayRow, GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease,
-    KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState,
-    SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage, VolumeName, VolumeRow, WalState,
+    EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow, GroupRunEnd, GroupRunRow,
+    GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint,
+    NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage, VolumeName,
+    VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -159,8 +160,7 @@ pub trait Catalog: Send + Sync + Debug {
 
     async fn group_by_name(&self, name: &GroupName) -> Result<GroupRow>;
 
-    /// Gives the group `group.id` the policy, the pause and the handled instants of `group`.
-    async fn update_group(&self, group: &GroupRow) -> Result<()>;
+    async fn update_group(&self, id: GroupId, change: &GroupChange) -> Result<()>;
 
     /// Deletes a group with what is known of its runs. Its snapshots stay, and their locks. `RunUnderWay` while one has not ended.
     async fn delete_group(&self, id: GroupId) -> Result<()>;

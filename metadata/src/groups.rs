@@ -24,6 +24,14 @@ pub struct GroupRow {
     pub handled_through: WallTime,
 }
 
+/// What of a group is to be other than it is; what is absent stays, whoever changes it meanwhile.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GroupChange {
+    pub policy: Option<String>,
+    pub paused: Option<bool>,
+    pub handled_through: Option<WallTime>,
+}
+
 /// What became of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RunOutcome {

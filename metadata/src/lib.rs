@@ -38,8 +38,8 @@ pub use batch::{
 pub use catalog::Catalog;
 pub use error::CatalogError;
 pub use groups::{
-    EVENTS_MAX, EventRow, GROUP_RUNS_MAX, GroupMember, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot,
-    MemberState, RunOutcome,
+    EVENTS_MAX, EventRow, GROUP_RUNS_MAX, GroupChange, GroupMember, GroupRow, GroupRunEnd, GroupRunRow,
+    GroupSnapshot, MemberState, RunOutcome,
 };
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
 pub use name::{DomainName, GroupName, InvalidName, SnapshotName, VolumeName};

@@ -22,10 +22,10 @@ mod volumes;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, DomainName,
-    DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupName, GroupRow, GroupRunEnd, GroupRunRow,
-    GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint,
-    NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage, VolumeName,
-    VolumeRow, WalState,
+    DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow, GroupRunEnd,
+    GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf,
+    MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage,
+    VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -335,8 +335,8 @@ impl Catalog for MemoryCatalog {
         self.call("group_by_name", |tables| tables.group_by_name(name)).await
     }
 
-    async fn update_group(&self, group: &GroupRow) -> Result<()> {
-        self.call("update_group", |tables| tables.update_group(group)).await
+    async fn update_group(&self, id: GroupId, change: &GroupChange) -> Result<()> {
+        self.call("update_group", |tables| tables.update_group(id, change)).await
     }
 
     async fn delete_group(&self, id: GroupId) -> Result<()> {

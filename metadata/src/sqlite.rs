@@ -40,7 +40,7 @@ mod tests;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow,
-    DoomedObject, EventRow, FoldPlan, GatewayRow, GroupName, GroupRow, GroupRunEnd, GroupRunRow,
+    DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow, GroupRunEnd, GroupRunRow,
     GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint,
     NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage, VolumeName,
     VolumeRow, WalState,
@@ -288,8 +288,8 @@ impl Catalog for SqliteCatalog {
         groups::by_name(self, name).await
     }
 
-    async fn update_group(&self, group: &GroupRow) -> Result<()> {
-        groups::update(self, group).await
+    async fn update_group(&self, id: GroupId, change: &GroupChange) -> Result<()> {
+        groups::update(self, id, change).await
     }
 
     async fn delete_group(&self, id: GroupId) -> Result<()> {

@@ -252,9 +252,7 @@ async fn a_member_that_cannot_have_a_snapshot_leaves_the_others_theirs() {
         if lost.status().condition != "serving" {
             break;
         }
-        let _ = lost
-            .write(0, Bytes::from(vec![1; 4096]), WriteFlags { fua: true, ..WriteFlags::default() })
-            .await;
+        let _ = lost.write(0, Bytes::from(vec![1; 4096]), WriteFlags { fua: true }).await;
         engine.destage().await.ok();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -6,7 +6,7 @@ use super::types::{
 };
 use crate::error::GatewayError;
 use crate::names::SEPARATOR;
-use cairn_metadata::{CatalogError, GroupName, GroupRow, GroupRunRow, RunOutcome, VolumeRow};
+use cairn_metadata::{CatalogError, GroupChange, GroupName, GroupRow, GroupRunRow, RunOutcome, VolumeRow};
 use cairn_model::{ErrorKind, GroupId, WallTime, utc};
 use cairn_policy::Policy;
 
@@ -61,26 +61,24 @@ impl Service {
 
     /// A changed schedule, and one that is resumed, begins now: no instant before is due.
     pub async fn update_group(&self, name: &str, change: &UpdateGroup) -> Result<GroupDetail> {
-        let mut row = self.group_row(name).await?;
+        let row = self.group_row(name).await?;
         let now = self.site.ports.clock.wall();
-        let was_paused = row.paused;
-        row.paused = change.paused.unwrap_or(was_paused);
-        let mut begins = was_paused && !row.paused;
-        if let Some(spec) = &change.policy {
-            let policy = Policy::new(spec, now)?;
-            let old = Policy::decode(&row.policy).ok();
-            let schedule = |policy: &Policy| {
-                (policy.spec().every.clone(), policy.spec().cron.clone(), policy.spec().timezone.clone())
-            };
-            begins |= old.as_ref().map(schedule) != Some(schedule(&policy));
-            row.policy = policy.encode();
-        }
-        if begins {
-            row.handled_through = now;
-        }
-        self.site.catalog.update_group(&row).await?;
+        let policy = change.policy.as_ref().map(|spec| Policy::new(spec, now)).transpose()?;
+        let schedule = |policy: &Policy| {
+            let spec = policy.spec();
+            (spec.every.clone(), spec.cron.clone(), spec.timezone.clone())
+        };
+        let old = Policy::decode(&row.policy).ok().as_ref().map(schedule);
+        let is_resumed = row.paused && change.paused == Some(false);
+        let is_other = policy.as_ref().is_some_and(|new| old != Some(schedule(new)));
+        let change = GroupChange {
+            policy: policy.map(|policy| policy.encode()),
+            paused: change.paused,
+            handled_through: (is_resumed || is_other).then_some(now),
+        };
+        self.site.catalog.update_group(row.id, &change).await?;
         self.groups_changed();
-        tracing::info!(group = name, paused = row.paused, "protection group changed");
+        tracing::info!(group = name, "protection group changed");
         self.group(name, LimitQuery::default()).await
     }
 

@@ -166,10 +166,10 @@ fn schedule(policy: &PolicySpec) -> String {
         (None, None) => return "by hand".to_owned(),
     };
     if let Some(window) = &policy.window {
-        text += &format!(", {window}");
+        text.extend([", ", window]);
     }
     if policy.timezone != "UTC" && (policy.cron.is_some() || policy.window.is_some()) {
-        text += &format!(" {}", policy.timezone);
+        text.extend([" ", &policy.timezone]);
     }
     text
 }

@@ -213,18 +213,18 @@ pub async fn a_dropped_run_of_a_group_leaves_nothing_or_everything(store: &dyn C
         let begun =
             run(&world, &group, &round.to_string(), &snapshots.each_ref().map(|snapshot| (&held, snapshot)));
         let handled = at(round as u64 + 1000);
-        let begin = || world.catalog.begin_group_run(&begun, Some(at(1 << 40)), handled);
-        let result = for_polls(polls, begin()).await;
+        let attempt = || world.catalog.begin_group_run(&begun, Some(at(1 << 40)), handled);
+        let result = for_polls(polls, attempt()).await;
         // A change of something else waits for what is left of the dropped one.
         world.catalog.register_gateway(world.other, "second", at(1)).await.unwrap();
         let locks = world.catalog.snapshot_locks(held.volume).await.unwrap().len();
         let unfinished = world.catalog.unfinished_group_runs().await.unwrap();
         let through = world.catalog.group_by_name(&group.name).await.unwrap().handled_through;
-        let whole = locks == 2 && unfinished == [begun.clone()] && through == handled;
+        let whole = locks == 2 && unfinished == std::slice::from_ref(&begun) && through == handled;
         let nothing = locks == 0 && unfinished.is_empty() && through != handled;
         assert!(whole || (nothing && result.is_none()), "{round}: {locks} locks, {unfinished:?}");
         dropped += usize::from(result.is_none());
-        begin().await.unwrap();
+        attempt().await.unwrap();
 
         let end = ended(&begun, RunOutcome::Failed, MemberState::Failed);
         let event = event(&round.to_string());
@@ -233,7 +233,7 @@ pub async fn a_dropped_run_of_a_group_leaves_nothing_or_everything(store: &dyn C
         world.catalog.register_gateway(world.other, "second", at(1)).await.unwrap();
         let locks = world.catalog.snapshot_locks(held.volume).await.unwrap().len();
         let is_ended = world.catalog.unfinished_group_runs().await.unwrap().is_empty();
-        let is_told = world.catalog.events(1).await.unwrap() == [event.clone()];
+        let is_told = world.catalog.events(1).await.unwrap() == std::slice::from_ref(&event);
         let (whole, nothing) = (locks == 0 && is_ended && is_told, locks == 2 && !is_ended && !is_told);
         assert!(
             whole || (nothing && result.is_none()),

@@ -2,15 +2,15 @@
 
 use super::{Result, Tables, countable};
 use crate::{
-    CatalogError, EVENTS_MAX, EventRow, GROUP_RUNS_MAX, GroupName, GroupRow, GroupRunEnd, GroupRunRow,
-    GroupSnapshot, MemberState,
+    CatalogError, EVENTS_MAX, EventRow, GROUP_RUNS_MAX, GroupChange, GroupName, GroupRow, GroupRunEnd,
+    GroupRunRow, GroupSnapshot, MemberState,
 };
 use cairn_model::{GroupId, GroupRunId, SnapshotId, VolumeId, WallTime};
 use std::collections::BTreeMap;
 
 #[derive(Default)]
 pub(super) struct Groups {
-    groups: BTreeMap<GroupId, GroupRow>,
+    all: BTreeMap<GroupId, GroupRow>,
     /// In the order in which they began.
     runs: Vec<GroupRunRow>,
     locks: BTreeMap<SnapshotId, (VolumeId, WallTime)>,
@@ -51,7 +51,7 @@ impl Groups {
     }
 
     fn known(&self, id: GroupId) -> Result<&GroupRow> {
-        self.groups.get(&id).ok_or_else(|| CatalogError::not_found("group", &id))
+        self.all.get(&id).ok_or_else(|| CatalogError::not_found("group", &id))
     }
 
     fn run_mut(&mut self, id: GroupRunId) -> Result<&mut GroupRunRow> {
@@ -84,45 +84,45 @@ impl Groups {
 
 impl Tables {
     pub(super) fn create_group(&mut self, group: &GroupRow) -> Result<()> {
-        if self.groups.groups.values().any(|other| other.name == group.name) {
+        if self.groups.all.values().any(|other| other.name == group.name) {
             return Err(CatalogError::NameTaken { what: "group", name: group.name.to_string() });
         }
         countable(group.created_at.unix_millis())?;
         countable(group.handled_through.unix_millis())?;
-        if self.groups.groups.contains_key(&group.id) {
+        if self.groups.all.contains_key(&group.id) {
             return Err(CatalogError::AlreadyExists { what: "group", id: group.id.to_string() });
         }
-        self.groups.groups.insert(group.id, group.clone());
+        self.groups.all.insert(group.id, group.clone());
         Ok(())
     }
 
     pub(super) fn all_groups(&self) -> Vec<GroupRow> {
-        let mut rows: Vec<_> = self.groups.groups.values().cloned().collect();
+        let mut rows: Vec<_> = self.groups.all.values().cloned().collect();
         rows.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
         rows
     }
 
     pub(super) fn group_by_name(&self, name: &GroupName) -> Result<GroupRow> {
-        let found = self.groups.groups.values().find(|group| group.name == *name);
+        let found = self.groups.all.values().find(|group| group.name == *name);
         found.cloned().ok_or_else(|| CatalogError::not_found("group", name))
     }
 
-    pub(super) fn update_group(&mut self, group: &GroupRow) -> Result<()> {
-        let handled_through = WallTime::from_unix_millis(countable(group.handled_through.unix_millis())?);
-        let known = self
-            .groups
-            .groups
-            .get_mut(&group.id)
-            .ok_or_else(|| CatalogError::not_found("group", &group.id))?;
-        known.policy.clone_from(&group.policy);
-        (known.paused, known.handled_through) = (group.paused, handled_through);
+    pub(super) fn update_group(&mut self, id: GroupId, change: &GroupChange) -> Result<()> {
+        if let Some(through) = change.handled_through {
+            countable(through.unix_millis())?;
+        }
+        let group = self.groups.all.get_mut(&id).ok_or_else(|| CatalogError::not_found("group", &id))?;
+        let GroupChange { policy, paused, handled_through } = change;
+        group.policy = policy.clone().unwrap_or_else(|| std::mem::take(&mut group.policy));
+        group.paused = paused.unwrap_or(group.paused);
+        group.handled_through = handled_through.unwrap_or(group.handled_through);
         Ok(())
     }
 
     pub(super) fn delete_group(&mut self, id: GroupId) -> Result<()> {
         self.groups.check_none_under_way(self.groups.known(id)?)?;
         self.groups.runs.retain(|run| run.group != id);
-        self.groups.groups.remove(&id);
+        self.groups.all.remove(&id);
         Ok(())
     }
 
@@ -152,7 +152,7 @@ impl Tables {
         run.members.sort_by(|one, other| {
             (one.volume_name.as_str(), one.snapshot).cmp(&(other.volume_name.as_str(), other.snapshot))
         });
-        if let Some(group) = self.groups.groups.get_mut(&run.group) {
+        if let Some(group) = self.groups.all.get_mut(&run.group) {
             group.handled_through = handled_through;
         }
         self.groups.runs.push(run);
@@ -181,7 +181,7 @@ impl Tables {
             self.groups.locks.remove(snapshot);
         }
         if let Some(through) = end.handled_through
-            && let Some(group) = self.groups.groups.get_mut(&group)
+            && let Some(group) = self.groups.all.get_mut(&group)
         {
             group.handled_through = through;
         }

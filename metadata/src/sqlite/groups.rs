@@ -2,7 +2,7 @@
 
 use super::columns::{Columns, int};
 use super::{Result, SqliteCatalog, failed, group_runs, is_duplicate};
-use crate::{CatalogError, GroupName, GroupRow};
+use crate::{CatalogError, GroupChange, GroupName, GroupRow};
 use cairn_model::GroupId;
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
@@ -79,17 +79,18 @@ fn group_of(row: &SqliteRow) -> Result<GroupRow> {
     })
 }
 
-pub(super) async fn update(catalog: &SqliteCatalog, group: &GroupRow) -> Result<()> {
-    let sql = "UPDATE protection_groups SET policy = $1, paused = $2, handled_through = $3 WHERE id = $4";
+pub(super) async fn update(catalog: &SqliteCatalog, id: GroupId, change: &GroupChange) -> Result<()> {
+    let sql = "UPDATE protection_groups SET policy = coalesce($1, policy), paused = coalesce($2, paused), \
+               handled_through = coalesce($3, handled_through) WHERE id = $4";
     let updated = sqlx::query(sql)
-        .bind(&group.policy)
-        .bind(i64::from(group.paused))
-        .bind(int(group.handled_through.unix_millis())?)
-        .bind(&group.id.as_bytes()[..])
+        .bind(change.policy.as_deref())
+        .bind(change.paused.map(i64::from))
+        .bind(change.handled_through.map(|through| int(through.unix_millis())).transpose()?)
+        .bind(&id.as_bytes()[..])
         .execute(&catalog.writer)
         .await
         .map_err(failed("changing a group"))?;
-    if updated.rows_affected() == 0 { Err(CatalogError::not_found("group", &group.id)) } else { Ok(()) }
+    if updated.rows_affected() == 0 { Err(CatalogError::not_found("group", &id)) } else { Ok(()) }
 }
 
 pub(super) async fn delete(catalog: &SqliteCatalog, id: GroupId) -> Result<()> {

@@ -97,8 +97,8 @@ async fn begin(
             members,
         };
         let locked_until = policy.locked_until(began_at);
-        let begin = || shared.catalog.begin_group_run(&run, locked_until, handled_through);
-        match until_known(shared, begin).await {
+        let attempted = || shared.catalog.begin_group_run(&run, locked_until, handled_through);
+        match until_known(shared, attempted).await {
             Err(EngineError::Catalog(error))
                 if matches!(*error, CatalogError::NameTaken { .. }) && attempt < ATTEMPTS_MAX =>
             {
@@ -192,9 +192,10 @@ pub(super) async fn conclude(
     until_known(shared, || shared.catalog.end_group_run(end, &told)).await?;
     shared.groups.count_run(end.outcome, begun.missed);
     let (group, text) = (group.name.as_str(), told.text.as_str());
-    match end.outcome {
-        RunOutcome::Complete => tracing::info!(group, text, "protection group ran"),
-        _ => tracing::warn!(group, text, "protection group ran, and not all is well"),
+    if end.outcome == RunOutcome::Complete {
+        tracing::info!(group, text, "protection group ran");
+    } else {
+        tracing::warn!(group, text, "protection group ran, and not all is well");
     }
     Ok(())
 }
@@ -203,12 +204,12 @@ pub(super) async fn conclude(
 fn story(begun: &GroupRunRow, end: &GroupRunEnd) -> String {
     let of = begun.members.len();
     let taken = end.members.iter().filter(|(_, state, _)| *state == MemberState::Taken).count();
-    let mut text = match end.outcome {
+    let mut parts = vec![match end.outcome {
         RunOutcome::Nothing => "ran and matched no volume: nothing is protected".to_owned(),
         _ => format!("run {}: {taken} of {of} snapshots taken", begun.label),
-    };
+    }];
     if begun.missed > 0 {
-        text += &format!("; {} earlier runs were missed", begun.missed);
+        parts.push(format!("{} earlier runs were missed", begun.missed));
     }
     let reason_of = |member: &GroupMember| {
         let ended = end.members.iter().find(|(snapshot, _, _)| *snapshot == member.snapshot);
@@ -216,17 +217,11 @@ fn story(begun: &GroupRunRow, end: &GroupRunEnd) -> String {
         reason.map(|reason| format!("{}: {reason}", member.volume_name))
     };
     let mut reasons = begun.members.iter().filter_map(reason_of);
-    if let Some(first) = reasons.next() {
-        text += &format!("; {first}");
-        let more = reasons.count();
-        if more > 0 {
-            text += &format!("; and {more} more");
-        }
+    parts.extend(reasons.next());
+    let more = reasons.count();
+    if more > 0 {
+        parts.push(format!("and {more} more"));
     }
-    if let Some(error) = &end.error
-        && end.outcome != RunOutcome::Nothing
-    {
-        text += &format!("; {error}");
-    }
-    text
+    parts.extend(end.error.clone().filter(|_| end.outcome != RunOutcome::Nothing));
+    parts.join("; ")
 }

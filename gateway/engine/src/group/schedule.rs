@@ -11,7 +11,7 @@ use super::run::{Why, run};
 use super::{event, kind, policy_of};
 use crate::engine::Shared;
 use crate::error::EngineError;
-use cairn_metadata::{GROUP_RUNS_MAX, GroupRow, RunOutcome};
+use cairn_metadata::{GROUP_RUNS_MAX, GroupChange, GroupRow, RunOutcome};
 use cairn_model::{WallTime, utc};
 use cairn_policy::{Due, Policy, Timetable};
 use std::sync::Arc;
@@ -91,8 +91,7 @@ async fn look_at(shared: &Arc<Shared>, mut group: GroupRow) -> Result<Option<Wal
         return Ok(timetable.next_after(group.handled_through.max(now)));
     };
     if has_run(shared, &group, due).await? {
-        let handled = GroupRow { handled_through: due.latest, ..group };
-        shared.catalog.update_group(&handled).await?;
+        handled(shared, &group, due.latest).await?;
         return Ok(timetable.next_after(due.latest.max(now)));
     }
     if !timetable.is_open(now) {
@@ -124,10 +123,15 @@ async fn notice_clock(shared: &Shared, group: &mut GroupRow, now: WallTime) -> R
         utc(now)
     );
     group.handled_through = now;
-    shared.catalog.update_group(group).await?;
+    handled(shared, group, now).await?;
     tracing::warn!(group = %group.name, text);
     shared.catalog.add_event(&event(shared, group.name.as_str(), kind::CLOCK, text)).await?;
     Ok(())
+}
+
+async fn handled(shared: &Shared, group: &GroupRow, through: WallTime) -> Result<(), EngineError> {
+    let change = GroupChange { handled_through: Some(through), ..GroupChange::default() };
+    Ok(shared.catalog.update_group(group.id, &change).await?)
 }
 
 /// Whether a run of that very instant took snapshots: before the clock was set back.

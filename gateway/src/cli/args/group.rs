@@ -78,6 +78,7 @@ pub struct NewPolicy {
 }
 
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "they are flags of a command line")]
 pub struct PolicyChange {
     /// Volumes, by name or by pattern, instead of those there were
     #[arg(long = "match", value_name = "GLOB", num_args = 1..)]
