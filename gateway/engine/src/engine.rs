@@ -39,6 +39,8 @@ pub(crate) const PURGE_ROWS: u32 = 1000;
 const PURGE_PAUSE: Duration = Duration::from_millis(200);
 /// How long shutdown waits for destage before it leaves the rest to the log.
 const SHUTDOWN_DESTAGE_LIMIT: Duration = Duration::from_mins(2);
+/// How long it waits before that for a group that runs; one that takes longer is ended by the next start.
+const RUN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the caches may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -239,6 +241,8 @@ impl Engine {
     /// start; the error says so.
     pub async fn shutdown(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
+        // No group runs from here on: what it took would be in the log alone.
+        let _turn = cairn_model::timeout(&*shared.ports.clock, RUN_LIMIT, shared.groups.own_turn()).await;
         let destaged =
             cairn_model::timeout(&*shared.ports.clock, SHUTDOWN_DESTAGE_LIMIT, shared.destage.all()).await;
         shared.stop.cancel();

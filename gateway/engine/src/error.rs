@@ -15,6 +15,8 @@ pub enum EngineError {
     ReadOnly(String),
     #[error("there is no volume named {0}; `cairn volume list` shows those there are")]
     NoSuchVolume(String),
+    #[error("this gateway does not serve volume {0}: `cairn status` says why")]
+    NotServedHere(String),
     #[error(
         "this gateway still serves another volume as {0}: restart it, and it knows the volumes' names again"
     )]
@@ -93,7 +95,10 @@ impl Kinded for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
-            Self::NameServed(_) | Self::SnapshotExists(_) | Self::SnapshotInUse(_) => ErrorKind::Conflict,
+            Self::NameServed(_)
+            | Self::NotServedHere(_)
+            | Self::SnapshotExists(_)
+            | Self::SnapshotInUse(_) => ErrorKind::Conflict,
             Self::DomainClosed(_)
             | Self::BadOptions(_)
             | Self::BadPolicy { .. }

@@ -247,3 +247,73 @@ fn told(run: &GroupRunRow) -> GroupRun {
         members: run.members.iter().map(member).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cairn_metadata::{GroupMember as MemberRow, MemberState};
+    use cairn_model::{GatewayId, GroupRunId, SnapshotId, VolumeId};
+
+    fn row(paused: bool) -> GroupRow {
+        GroupRow {
+            id: GroupId::from_bytes([1; 16]),
+            name: GroupName::new("g").unwrap(),
+            policy: String::new(),
+            paused,
+            created_at: WallTime::default(),
+            handled_through: WallTime::default(),
+        }
+    }
+
+    fn run(ended: Option<RunOutcome>, errors: &[&str]) -> GroupRunRow {
+        let member = |error: &&str| MemberRow {
+            volume: VolumeId::from_bytes([2; 16]),
+            volume_name: "v".parse().unwrap(),
+            snapshot: SnapshotId::from_bytes([3; 16]),
+            snapshot_name: "g-x".parse().unwrap(),
+            state: MemberState::Failed,
+            error: Some((*error).to_owned()),
+        };
+        GroupRunRow {
+            id: GroupRunId::from_bytes([4; 16]),
+            group: GroupId::from_bytes([1; 16]),
+            gateway: GatewayId::from_bytes([5; 16]),
+            label: "x".to_owned(),
+            planned: None,
+            missed: 0,
+            began_at: WallTime::default(),
+            ended: ended.map(|outcome| (WallTime::default(), outcome)),
+            error: None,
+            pruned: 0,
+            prune_error: None,
+            members: errors.iter().map(member).collect(),
+        }
+    }
+
+    #[test]
+    fn the_worst_of_a_group_is_its_state() {
+        let late = Some(WallTime::from_unix_millis(1_795_879_800_000));
+        let complete = run(Some(RunOutcome::Complete), &[]);
+        let unpruned = GroupRunRow { prune_error: Some("it is read".to_owned()), ..complete.clone() };
+        let partial = run(Some(RunOutcome::Partial), &["fenced", "late", "lost"]);
+        for (paused, last, is_empty, late, state, problem) in [
+            (false, None, false, None, "ok", None),
+            (false, Some(&complete), false, None, "ok", None),
+            (false, Some(&run(None, &[])), false, None, "ok", None),
+            (true, Some(&partial), true, late, "paused", None),
+            (false, Some(&partial), true, late, "failing", Some("its run x left out v: fenced (and 2 more)")),
+            (
+                false,
+                Some(&complete),
+                true,
+                late,
+                "late",
+                Some("its run of 2026-11-28 15:30:00Z has not begun"),
+            ),
+            (false, Some(&unpruned), true, None, "empty", Some("it matches no volume: nothing is protected")),
+            (false, Some(&unpruned), false, None, "failing", Some("retention: it is read")),
+        ] {
+            assert_eq!(judge(&row(paused), last, is_empty, late), (state, problem.map(str::to_owned)));
+        }
+    }
+}

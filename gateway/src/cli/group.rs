@@ -300,3 +300,60 @@ fn event_listing(events: &[Event]) -> String {
     }
     table.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Cli, Command as Asked};
+    use clap::Parser;
+
+    fn after(line: &str) -> PolicySpec {
+        let old = PolicySpec {
+            matching: vec!["a".to_owned()],
+            every: Some("1h".to_owned()),
+            cron: None,
+            window: Some("22:00-06:00".to_owned()),
+            timezone: "UTC".to_owned(),
+            keep: "last:1".to_owned(),
+            lock: Some("1d".to_owned()),
+            remote: vec![RemoteSpec { site: "vault".to_owned(), keep: "last:2".to_owned() }],
+        };
+        let line = ["cairn", "group", "edit", "g"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(line).unwrap().command {
+            Asked::Group(Command::Edit { change, .. }) => changed(old, change),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_edit_changes_what_it_names_and_nothing_else() {
+        let old = after("");
+        assert_eq!(after("--pause"), old);
+        let other = |change: fn(&mut PolicySpec)| {
+            let mut policy = old.clone();
+            change(&mut policy);
+            policy
+        };
+        for (line, expected) in [
+            (
+                "--cron @daily",
+                other(|policy| (policy.every, policy.cron) = (None, Some("@daily".to_owned()))),
+            ),
+            ("--every 5m", other(|policy| policy.every = Some("5m".to_owned()))),
+            ("--no-schedule", other(|policy| (policy.every, policy.window) = (None, None))),
+            ("--window 01:00-02:00", other(|policy| policy.window = Some("01:00-02:00".to_owned()))),
+            ("--no-window", other(|policy| policy.window = None)),
+            ("--match b c", other(|policy| policy.matching = vec!["b".to_owned(), "c".to_owned()])),
+            ("--keep 9 --no-lock", other(|policy| (policy.keep, policy.lock) = ("9".to_owned(), None))),
+            ("--lock-for 2d", other(|policy| policy.lock = Some("2d".to_owned()))),
+            ("--timezone Asia/Tokyo", other(|policy| policy.timezone = "Asia/Tokyo".to_owned())),
+            (
+                "--keep-at x=1",
+                other(|policy| policy.remote = remotes(vec![("x".to_owned(), "1".to_owned())])),
+            ),
+            ("--no-keep-at", other(|policy| policy.remote = Vec::new())),
+        ] {
+            assert_eq!(after(line), expected, "{line}");
+        }
+    }
+}

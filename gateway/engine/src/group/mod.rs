@@ -103,6 +103,11 @@ impl Groups {
         }
     }
 
+    /// Waits for the run that is under way. While what this returns is held, none begins.
+    pub(crate) async fn own_turn(&self) -> impl Drop + use<> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
     fn count_run(&self, outcome: RunOutcome, missed: u64) {
         let place = match outcome {
             RunOutcome::Complete => 0,

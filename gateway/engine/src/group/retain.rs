@@ -90,7 +90,7 @@ async fn delete_all(shared: &Arc<Shared>, unwanted: Vec<GroupSnapshot>) -> (u64,
 /// The caller has the turn of administration.
 async fn delete(shared: &Shared, unwanted: &GroupSnapshot) -> Result<Pruned, EngineError> {
     let Some(volume) = shared.registry.all().into_iter().find(|volume| volume.id() == unwanted.volume) else {
-        return Err(EngineError::NoSuchVolume(unwanted.volume_name.to_string()));
+        return Err(EngineError::NotServedHere(unwanted.volume_name.to_string()));
     };
     let is_logged = volume.state().lock().buffer.snapshots().any(|logged| logged.id == unwanted.snapshot);
     if is_logged {
