@@ -3,8 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use system_tests::export::Export;
 use system_tests::gateway::Gateway;
 use system_tests::random::Random;
@@ -16,8 +18,12 @@ const BLOCK: usize = 4096;
 /// In the order in which they are written.
 const VOLUMES: [&str; 2] = ["one", "two"];
 
-const ROUNDS: usize = 6;
-const CUTS_PER_ROUND: usize = 20;
+/// Lives with many cuts, and lives of one cut that is cut short.
+const LONG_LIVES: usize = 5;
+const SHORT_LIVES: usize = 25;
+/// If none of those hit a run.
+const SHORT_LIVES_MAX: usize = 150;
+const CUTS: usize = 22;
 
 fn cairn(gateway: &Gateway, arguments: &[&str]) -> Tool {
     gateway.command([]).args(arguments.iter().copied()).timeout(Duration::from_mins(2))
@@ -63,13 +69,40 @@ impl Counter {
 /// What a run that was answered must show at least, and at most, by the end of its snapshots' names.
 type Bounds = BTreeMap<String, (u64, u64)>;
 
+/// Asks for a run without a client of ours between, which would take longer than the run.
+fn ask_for_a_run(gateway: &Gateway) -> Result<UnixStream> {
+    let socket = gateway.dir().join("admin.sock");
+    // It may still be the one of the gateway before.
+    let connected = (0..500).find_map(|_| {
+        UnixStream::connect(&socket).inspect_err(|_| std::thread::sleep(Duration::from_millis(10))).ok()
+    });
+    let mut stream = connected.context("the admin API does not answer")?;
+    let request = "POST /v1/groups/pair/snap HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                   content-length: 4\r\nconnection: close\r\n\r\nnull";
+    stream.write_all(request.as_bytes())?;
+    Ok(stream)
+}
+
+/// Kills the gateway in a run, after a part of the time, in thousandths, that the run before took.
+fn kill_in_a_run(gateway: &mut Gateway, over: &AtomicBool, part: u32) -> Result<()> {
+    let asked = Instant::now();
+    let mut answer = String::new();
+    ask_for_a_run(gateway)?.read_to_string(&mut answer)?;
+    ensure!(answer.contains("\"complete\""), "{answer}");
+    let took = asked.elapsed();
+    let _stream = ask_for_a_run(gateway)?;
+    std::thread::sleep(took * part / 1000);
+    over.store(true, Ordering::SeqCst);
+    gateway.kill()
+}
+
 /// Runs the group again and again. The last time of a life the gateway is killed meanwhile.
-fn life(gateway: &mut Gateway, counter: &Counter, bounds: &mut Bounds, kill_after: Duration) -> Result<()> {
+fn life(gateway: &mut Gateway, counter: &Counter, bounds: &mut Bounds, cuts: usize, part: u32) -> Result<()> {
     let over = AtomicBool::new(false);
     let exports = VOLUMES.map(|volume| gateway.export(volume));
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| counter.run(&exports, &over));
-        let cut = (0..CUTS_PER_ROUND).try_for_each(|_| {
+        let cut = (0..cuts).try_for_each(|_| {
             let least = counter.done.load(Ordering::SeqCst);
             let run = answer(gateway, &["group", "snap", "pair"])?;
             ensure!(run["outcome"] == "complete", "{run}");
@@ -77,16 +110,18 @@ fn life(gateway: &mut Gateway, counter: &Counter, bounds: &mut Bounds, kill_afte
             bounds.insert(label, (least, counter.sent.load(Ordering::SeqCst)));
             Ok(())
         });
-        let last = cairn(gateway, &["group", "snap", "pair"]);
-        let last = scope.spawn(move || last.finish());
-        std::thread::sleep(kill_after);
+        let killed = kill_in_a_run(gateway, &over, part);
         over.store(true, Ordering::SeqCst);
-        gateway.kill()?;
-        let finished = last.join().expect("the command does not panic")?;
-        ensure!(!finished.said().contains("panicked"), "{}", finished.describe());
         writer.join().expect("the writer does not panic")?;
-        cut
+        cut.and(killed)
     })
+}
+
+/// Runs that a kill cut short and that were ended by a later start.
+fn cut_short(gateway: &Gateway) -> Result<usize> {
+    let shown = answer(gateway, &["group", "show", "pair", "--runs", "1000"])?;
+    let runs = shown["runs"].as_array().context("runs")?;
+    Ok(runs.iter().filter(|run| !run["error"].is_null()).count())
 }
 
 /// The counter that a snapshot shows.
@@ -160,9 +195,13 @@ fn rounds(seed: u64) -> Result<()> {
     let create = ["group", "create", "pair", "--match", "one", "two", "--keep", "all", "--lock-for", "1h"];
     cairn(&gateway, &create).run()?;
     let (counter, mut bounds) = (Counter::default(), Bounds::new());
-    for _ in 0..ROUNDS {
-        let kill_after = Duration::from_micros(random.below(60_000));
-        life(&mut gateway, &counter, &mut bounds, kill_after)?;
+    for number in 0..LONG_LIVES + SHORT_LIVES_MAX {
+        if number >= LONG_LIVES + SHORT_LIVES && cut_short(&gateway)? > 0 {
+            break;
+        }
+        let cuts = if number < LONG_LIVES { CUTS } else { 0 };
+        let part = u32::try_from(random.below(1000))?;
+        life(&mut gateway, &counter, &mut bounds, cuts, part)?;
         gateway.start()?;
     }
     ensure!(bounds.len() >= 100, "{} cuts: the test does not reach its point", bounds.len());
@@ -172,6 +211,7 @@ fn rounds(seed: u64) -> Result<()> {
     let shown = answer(&gateway, &["group", "show", "pair", "--runs", "1000"])?;
     let runs = shown["runs"].as_array().context("runs")?;
     ensure!(runs.len() > bounds.len(), "{} runs for {} answers", runs.len(), bounds.len());
+    ensure!(cut_short(&gateway)? > 0, "no run was cut short: the test does not reach its point");
     let there = listed(&gateway)?;
     let mut before = 0;
     let mut snapshots = 0;
