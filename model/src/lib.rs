@@ -25,7 +25,9 @@ pub mod varint;
 pub use address::{BLOCK_SIZE, Lba, LbaRange, VOLUME_BLOCKS_MAX, ZERO_BLOCK};
 pub use clock::{Clock, Elapsed, Monotonic, SystemClock, WallTime, timeout};
 pub use container::{BLOCKS_PER_CHUNK_MAX, ChunkId, ChunkIndex, ChunkRef};
-pub use device::{AllocationExtent, BlockDevice, DeviceInfo, Durability, Exports, ReadBuffer, WriteFlags};
+pub use device::{
+    AllocationExtent, BlockDevice, ChangeExtent, DeviceInfo, Durability, Exports, ReadBuffer, WriteFlags,
+};
 pub use entropy::{Entropy, OsEntropy, SeededEntropy};
 pub use error::{ErrorKind, Kinded};
 pub use fingerprint::{ContainerFingerprints, Fingerprint};

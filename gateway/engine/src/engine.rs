@@ -224,13 +224,7 @@ impl Engine {
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
-        let turn = Arc::clone(&self.shared.administration);
-        let change = change(Arc::clone(&self.shared));
-        let task = self.shared.tasks.spawn(async move {
-            let _turn = turn.lock_owned().await;
-            change.await
-        });
-        task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
+        administer(&self.shared, change).await
     }
 
     /// Everything acknowledged before the call is in the pool and in the catalog when it returns.
@@ -422,6 +416,24 @@ async fn resize(shared: &Shared, name: &str, size_bytes: u64) -> Result<(), Engi
         Err(_) => old,
     };
     resized
+}
+
+/// See [`Engine::administer`].
+pub(crate) async fn administer<T, F>(
+    shared: &Arc<Shared>,
+    change: impl FnOnce(Arc<Shared>) -> F,
+) -> Result<T, EngineError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, EngineError>> + Send + 'static,
+{
+    let turn = Arc::clone(&shared.administration);
+    let change = change(Arc::clone(shared));
+    let task = shared.tasks.spawn(async move {
+        let _turn = turn.lock_owned().await;
+        change.await
+    });
+    task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
 }
 
 /// Makes a change of the catalog that may be repeated until its answer comes: an answer that was lost says nothing about the change.

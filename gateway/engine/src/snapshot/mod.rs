@@ -16,16 +16,18 @@
 
 mod clone;
 mod diff;
+mod earlier;
 mod mark;
 mod revert;
 mod views;
 
 pub use diff::{Difference, DifferencePage};
+pub(crate) use diff::{LEAVES_AT_ONCE, changed, compare, leaves, versions};
 pub(crate) use mark::{decode_note, encode_note};
 pub(crate) use views::Views;
 
 use crate::destage::{Mark, Marked};
-use crate::engine::{Engine, Shared, destage_in_time, until_known};
+use crate::engine::{Engine, Shared, administer, destage_in_time, until_known};
 use crate::error::EngineError;
 use crate::volume::Volume;
 use cairn_metadata::{CatalogError, HeldLease, MapPoint, NewSnapshot, SnapshotName, SnapshotRow};
@@ -133,26 +135,34 @@ impl Engine {
 
     /// Opens a snapshot for reading.
     pub async fn open_snapshot(&self, volume: &str, name: &SnapshotName) -> Result<Arc<Volume>, EngineError> {
-        // Who reads piece by piece opens it for each.
-        let served = self.shared().registry.named(volume)?;
-        if let Some(open) = self.shared().views.get(&served, name) {
+        open(self.shared_arc(), self.shared().registry.named(volume)?, name).await
+    }
+}
+
+/// Opens a snapshot of a volume in service: nobody can delete it while somebody holds what this returns.
+async fn open(
+    shared: &Arc<Shared>,
+    served: Arc<Volume>,
+    name: &SnapshotName,
+) -> Result<Arc<Volume>, EngineError> {
+    // Who reads piece by piece opens it for each.
+    if let Some(open) = shared.views.get(&served, name) {
+        return Ok(open);
+    }
+    // Nobody else's turn waits for the pool.
+    let id = settled(shared, &served, name).await?.id;
+    let name = name.clone();
+    administer(shared, move |shared| async move {
+        if let Some(open) = shared.views.get(&served, &name) {
             return Ok(open);
         }
-        // Nobody else's turn waits for the pool.
-        let id = settled(self.shared(), &served, name).await?.id;
-        let name = name.clone();
-        self.administer(move |shared| async move {
-            if let Some(open) = shared.views.get(&served, &name) {
-                return Ok(open);
-            }
-            let snapshot = known(&shared, &served, id, &name).await?;
-            served.state().lock().check_serving()?;
-            let view = Arc::new(served.view(&snapshot));
-            shared.views.insert(served.id(), name, &view);
-            Ok(view)
-        })
-        .await
-    }
+        let snapshot = known(&shared, &served, id, &name).await?;
+        served.state().lock().check_serving()?;
+        let view = Arc::new(served.view(&snapshot));
+        shared.views.insert(served.id(), name, &view);
+        Ok(view)
+    })
+    .await
 }
 
 impl SnapshotStatus {
