@@ -3,8 +3,8 @@
 use crate::{
     BatchCommit, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow, DoomedObject,
     FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint,
-    NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals, UnreferencedPage, VolumeName,
-    VolumeRow, WalState,
+    NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf, SpacePage,
+    Totals, UnreferencedPage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -142,6 +142,11 @@ pub trait Catalog: Send + Sync + Debug {
         to: SnapshotId,
         lineage: LineageId,
     ) -> Result<()>;
+
+    /// A part of the answer to whose space something is, from one state of the catalog: what about `leaves_max` versions of leaves behind `from` say.
+    /// [`crate::space`] puts them together. Costs what the pins asked for do not share with those beside them, whatever else there is; in
+    /// the background, and when somebody asks. Of a snapshot that is not settled, `NotSettled`.
+    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage>;
 
     // ---- leases
 

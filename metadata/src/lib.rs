@@ -6,6 +6,7 @@
 //! | `rows` | what the catalog holds, as types |
 //! | `batch` | one destaged batch and one step of folding: the two big transactions |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
+//! | `space` | what a snapshot or a volume alone keeps |
 //! | `sqlite` | the catalog in one file |
 //! | `memory` | a catalog in memory with faults, for simulations (feature `testing`) |
 //! | `conformance` | the suite that every implementation passes (feature `conformance`) |
@@ -27,6 +28,7 @@ mod leaf;
 pub mod memory;
 mod name;
 mod rows;
+mod space;
 mod sqlite;
 
 pub use batch::{
@@ -42,6 +44,7 @@ pub use rows::{
     NewSnapshot, NewVolume, NodeRow, NodeState, SiteRow, SnapshotRow, Totals, VolumeRow, VolumeUsage,
     WalState,
 };
+pub use space::{ContainerShare, Space, SpaceBasis, SpaceCursor, SpaceOf, SpacePage, space};
 pub use sqlite::SqliteCatalog;
 
 /// Version of what the rows and blobs mean. A catalog that says a higher one is refused, whatever its schema.

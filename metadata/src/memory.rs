@@ -15,6 +15,7 @@ mod prune;
 mod reclaim;
 mod site;
 mod snapshots;
+mod space;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -22,8 +23,8 @@ mod volumes;
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerRow, DomainName,
     DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease,
-    LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
-    UnreferencedPage, VolumeName, VolumeRow, WalState,
+    LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow,
+    SpaceCursor, SpaceOf, SpacePage, Totals, UnreferencedPage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -311,6 +312,10 @@ impl Catalog for MemoryCatalog {
         lineage: LineageId,
     ) -> Result<()> {
         self.call("revert_volume", |tables| tables.revert_volume(gateway, held, through, to, lineage)).await
+    }
+
+    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage> {
+        self.call("space_page", |tables| tables.space_page(of, from, leaves_max)).await
     }
 
     async fn acquire_lease(

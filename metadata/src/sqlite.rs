@@ -27,6 +27,7 @@ mod prune;
 mod reclaim;
 mod site;
 mod snapshots;
+mod space;
 mod uncounted;
 mod usage;
 mod versions;
@@ -38,8 +39,8 @@ mod tests;
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, DomainName, DomainRow,
     DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
-    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
-    UnreferencedPage, VolumeName, VolumeRow, WalState,
+    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor,
+    SpaceOf, SpacePage, Totals, UnreferencedPage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -264,6 +265,10 @@ impl Catalog for SqliteCatalog {
         lineage: LineageId,
     ) -> Result<()> {
         snapshots::revert(self, gateway, held, through, to, lineage).await
+    }
+
+    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage> {
+        space::page(self, of, from, leaves_max).await
     }
 
     async fn acquire_lease(

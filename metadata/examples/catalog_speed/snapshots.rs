@@ -3,7 +3,7 @@
 use crate::{Bench, GATEWAY, Volume, summary};
 use cairn_metadata::{
     BatchCommit, Catalog, FoldPlan, HeldLease, LEAF_BLOCKS, LeafIndex, MapLeaf, MapPoint, NewSnapshot,
-    SnapshotName,
+    SnapshotName, SpaceOf, space,
 };
 use cairn_model::{
     ChunkId, ChunkIndex, ChunkRef, ContainerId, Lba, LbaRange, MapDelta, MapOp, MapTarget, SnapshotId,
@@ -93,6 +93,7 @@ pub(crate) async fn snapshots(bench: &Bench) {
     println!("on a map of {MANY_LEAVES} leaves with up to {SNAPSHOTS} snapshots:");
     println!("    commit with a snapshot, the first 100: {}", summary(times[..100].to_vec()));
     println!("    commit with a snapshot, the last 100: {}", summary(times[SNAPSHOTS - 100..].to_vec()));
+    spaces(bench, &volume, &settled).await;
     let mut times = Vec::new();
     for from in settled.iter().step_by(10) {
         times.push(bench.clone_of(*from).await);
@@ -140,6 +141,28 @@ async fn lists(bench: &Bench, volume: &Volume, first: SnapshotId) {
         let found = bench.catalog.leaf_versions(at, everything, u32::MAX).await.unwrap().len();
         let took = began.elapsed().as_secs_f64() * 1e3;
         println!("    list the {found} leaves of the {what}: {took:.0} ms");
+    }
+}
+
+/// Whose space it is: each snapshot, the volume as it is, the volume with all of its snapshots.
+async fn spaces(bench: &Bench, volume: &Volume, settled: &[SnapshotId]) {
+    let all = Instant::now();
+    let (mut times, mut unique_bytes) = (Vec::new(), 0);
+    for id in settled {
+        let began = Instant::now();
+        unique_bytes += space(&bench.catalog, SpaceOf::Snapshot(*id)).await.unwrap().unique_bytes;
+        times.push(began.elapsed());
+    }
+    let took = all.elapsed().as_secs_f64();
+    println!("    whose space, of one snapshot: {}", summary(times));
+    println!("    whose space, of all {}: {took:.2} s; {unique_bytes} bytes are unique", settled.len());
+    for (what, of) in [
+        ("volume as it is", SpaceOf::Head(volume.id)),
+        ("volume with its snapshots", SpaceOf::Volume(volume.id)),
+    ] {
+        let began = Instant::now();
+        space(&bench.catalog, of).await.unwrap();
+        println!("    whose space, of the {what}: {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
     }
 }
 

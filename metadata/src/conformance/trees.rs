@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 mod checks;
+mod space;
 
 /// Trees of one run.
 const SEEDS: u64 = 12;
@@ -318,6 +319,7 @@ impl Model {
             18 => self.revert().await,
             19 => self.delete_snapshot().await,
             20 if self.disks.len() > 2 => self.delete_volume().await,
+            21 => self.check_space().await,
             _ => {
                 for _ in 0..=self.below(6) {
                     let rows_max = u32::try_from(1 + self.below(4)).unwrap();
@@ -364,6 +366,7 @@ pub async fn grow_and_delete(store: &dyn CatalogStore, seeds: Range<u64>) {
             model.check().await;
         }
         model.check_purged().await;
+        model.check_space().await;
         world = model.delete_everything().await;
     }
     let totals = world.catalog.totals().await.unwrap();
