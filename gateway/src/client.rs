@@ -72,6 +72,11 @@ impl AdminClient {
         self.json(Method::GET, &volume_path(name, ""), &()).await
     }
 
+    /// With whose space it is.
+    pub async fn volume_with_space(&self, name: &str) -> Result<Volume> {
+        self.json(Method::GET, &volume_path(name, "?space=true"), &()).await
+    }
+
     pub async fn create_volume(&self, new: &CreateVolume) -> Result<Volume> {
         self.json(Method::POST, "/v1/volumes", new).await
     }
@@ -118,13 +123,14 @@ impl AdminClient {
         self.json(Method::POST, &volume_path(name, "/flush"), &()).await
     }
 
-    /// The snapshots of all volumes.
-    pub async fn all_snapshots(&self) -> Result<Vec<Snapshot>> {
-        self.json(Method::GET, "/v1/snapshots", &()).await
+    /// The snapshots of all volumes; with `space`, whose space it is.
+    pub async fn all_snapshots(&self, space: bool) -> Result<Vec<Snapshot>> {
+        self.json(Method::GET, &format!("/v1/snapshots?space={space}"), &()).await
     }
 
-    pub async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>> {
-        self.json(Method::GET, &volume_path(volume, "/snapshots"), &()).await
+    /// With `space`, whose space it is.
+    pub async fn snapshots(&self, volume: &str, space: bool) -> Result<Vec<Snapshot>> {
+        self.json(Method::GET, &volume_path(volume, &format!("/snapshots?space={space}")), &()).await
     }
 
     pub async fn snapshot(&self, of: &SnapshotOf) -> Result<Snapshot> {

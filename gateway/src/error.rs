@@ -132,11 +132,12 @@ impl Kinded for GatewayError {
             Self::Key(error) => error.kind(),
             Self::Image(error) => match error {
                 ImageError::Io { source, .. } => ErrorKind::of_io(source),
-                ImageError::Exists { .. } => ErrorKind::Conflict,
+                ImageError::Exists { .. } | ImageError::Busy { .. } => ErrorKind::Conflict,
                 ImageError::Damaged { .. } => ErrorKind::Corrupt,
-                ImageError::NotAnImage { .. } | ImageError::Unsupported { .. } | ImageError::Empty { .. } => {
-                    ErrorKind::Unsupported
-                }
+                ImageError::NotAnImage { .. }
+                | ImageError::Unsupported { .. }
+                | ImageError::NotRaw { .. }
+                | ImageError::Empty { .. } => ErrorKind::Unsupported,
             },
             Self::Catalog(error) => error.kind(),
             Self::Engine(error) => error.kind(),

@@ -20,6 +20,7 @@ mod routes;
 pub mod server;
 pub mod service;
 mod snapshots;
+mod space;
 mod status;
 pub mod types;
 

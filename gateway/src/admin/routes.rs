@@ -5,7 +5,7 @@ use super::types::{
     AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateSnapshot,
     CreateVolume, DeleteQuery, Difference, DifferenceQuery, Domain, Extent, Failure, FailureDetail, Health,
     Key, Node, OffsetQuery, PublishKeys, RangeQuery, Reclaimed, ReplaceKey, RevertVolume, Reverted, Snapshot,
-    Status, UpdateVolume, Volume,
+    SpaceQuery, Status, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use axum::body::Body;
@@ -91,8 +91,12 @@ async fn volumes(State(service): Shared) -> Answer<Json<Vec<Volume>>> {
     Ok(Json(service.volumes().await?))
 }
 
-async fn volume(State(service): Shared, Name(name): Name) -> Answer<Json<Volume>> {
-    Ok(Json(service.volume(&name).await?))
+async fn volume(
+    State(service): Shared,
+    Name(name): Name,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Volume>> {
+    Ok(Json(service.volume_with(&name, query).await?))
 }
 
 async fn create_volume(
@@ -162,16 +166,27 @@ async fn flush(State(service): Shared, Name(name): Name) -> Answer<Json<()>> {
     Ok(Json(service.flush(&name).await?))
 }
 
-async fn all_snapshots(State(service): Shared) -> Answer<Json<Vec<Snapshot>>> {
-    Ok(Json(service.all_snapshots().await?))
+async fn all_snapshots(
+    State(service): Shared,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Vec<Snapshot>>> {
+    Ok(Json(service.all_snapshots_with(query).await?))
 }
 
-async fn snapshots(State(service): Shared, Name(volume): Name) -> Answer<Json<Vec<Snapshot>>> {
-    Ok(Json(service.snapshots(&volume).await?))
+async fn snapshots(
+    State(service): Shared,
+    Name(volume): Name,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Vec<Snapshot>>> {
+    Ok(Json(service.snapshots_with(&volume, query).await?))
 }
 
-async fn snapshot(State(service): Shared, Names(volume, name): Names) -> Answer<Json<Snapshot>> {
-    Ok(Json(service.snapshot(&volume, &name).await?))
+async fn snapshot(
+    State(service): Shared,
+    Names(volume, name): Names,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Snapshot>> {
+    Ok(Json(service.snapshot_with(&volume, &name, query).await?))
 }
 
 async fn create_snapshot(

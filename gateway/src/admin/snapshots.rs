@@ -187,6 +187,7 @@ impl Service {
             logical_bytes: status.logical_bytes,
             clones: status.children,
             attachments,
+            space: None,
         }
     }
 

@@ -6,7 +6,7 @@ mod snapshots;
 pub use reclaim::{AskReclaim, Reclaim, Reclaimed, ReclaimedAmount};
 pub use snapshots::{
     ChangedRange, CloneSnapshot, CreateSnapshot, Difference, DifferenceQuery, RevertVolume, Reverted,
-    Snapshot,
+    Snapshot, Space, SpaceQuery,
 };
 
 use cairn_engine::CpuBudget;
@@ -41,6 +41,9 @@ pub struct Volume {
     pub attachments: Option<u64>,
     /// How many snapshots it has.
     pub snapshots: u64,
+    /// Present when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<Space>,
 }
 
 /// Settings of packing, defaults filled in.

@@ -11,6 +11,7 @@ use crate::config::ListenAddress;
 use crate::image::ImageFormat;
 use crate::names::{SEPARATOR, SnapshotOf};
 use cairn_engine::CpuBudget;
+use cairn_metadata::SnapshotName;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -242,7 +243,12 @@ pub enum Volume {
     /// List the volumes
     List,
     /// Show one volume
-    Show { name: String },
+    Show {
+        name: String,
+        /// Tell whose space it is, which takes a while for a large volume
+        #[arg(long)]
+        space: bool,
+    },
     /// Change a volume's size, also while it is in use
     Resize {
         name: String,
@@ -294,6 +300,9 @@ pub enum Volume {
     ///
     /// The file appears when it is complete; unwritten parts of the volume are holes in it. Of a volume that is being written, each
     /// part is exported as it is when it is read; VOL@NAME exports a snapshot, which is one moment.
+    ///
+    /// With --since A, a file that holds the snapshot VOL@A is brought up to date with VOL@NAME: only what differs is read and written, in place, and
+    /// the file gets the snapshot's size. If that is interrupted, run it again, to the end, before the file is used.
     Export {
         #[arg(value_name = "VOL[@NAME]", value_parser = readable_name)]
         name: String,
@@ -303,8 +312,11 @@ pub enum Volume {
         #[arg(long, value_enum)]
         format: Option<ImageFormat>,
         /// Replace a file that exists
-        #[arg(long)]
+        #[arg(long, conflicts_with = "since")]
         force: bool,
+        /// FILE is a raw image that holds the snapshot VOL@A: change in place what VOL@NAME has otherwise
+        #[arg(long, value_name = "A")]
+        since: Option<SnapshotName>,
     },
 }
 

@@ -28,18 +28,18 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
                 format!("Snapshot {} taken: {}.\n", taken.snapshot, format_size(taken.size_bytes))
             })
         }
-        Command::List { volume } => list(global, volume.as_deref()).await,
+        Command::List { volume, space } => list(global, volume.as_deref(), space).await,
         Command::Delete { snapshot, yes } => delete(global, &snapshot, yes).await,
         Command::Diff { from, to } => diff(global, &from, &to).await,
     }
 }
 
-async fn list(global: &Global, volume: Option<&str>) -> Result<(), GatewayError> {
+async fn list(global: &Global, volume: Option<&str>, space: bool) -> Result<(), GatewayError> {
     let (snapshots, may_be_more) = with_access(global, Need::Tell, async |access| {
         let client = &access.client;
         let snapshots = match volume {
-            Some(volume) => client.snapshots(volume).await?,
-            None => client.all_snapshots().await?,
+            Some(volume) => client.snapshots(volume, space).await?,
+            None => client.all_snapshots(space).await?,
         };
         let may_be_more = !client.is_remote() && client.status().await?.wal.dirty;
         Ok((snapshots, may_be_more))
@@ -50,30 +50,42 @@ async fn list(global: &Global, volume: Option<&str>) -> Result<(), GatewayError>
             start the gateway to see them";
         warn(&[hidden.to_owned()])?;
     }
-    answer(global.json, &snapshots, |snapshots| listing(snapshots))
+    answer(global.json, &snapshots, |snapshots| listing(snapshots, space))
 }
 
-fn listing(snapshots: &[Snapshot]) -> String {
+fn listing(snapshots: &[Snapshot], space: bool) -> String {
     if snapshots.is_empty() {
         return "No snapshots. Take one with: cairn snapshot create VOLUME\n".to_owned();
     }
-    let mut table = Table::new(&[
+    let mut columns = vec![
         ("SNAPSHOT", Align::Left),
         ("CREATED", Align::Left),
         ("SIZE", Align::Right),
         ("HOLDS", Align::Right),
-        ("STATE", Align::Left),
-        ("CLONES", Align::Right),
-    ]);
+    ];
+    if space {
+        columns.extend([("UNIQUE", Align::Right), ("SHARED", Align::Right), ("FREED", Align::Right)]);
+    }
+    columns.extend([("STATE", Align::Left), ("CLONES", Align::Right)]);
+    let mut table = Table::new(&columns);
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
     for snapshot in snapshots {
-        table.row(vec![
+        let mut row = vec![
             snapshot.snapshot.clone(),
             format_time(WallTime::from_unix_millis(snapshot.created_at_ms)),
             format_size(snapshot.size_bytes),
-            snapshot.logical_bytes.map_or_else(|| "-".to_owned(), format_size),
-            snapshot.state.clone(),
-            snapshot.clones.to_string(),
-        ]);
+            size(snapshot.logical_bytes),
+        ];
+        if space {
+            let told = snapshot.space.as_ref();
+            row.extend([
+                size(told.map(|space| space.unique_bytes)),
+                size(told.map(|space| space.shared_bytes)),
+                size(told.map(|space| space.freed_bytes)),
+            ]);
+        }
+        row.extend([snapshot.state.clone(), snapshot.clones.to_string()]);
+        table.row(row);
     }
     table.to_string()
 }

@@ -23,6 +23,13 @@ pub enum Snapshot {
     List {
         #[arg(value_name = "VOL", value_parser = volume_name)]
         volume: Option<String>,
+        /// Tell whose space it is, which takes a while where there are many
+        ///
+        /// UNIQUE is what of HOLDS only this snapshot shows, SHARED the rest. FREED is what its deletion would leave as garbage in the pool, for
+        /// reclaim to take back; equal data elsewhere makes it less. Of several snapshots together it is more than the sum: what two of them
+        /// share is unique to none.
+        #[arg(long)]
+        space: bool,
     },
     /// Delete a snapshot
     ///
