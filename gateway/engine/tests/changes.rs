@@ -12,13 +12,13 @@ mod support;
 use bytes::Bytes;
 use cairn_engine::{Engine, EngineError, Volume};
 use cairn_metadata::SnapshotName;
-use cairn_model::{BlockDevice, Exports, Lba, WriteFlags};
+use cairn_model::{BLOCK_SIZE, BlockDevice, Exports, Lba, WriteFlags};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use support::{Checked, Dice, MIB, Site};
 
-const BLOCK: u64 = 4096;
+const BLOCK: u64 = BLOCK_SIZE as u64;
 
 fn named(name: &str) -> SnapshotName {
     name.parse().unwrap()
@@ -49,9 +49,9 @@ async fn changed(device: &Volume, since: &Arc<Volume>, dice: &Dice) -> Vec<bool>
 
 /// Fails where `told` says "the same" of a block that is not. Bytes beyond the end of one are zeros.
 fn assert_covers(told: &[bool], then: &[u8], now: &[u8]) {
-    let zeros = [0; BLOCK as usize];
+    let zeros = [0; BLOCK_SIZE as usize];
     for (block, told) in told.iter().enumerate() {
-        let at = block * BLOCK as usize;
+        let at = block * BLOCK_SIZE as usize;
         let of = |bytes: &[u8]| {
             let part = bytes.get(at..).unwrap_or(&[]);
             let mut whole = zeros;
@@ -70,7 +70,9 @@ async fn exact(engine: &Engine, from: &str, to: &str, blocks: usize) -> Vec<bool
         let page = engine.snapshot_differences("disk", &named(from), &named(to), at, 1000).await.unwrap();
         for difference in page.differences {
             let range = difference.range.start().get()..difference.range.end().get().min(blocks as u64);
-            range.for_each(|block| found[usize::try_from(block).unwrap()] = true);
+            for block in range {
+                found[usize::try_from(block).unwrap()] = true;
+            }
         }
         match page.next {
             Some(next) => at = next,

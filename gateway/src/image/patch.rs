@@ -127,16 +127,16 @@ mod tests {
 
     #[test]
     fn ranges_are_replaced_and_zeros_become_holes() {
-        let (_folder, path) = file(&[7; 100_000]);
-        let mut patch = ImagePatch::open(&path, None).expect("it is a file");
-        assert_eq!(patch.size_bytes(), 100_000);
+        let (_folder, path) = file(&vec![7; 100_000]);
+        let mut image = ImagePatch::open(&path, None).expect("it is a file");
+        assert_eq!(image.size_bytes(), 100_000);
         let mut data = vec![1; 3 * 4096];
         data[4096..8192].fill(0);
-        patch.write(8192, &data).expect("it can be written");
-        patch.zero(40_960, 40_960).expect("it can be written");
-        patch.resize(90_000).expect("it can be cut");
-        patch.resize(120_000).expect("it can grow");
-        patch.finish().expect("it can be synced");
+        image.write(8192, &data).expect("it can be written");
+        image.zero(40_960, 40_960).expect("it can be written");
+        image.resize(90_000).expect("it can be cut");
+        image.resize(120_000).expect("it can grow");
+        image.finish().expect("it can be synced");
         let mut expected = vec![7; 120_000];
         expected[8192..8192 + data.len()].copy_from_slice(&data);
         expected[40_960..81_920].fill(0);
@@ -148,10 +148,10 @@ mod tests {
 
     #[test]
     fn a_file_system_without_holes_gets_zeros() {
-        let (_folder, path) = file(&[7; 3 << 20]);
-        let mut patch = ImagePatch::open(&path, None).expect("it is a file");
-        patch.can_punch = false;
-        patch.zero(1000, 2 << 20).expect("it can be written");
+        let (_folder, path) = file(&vec![7; 3 << 20]);
+        let mut image = ImagePatch::open(&path, None).expect("it is a file");
+        image.can_punch = false;
+        image.zero(1000, 2 << 20).expect("it can be written");
         let mut expected = vec![7; 3 << 20];
         expected[1000..1000 + (2 << 20)].fill(0);
         assert_eq!(std::fs::read(&path).expect("it is there"), expected);

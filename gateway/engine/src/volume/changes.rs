@@ -132,7 +132,9 @@ impl Volume {
                     let (old, new) = (old.get(index).unwrap_or(&nothing), new.get(index).unwrap_or(&nothing));
                     compare(part, old, new, &mut differences);
                 }
-                differences.iter().for_each(|difference| changes.push(difference.range));
+                for difference in differences {
+                    changes.push(difference.range);
+                }
             }
             at = end;
         }

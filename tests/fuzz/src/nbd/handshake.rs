@@ -60,7 +60,9 @@ pub(crate) fn run(bytes: &[u8]) {
 fn serve(mode: Option<TlsMode>, pace: cairn_nbd::fuzzing::Pace, wire: &[u8]) -> Vec<u8> {
     let device = || {
         let device = MemoryDevice::new(SIZE);
-        EARLIER.iter().for_each(|name| device.remember(name));
+        for name in EARLIER {
+            device.remember(name);
+        }
         Arc::new(device)
     };
     let exports = DeviceTable::new([("disk".to_owned(), device()), ("second".to_owned(), device())]);
