@@ -60,7 +60,7 @@ impl Bench {
 }
 
 /// A full map of 10 TiB, folded.
-async fn full_volume(bench: &Bench) -> (Volume, ContainerId) {
+async fn full_volume(bench: &Bench) -> Volume {
     let mut volume = bench.volume("snapshots").await;
     let batch = bench.random_batch(&volume, 1, LEAF_BLOCKS);
     let container = batch.containers[0].id;
@@ -71,22 +71,24 @@ async fn full_volume(bench: &Bench) -> (Volume, ContainerId) {
         bench.catalog.fold(&volume.step(leaves, None)).await.unwrap();
     }
     bench.catalog.fold(&volume.step(Vec::new(), Some(volume.commit))).await.unwrap();
-    (volume, container)
+    volume
 }
 
 /// A full map of 10 TiB with a thousand snapshots, each with some leaves of its own.
 pub(crate) async fn snapshots(bench: &Bench) {
-    let (mut volume, container) = full_volume(bench).await;
+    let mut volume = full_volume(bench).await;
     let mut settled = Vec::new();
     let mut times = Vec::new();
     for _ in 0..SNAPSHOTS {
         let (batch, id) = bench.snapshot_batch(&volume);
         times.push(bench.commit(&mut volume, &batch).await);
         let number = |_| u32::try_from(bench.below(u64::from(MANY_LEAVES))).unwrap();
-        let mut numbers: Vec<u32> = (0..16).map(number).collect();
+        // Some leaves change all the time, others now and then.
+        let mut numbers: Vec<u32> = (0..8).chain((0..8).map(number)).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        let leaves = numbers.into_iter().map(|number| small_leaf(number, container)).collect();
+        let own = batch.containers[0].id;
+        let leaves = numbers.into_iter().map(|number| small_leaf(number, own)).collect();
         bench.catalog.fold(&volume.step(leaves, Some(volume.commit))).await.unwrap();
         settled.push(id);
     }
