@@ -3,9 +3,10 @@
 //! Commands know only this client, so that they do the same thing the same way in both cases.
 
 use crate::admin::types::{
-    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateSnapshot,
-    CreateVolume, Difference, Domain, Extent, Failure, Key, Node, PublishKeys, RangeQuery, Reclaimed,
-    ReplaceKey, RevertVolume, Reverted, Snapshot, Status, UpdateVolume, Volume,
+    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateGroup, CreateSnapshot,
+    CreateSnapshots, CreateVolume, Difference, Domain, Event, Extent, Failure, Group, GroupDetail, GroupRun,
+    Key, Node, PublishKeys, RangeQuery, Reclaimed, ReplaceKey, RevertVolume, Reverted, Snapshot, Status,
+    UpdateGroup, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use crate::names::SnapshotOf;
@@ -72,6 +73,11 @@ impl AdminClient {
         self.json(Method::GET, &volume_path(name, ""), &()).await
     }
 
+    /// With whose space it is.
+    pub async fn volume_with_space(&self, name: &str) -> Result<Volume> {
+        self.json(Method::GET, &volume_path(name, "?space=true"), &()).await
+    }
+
     pub async fn create_volume(&self, new: &CreateVolume) -> Result<Volume> {
         self.json(Method::POST, "/v1/volumes", new).await
     }
@@ -118,13 +124,14 @@ impl AdminClient {
         self.json(Method::POST, &volume_path(name, "/flush"), &()).await
     }
 
-    /// The snapshots of all volumes.
-    pub async fn all_snapshots(&self) -> Result<Vec<Snapshot>> {
-        self.json(Method::GET, "/v1/snapshots", &()).await
+    /// The snapshots of all volumes; with `space`, whose space it is.
+    pub async fn all_snapshots(&self, space: bool) -> Result<Vec<Snapshot>> {
+        self.json(Method::GET, &format!("/v1/snapshots?space={space}"), &()).await
     }
 
-    pub async fn snapshots(&self, volume: &str) -> Result<Vec<Snapshot>> {
-        self.json(Method::GET, &volume_path(volume, "/snapshots"), &()).await
+    /// With `space`, whose space it is.
+    pub async fn snapshots(&self, volume: &str, space: bool) -> Result<Vec<Snapshot>> {
+        self.json(Method::GET, &volume_path(volume, &format!("/snapshots?space={space}")), &()).await
     }
 
     pub async fn snapshot(&self, of: &SnapshotOf) -> Result<Snapshot> {
@@ -133,6 +140,41 @@ impl AdminClient {
 
     pub async fn create_snapshot(&self, volume: &str, new: &CreateSnapshot) -> Result<Snapshot> {
         self.json(Method::POST, &volume_path(volume, "/snapshots"), new).await
+    }
+
+    /// Of several volumes at one moment.
+    pub async fn create_snapshots(&self, new: &CreateSnapshots) -> Result<Vec<Snapshot>> {
+        self.json(Method::POST, "/v1/snapshots", new).await
+    }
+
+    pub async fn groups(&self) -> Result<Vec<Group>> {
+        self.json(Method::GET, "/v1/groups", &()).await
+    }
+
+    /// A group with its last `runs` runs.
+    pub async fn group(&self, name: &str, runs: u32) -> Result<GroupDetail> {
+        self.json(Method::GET, &group_path(name, &format!("?limit={runs}")), &()).await
+    }
+
+    pub async fn create_group(&self, new: &CreateGroup) -> Result<GroupDetail> {
+        self.json(Method::POST, "/v1/groups", new).await
+    }
+
+    pub async fn update_group(&self, name: &str, change: &UpdateGroup) -> Result<GroupDetail> {
+        self.json(Method::PATCH, &group_path(name, ""), change).await
+    }
+
+    pub async fn delete_group(&self, name: &str) -> Result<()> {
+        self.exchange(Method::DELETE, &group_path(name, ""), JSON, Body::empty()).await.map(drop)
+    }
+
+    pub async fn snap_group(&self, name: &str) -> Result<GroupRun> {
+        self.json(Method::POST, &group_path(name, "/snap"), &()).await
+    }
+
+    /// The last events, the newest first.
+    pub async fn events(&self, limit: u32) -> Result<Vec<Event>> {
+        self.json(Method::GET, &format!("/v1/events?limit={limit}"), &()).await
     }
 
     pub async fn delete_snapshot(&self, of: &SnapshotOf) -> Result<()> {
@@ -323,6 +365,10 @@ fn encoded(segment: &str) -> String {
 
 fn snapshot_path(of: &SnapshotOf, rest: &str) -> String {
     volume_path(of.volume.as_str(), &format!("/snapshots/{}{rest}", encoded(of.snapshot.as_str())))
+}
+
+fn group_path(name: &str, rest: &str) -> String {
+    format!("/v1/groups/{}{rest}", encoded(name))
 }
 
 fn volume_path(name: &str, rest: &str) -> String {

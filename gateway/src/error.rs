@@ -8,6 +8,7 @@ use cairn_engine::EngineError;
 use cairn_metadata::{CatalogError, InvalidName};
 use cairn_model::{ErrorKind, Kinded};
 use cairn_nbd::NbdError;
+use cairn_policy::PolicyError;
 use cairn_segment_writer::PoolError;
 use cairn_wal::WalError;
 use std::io;
@@ -35,6 +36,8 @@ pub enum GatewayError {
     Nbd(#[from] NbdError),
     #[error(transparent)]
     Name(#[from] InvalidName),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// An answer of a running gateway; its message is complete.
     #[error("{message}")]
     Api { kind: ErrorKind, message: String, hint: Option<String> },
@@ -116,7 +119,7 @@ impl GatewayError {
 impl Kinded for GatewayError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config(_) | Self::Name(_) | Self::Usage { .. } => ErrorKind::Unsupported,
+            Self::Config(_) | Self::Name(_) | Self::Policy(_) | Self::Usage { .. } => ErrorKind::Unsupported,
             Self::Directory(error) => match error {
                 DirectoryError::Missing { .. } => ErrorKind::NotFound,
                 DirectoryError::Io { source, .. } => ErrorKind::of_io(source),
@@ -132,11 +135,12 @@ impl Kinded for GatewayError {
             Self::Key(error) => error.kind(),
             Self::Image(error) => match error {
                 ImageError::Io { source, .. } => ErrorKind::of_io(source),
-                ImageError::Exists { .. } => ErrorKind::Conflict,
+                ImageError::Exists { .. } | ImageError::Busy { .. } => ErrorKind::Conflict,
                 ImageError::Damaged { .. } => ErrorKind::Corrupt,
-                ImageError::NotAnImage { .. } | ImageError::Unsupported { .. } | ImageError::Empty { .. } => {
-                    ErrorKind::Unsupported
-                }
+                ImageError::NotAnImage { .. }
+                | ImageError::Unsupported { .. }
+                | ImageError::NotRaw { .. }
+                | ImageError::Empty { .. } => ErrorKind::Unsupported,
             },
             Self::Catalog(error) => error.kind(),
             Self::Engine(error) => error.kind(),

@@ -1,8 +1,7 @@
 //! Names of snapshots: `VOLUME@SNAPSHOT`, and names that tell the time.
 
-use crate::units::utc;
 use cairn_metadata::{InvalidName, SnapshotName, VolumeName};
-use cairn_model::WallTime;
+use cairn_model::{WallTime, utc};
 use std::fmt;
 use std::str::FromStr;
 
@@ -61,10 +60,7 @@ impl FromStr for VolumeOrSnapshot {
 /// A name that begins with `stem` and tells the time, as `auto-20261128T153000Z`; from the second attempt on with the attempt's number,
 /// for when it is taken.
 pub fn stamped(stem: &str, at: WallTime, attempt: u32) -> Result<SnapshotName, InvalidName> {
-    let time = utc(at);
-    let (year, month, day) = (time.year, time.month, time.day);
-    let (hour, minute, second) = (time.hour, time.minute, time.second);
-    let name = format!("{stem}-{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z");
+    let name = format!("{stem}-{}", utc(at).stamp());
     if attempt <= 1 { name.parse() } else { format!("{name}-{attempt}").parse() }
 }
 

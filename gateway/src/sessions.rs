@@ -2,7 +2,9 @@
 
 use crate::names::SEPARATOR;
 use cairn_engine::{Engine, EngineError, Volume};
-use cairn_model::{AllocationExtent, BlockDevice, DeviceInfo, Exports, ReadBuffer, VolumeId, WriteFlags};
+use cairn_model::{
+    AllocationExtent, BlockDevice, ChangeExtent, DeviceInfo, Exports, ReadBuffer, VolumeId, WriteFlags,
+};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,6 +15,8 @@ use std::sync::Arc;
 struct Opened {
     volume: VolumeId,
     snapshot: Option<String>,
+    /// Only to compare something later with it.
+    to_compare: bool,
 }
 
 /// Open attachments by volume and snapshot. Clones of this count together.
@@ -24,20 +28,26 @@ pub struct Sessions {
 impl Sessions {
     /// Connections that have the volume itself open.
     pub fn of(&self, volume: VolumeId) -> u64 {
-        self.count(&Opened { volume, snapshot: None })
+        self.count(volume, None)
     }
 
-    /// Connections that have the volume's snapshot of that name open.
+    /// Connections that have the volume's snapshot of that name open, or compare something later with it.
     pub fn of_snapshot(&self, volume: VolumeId, name: &str) -> u64 {
-        self.count(&Opened { volume, snapshot: Some(name.to_owned()) })
+        self.count(volume, Some(name))
     }
 
     pub fn total(&self) -> u64 {
-        self.open.lock().values().sum()
+        let open = self.open.lock();
+        open.iter().filter(|(opened, _)| !opened.to_compare).map(|(_, count)| count).sum()
     }
 
-    fn count(&self, opened: &Opened) -> u64 {
-        self.open.lock().get(opened).copied().unwrap_or(0)
+    fn count(&self, volume: VolumeId, snapshot: Option<&str>) -> u64 {
+        let open = self.open.lock();
+        let of = |to_compare| {
+            let opened = Opened { volume, snapshot: snapshot.map(str::to_owned), to_compare };
+            open.get(&opened).copied().unwrap_or(0)
+        };
+        of(false) + of(true)
     }
 
     fn begin(&self, opened: Opened) {
@@ -78,9 +88,8 @@ impl Exports for CountedExports {
     async fn open(&self, name: &str) -> Option<Arc<Attached>> {
         let volume = self.engine.open(name).await?;
         let snapshot = name.split_once(SEPARATOR).map(|(_, snapshot)| snapshot.to_owned());
-        let opened = Opened { volume: volume.id(), snapshot };
-        self.sessions.begin(opened.clone());
-        Some(Arc::new(Attached { volume, opened, sessions: self.sessions.clone() }))
+        let opened = Opened { volume: volume.id(), snapshot, to_compare: false };
+        Some(Arc::new(Attached::new(volume, opened, &self.sessions)))
     }
 }
 
@@ -92,6 +101,13 @@ pub struct Attached {
     sessions: Sessions,
 }
 
+impl Attached {
+    fn new(volume: Arc<Volume>, opened: Opened, sessions: &Sessions) -> Self {
+        sessions.begin(opened.clone());
+        Self { volume, opened, sessions: sessions.clone() }
+    }
+}
+
 impl Drop for Attached {
     fn drop(&mut self) {
         self.sessions.end(&self.opened);
@@ -100,6 +116,8 @@ impl Drop for Attached {
 
 impl BlockDevice for Attached {
     type Error = EngineError;
+    /// A snapshot that is held open.
+    type Earlier = Self;
 
     fn info(&self) -> DeviceInfo {
         self.volume.info()
@@ -160,6 +178,26 @@ impl BlockDevice for Attached {
     ) -> impl Future<Output = Result<Vec<AllocationExtent>, EngineError>> + Send {
         self.volume.allocation(offset, length_bytes, extents_max)
     }
+
+    fn earlier(&self) -> impl Future<Output = Result<Vec<String>, EngineError>> + Send {
+        self.volume.earlier()
+    }
+
+    async fn open_earlier(&self, name: &str) -> Result<Option<Self>, EngineError> {
+        let Some(earlier) = self.volume.open_earlier(name).await? else { return Ok(None) };
+        let opened = Opened { volume: earlier.id(), snapshot: Some(name.to_owned()), to_compare: true };
+        Ok(Some(Self::new(earlier, opened, &self.sessions)))
+    }
+
+    fn changes(
+        &self,
+        since: &Self,
+        offset: u64,
+        length_bytes: u64,
+        extents_max: usize,
+    ) -> impl Future<Output = Result<Vec<ChangeExtent>, EngineError>> + Send {
+        self.volume.changes(&since.volume, offset, length_bytes, extents_max)
+    }
 }
 
 #[cfg(test)]
@@ -170,7 +208,11 @@ mod tests {
     fn clients_of_a_snapshot_are_no_clients_of_its_volume() {
         let sessions = Sessions::default();
         let volume = VolumeId::from_bytes([1; 16]);
-        let of = |snapshot: Option<&str>| Opened { volume, snapshot: snapshot.map(str::to_owned) };
+        let of = |snapshot: Option<&str>| Opened {
+            volume,
+            snapshot: snapshot.map(str::to_owned),
+            to_compare: false,
+        };
         sessions.begin(of(Some("monday")));
         sessions.begin(of(Some("monday")));
         sessions.begin(of(None));
@@ -185,5 +227,16 @@ mod tests {
             (0, 1, 1)
         );
         assert_eq!(sessions.of_snapshot(volume, "tuesday"), 0);
+    }
+
+    #[test]
+    fn who_compares_with_a_snapshot_uses_it_and_is_no_further_connection() {
+        let sessions = Sessions::default();
+        let volume = VolumeId::from_bytes([1; 16]);
+        sessions.begin(Opened { volume, snapshot: Some("monday".to_owned()), to_compare: true });
+        assert_eq!(
+            (sessions.of_snapshot(volume, "monday"), sessions.of(volume), sessions.total()),
+            (1, 0, 0)
+        );
     }
 }

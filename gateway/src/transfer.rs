@@ -3,13 +3,15 @@
 //! The file is read or written on a thread of its own, joined to the requests by a bounded channel. An import into a volume
 //! that it created skips zeros; into one that was there it writes them, and zeros what the image does not reach. An
 //! export of a volume that is being written is no instant of it: each piece is as it was when it was read. That of a snapshot is.
+//! A file that holds a snapshot is brought up to date with another one in place, by what differs.
 
-use crate::admin::types::{CreateVolume, Volume};
+use crate::admin::types::{ChangedRange, CreateVolume, Snapshot, Volume};
 use crate::client::AdminClient;
 use crate::error::GatewayError;
-use crate::image::{ImageFormat, ImageReader, ImageWriter, PIECE_BYTES, Piece};
+use crate::image::{ImageError, ImageFormat, ImagePatch, ImageReader, ImageWriter, PIECE_BYTES, Piece};
 use crate::names::SnapshotOf;
 use bytes::Bytes;
+use cairn_metadata::SnapshotName;
 use cairn_model::{ErrorKind, Kinded};
 use futures::{StreamExt, TryStreamExt, stream};
 use std::collections::VecDeque;
@@ -353,6 +355,248 @@ impl<'a> Ranges<'a> {
             start = piece_end;
         }
         self.end = self.end.max(end);
+    }
+}
+
+/// A file that holds one snapshot, to be made to hold another of the same volume.
+#[derive(Debug)]
+pub struct Update<'a> {
+    /// What the file is to hold.
+    pub to: &'a SnapshotOf,
+    /// What it holds.
+    pub since: &'a SnapshotName,
+    pub file: &'a Path,
+    pub format: Option<ImageFormat>,
+}
+
+/// What an update wrote.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Updated {
+    /// `VOLUME@SNAPSHOT` that the file holds now.
+    pub volume: String,
+    /// `VOLUME@SNAPSHOT` that it held.
+    pub since: String,
+    pub file: PathBuf,
+    /// `raw`.
+    pub format: String,
+    /// Size of the snapshot.
+    pub size_bytes: u64,
+    /// Bytes that were written.
+    pub data_bytes: u64,
+    /// Bytes that were made zeros.
+    pub zero_bytes: u64,
+}
+
+/// Part of the difference, with what it is to be replaced by.
+enum Patch {
+    Data(u64, Bytes),
+    Zero(u64, u64),
+}
+
+/// Writes into a raw image that holds one snapshot what another has otherwise. When this returns the file is durable. When it fails, or `stop` returns
+/// first, the file is neither the one nor the other; made again, to the end, it is right.
+pub async fn update(
+    client: &AdminClient,
+    job: &Update<'_>,
+    observer: &dyn Observer,
+    stop: impl Future<Output = ()>,
+) -> Result<Updated> {
+    let from = SnapshotOf { volume: job.to.volume.clone(), snapshot: job.since.clone() };
+    let (old, new) = (client.snapshot(&from).await?, client.snapshot(job.to).await?);
+    let (path, format) = (job.file.to_owned(), job.format);
+    let opened = tokio::task::spawn_blocking(move || ImagePatch::open(&path, format)).await.map_err(died)?;
+    let mut image = opened.map_err(|error| no_image(error, job.file, &from))?;
+    check_size(&image, job.file, &old, &new)?;
+    observer.total(new.size_bytes);
+    let (sender, mut receiver) = mpsc::channel::<Patch>(PIECES_QUEUED);
+    let size_bytes = new.size_bytes;
+    let writing = tokio::task::spawn_blocking(move || -> Result<(ImagePatch, u64, u64)> {
+        let (mut data_bytes, mut zero_bytes) = (0, 0);
+        image.resize(size_bytes)?;
+        while let Some(patch) = receiver.blocking_recv() {
+            match patch {
+                Patch::Data(offset, bytes) => {
+                    image.write(offset, &bytes)?;
+                    data_bytes += bytes.len() as u64;
+                }
+                Patch::Zero(offset, length) => {
+                    image.zero(offset, length)?;
+                    zero_bytes += length;
+                }
+            }
+        }
+        Ok((image, data_bytes, zero_bytes))
+    });
+    let copied = tokio::select! {
+        copied = copy_changes(client, &from, job.to, size_bytes, sender, observer) => copied,
+        () = stop => Err(GatewayError::refused(
+            ErrorKind::Unavailable,
+            format!("the export was interrupted; {} holds a part of the changes", job.file.display()),
+            "run it again, to the end, before the file is used",
+        )),
+    };
+    let (image, data_bytes, zero_bytes) = writing.await.map_err(died)??;
+    copied.map_err(|error| unfinished(error, job.file))?;
+    unchanged(client, &from, &old).await?;
+    unchanged(client, job.to, &new).await?;
+    tokio::task::spawn_blocking(move || image.finish()).await.map_err(died)??;
+    Ok(Updated {
+        volume: job.to.to_string(),
+        since: from.to_string(),
+        file: job.file.to_owned(),
+        format: ImageFormat::Raw.to_string(),
+        size_bytes,
+        data_bytes,
+        zero_bytes,
+    })
+}
+
+fn no_image(error: ImageError, file: &Path, from: &SnapshotOf) -> GatewayError {
+    match error {
+        ImageError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            GatewayError::refused(
+                ErrorKind::NotFound,
+                format!("there is no {}, which should hold {from}", file.display()),
+                format!("make it first: cairn volume export {from} '{}'", file.display()),
+            )
+        }
+        error => error.into(),
+    }
+}
+
+/// The file has the size of what it holds, or, after an interruption, of what it is to hold.
+fn check_size(image: &ImagePatch, file: &Path, old: &Snapshot, new: &Snapshot) -> Result<()> {
+    if [old.size_bytes, new.size_bytes].contains(&image.size_bytes()) {
+        return Ok(());
+    }
+    Err(GatewayError::refused(
+        ErrorKind::Conflict,
+        format!(
+            "{} has {} bytes, but {} has {}: it holds something else",
+            file.display(),
+            image.size_bytes(),
+            old.snapshot,
+            old.size_bytes
+        ),
+        format!("name the file that holds it, or make one: cairn volume export {} FILE", old.snapshot),
+    ))
+}
+
+fn unfinished(error: GatewayError, file: &Path) -> GatewayError {
+    // An interruption says it itself.
+    if matches!(&error, GatewayError::Refused { next: Some(_), .. }) {
+        return error;
+    }
+    GatewayError::refused(
+        error.kind(),
+        format!("{}; {} holds a part of the changes", error.full_message(), file.display()),
+        "run it again, to the end, before the file is used; if that cannot be, export the whole snapshot",
+    )
+}
+
+/// A name may come to mean another snapshot: then some of the differences were of that one.
+async fn unchanged(client: &AdminClient, name: &SnapshotOf, before: &Snapshot) -> Result<()> {
+    let is_same = match client.snapshot(name).await {
+        Ok(now) => now.id == before.id,
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if is_same {
+        return Ok(());
+    }
+    Err(GatewayError::refused(
+        ErrorKind::Conflict,
+        format!("snapshot {name} was deleted during the export, and what the file holds is not certain"),
+        "export a whole snapshot, and keep both snapshots until an export that compares them has ended",
+    ))
+}
+
+async fn copy_changes(
+    client: &AdminClient,
+    from: &SnapshotOf,
+    to: &SnapshotOf,
+    size_bytes: u64,
+    sender: mpsc::Sender<Patch>,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let (name, changes) = (to.to_string(), Changes::new(client, from, to, size_bytes));
+    let name = name.as_str();
+    let pieces = stream::try_unfold(changes, async |mut changes| {
+        Ok::<_, GatewayError>(changes.next().await?.map(|change| (change, changes)))
+    })
+    .map(async |change| {
+        let Change { offset, length, allocated } = change?;
+        let patch = if allocated {
+            Patch::Data(offset, client.read(name, offset, length).await?)
+        } else {
+            Patch::Zero(offset, length)
+        };
+        Ok::<_, GatewayError>((patch, offset + length))
+    })
+    .buffered(REQUESTS_IN_FLIGHT);
+    let mut pieces = std::pin::pin!(pieces);
+    let mut done = 0;
+    while let Some((patch, end)) = pieces.try_next().await? {
+        if sender.send(patch).await.is_err() {
+            return Ok(());
+        }
+        observer.advance(end - done);
+        done = end;
+    }
+    observer.advance(size_bytes - done);
+    Ok(())
+}
+
+/// A piece of the difference.
+#[derive(Clone, Copy)]
+struct Change {
+    offset: u64,
+    length: u64,
+    allocated: bool,
+}
+
+/// The differences of two snapshots, in order, in pieces, as far as the later one reaches.
+struct Changes<'a> {
+    client: &'a AdminClient,
+    from: &'a SnapshotOf,
+    to: &'a SnapshotOf,
+    size_bytes: u64,
+    /// Where the next part begins.
+    next: Option<u64>,
+    found: VecDeque<ChangedRange>,
+}
+
+impl<'a> Changes<'a> {
+    fn new(client: &'a AdminClient, from: &'a SnapshotOf, to: &'a SnapshotOf, size_bytes: u64) -> Self {
+        Self { client, from, to, size_bytes, next: Some(0), found: VecDeque::new() }
+    }
+
+    async fn next(&mut self) -> Result<Option<Change>> {
+        loop {
+            if let Some(range) = self.found.pop_front() {
+                let end = (range.offset_bytes + range.length_bytes).min(self.size_bytes);
+                let length = end.saturating_sub(range.offset_bytes);
+                if length == 0 {
+                    continue;
+                }
+                // Zeros are made however many they are; data goes piece by piece.
+                let piece = if range.allocated { length.min(PIECE_BYTES as u64) } else { length };
+                if piece < length {
+                    self.found.push_front(ChangedRange {
+                        offset_bytes: range.offset_bytes + piece,
+                        length_bytes: length - piece,
+                        allocated: range.allocated,
+                    });
+                }
+                let (offset, allocated) = (range.offset_bytes, range.allocated);
+                return Ok(Some(Change { offset, length: piece, allocated }));
+            }
+            let Some(start) = self.next else { return Ok(None) };
+            let volume = self.from.volume.as_str();
+            let part = self.client.difference(volume, &self.from.snapshot, &self.to.snapshot, start).await?;
+            self.next = part.next_offset_bytes;
+            self.found.extend(part.ranges);
+        }
     }
 }
 

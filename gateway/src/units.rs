@@ -4,7 +4,7 @@
 //! mean 1024: disks are addressed in powers of two, and one meaning per letter is safer than two.
 //! A duration is a number with a unit: `250ms`, `5s`, `10m`, `1h`.
 
-use cairn_model::WallTime;
+use cairn_model::{WallTime, utc};
 use std::time::Duration;
 
 /// Text that is no size or duration. The message completes a sentence that begins with what was being set.
@@ -124,43 +124,9 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
-/// A moment by the calendar, in UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Utc {
-    pub year: u64,
-    pub month: u64,
-    pub day: u64,
-    pub hour: u64,
-    pub minute: u64,
-    pub second: u64,
-}
-
-/// The calendar's name of a moment: the Gregorian one, whose years begin in March here so that a leap day is the last of its year.
-pub fn utc(at: WallTime) -> Utc {
-    const DAYS_TO_1970: u64 = 719_468;
-    const DAYS_OF_400_YEARS: u64 = 146_097;
-    let seconds = at.unix_millis() / 1000;
-    let days = seconds / 86_400 + DAYS_TO_1970;
-    let (era, day_of_era) = (days / DAYS_OF_400_YEARS, days % DAYS_OF_400_YEARS);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / (DAYS_OF_400_YEARS - 1)) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    Utc {
-        year: era * 400 + year_of_era + u64::from(month <= 2),
-        month,
-        day: day_of_year - (153 * from_march + 2) / 5 + 1,
-        hour: seconds / 3600 % 24,
-        minute: seconds / 60 % 60,
-        second: seconds % 60,
-    }
-}
-
 /// A moment for people: `2026-11-28 15:30:00Z`.
 pub fn format_time(at: WallTime) -> String {
-    let Utc { year, month, day, hour, minute, second } = utc(at);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+    utc(at).to_string()
 }
 
 #[cfg(test)]

@@ -346,3 +346,52 @@ fn on_tcp_only_this_host_is_answered() {
     }
     assert_eq!(gateway.stop(), Some(0));
 }
+
+#[test]
+fn a_group_is_made_changed_run_and_deleted() {
+    let api = Api::new();
+    for name in ["a", "b"] {
+        api.json("POST /v1/volumes", &json!({"name": name, "size_bytes": 1 << 20}));
+    }
+    assert_eq!(api.json("GET /v1/groups", &json!(null)), (200, json!([])));
+    let policy = json!({"match": ["?"], "every": "60m", "keep": "3", "lock": "1h"});
+    let (status, made) = api.json("POST /v1/groups", &json!({"name": "g", "policy": policy}));
+    let plain = json!({"match": ["?"], "every": "1h", "timezone": "UTC", "keep": "last:3", "lock": "1h"});
+    assert_eq!((status, &made["policy"], &made["runs"]), (201, &plain, &json!([])), "{made}");
+    for (name, policy) in [
+        ("g", policy.clone()),
+        ("h", json!({"match": [], "keep": "3"})),
+        ("h", json!({"match": ["?"]})),
+        ("h", json!({"match": ["?"], "keep": "3", "often": true})),
+        ("g/h", policy),
+    ] {
+        let (status, refused) = api.json("POST /v1/groups", &json!({"name": name, "policy": policy}));
+        assert!(status >= 400 && refused["error"]["message"].is_string(), "{name} {policy}: {refused}");
+    }
+    let (status, run) = api.json("POST /v1/groups/g/snap", &json!(null));
+    assert_eq!(
+        (status, &run["outcome"], run["members"].as_array().unwrap().len()),
+        (200, &json!("complete"), 2)
+    );
+    let until = &api.json("GET /v1/volumes/a/snapshots", &json!(null)).1[0]["locked_until_ms"];
+    assert_eq!(until.as_u64().unwrap(), run["began_at_ms"].as_u64().unwrap() + 3_600_000);
+    assert_eq!(api.json("DELETE /v1/volumes/a?force=true", &json!(null)).0, 409);
+    let (status, changed) = api.json("PATCH /v1/groups/g", &json!({"paused": true}));
+    assert_eq!((status, &changed["state"], &changed["policy"]), (200, &json!("paused"), &plain));
+    let shown = api.json("GET /v1/groups/g?limit=1", &json!(null)).1;
+    assert_eq!((&shown["runs"][0], &shown["last_run"], &shown["snapshots"]), (&run, &run, &json!(2)));
+    assert_eq!(api.json("GET /v1/events?limit=1", &json!(null)).1[0]["kind"], "group-run");
+    let page = api.raw("GET /metrics", "", &[]).1;
+    let page = Page::parse(std::str::from_utf8(&page).unwrap());
+    assert_eq!((page.whole("cairn_groups"), page.whole("cairn_group_runs_complete_total")), (1, 1));
+    assert_eq!(api.json("DELETE /v1/groups/g", &json!(null)), (200, json!(null)));
+    for gone in ["GET /v1/groups/g", "DELETE /v1/groups/g", "POST /v1/groups/g/snap"] {
+        assert_eq!(api.json(gone, &json!(null)).1["error"]["kind"], "not_found", "{gone}");
+    }
+
+    let wanted = json!({"snapshots": [{"volume": "a", "name": "x"}, {"volume": "b"}]});
+    let (status, taken) = api.json("POST /v1/snapshots", &wanted);
+    assert_eq!((status, &taken[0]["snapshot"], &taken[1]["volume"]), (201, &json!("a@x"), &json!("b")));
+    assert_eq!(api.json("POST /v1/snapshots", &wanted).0, 409);
+    assert_eq!(api.json("POST /v1/snapshots", &json!({"snapshots": []})).1["error"]["kind"], "unsupported");
+}

@@ -27,6 +27,8 @@ fn help_names_every_command_that_exists_and_no_other() {
         "snapshot",
         "clone",
         "revert",
+        "group",
+        "events",
         "reclaim",
         "domain",
         "key",
@@ -39,6 +41,8 @@ fn help_names_every_command_that_exists_and_no_other() {
     assert_eq!(commands(&home.run(&["help"]).ok()), expected);
     assert_eq!(commands(&home.run(&["node", "--help"]).ok()), ["add", "list", "show", "help"]);
     assert_eq!(commands(&home.run(&["domain", "--help"]).ok()), ["create", "list", "show", "delete", "help"]);
+    let group = ["create", "list", "show", "edit", "snap", "delete", "help"];
+    assert_eq!(commands(&home.run(&["group", "--help"]).ok()), group);
     let snapshot = ["create", "list", "delete", "diff", "help"];
     assert_eq!(commands(&home.run(&["snapshot", "--help"]).ok()), snapshot);
     let key = ["show", "rotate", "passphrase", "export", "publish", "help"];

@@ -2,15 +2,16 @@
 
 use crate::{
     BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse, DomainName,
-    DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease,
-    LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, Totals,
-    UsePage, VolumeName, VolumeRow, WalState,
+    DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow, GroupRunEnd,
+    GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf,
+    MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf,
+    SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
-    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, PassId,
-    SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    CommitSeq, ContainerId, DomainId, GatewayId, Generation, GroupId, GroupRunId, LbaRange, LineageId,
+    MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use std::fmt::Debug;
 use std::time::Duration;
@@ -107,8 +108,8 @@ pub trait Catalog: Send + Sync + Debug {
 
     /// Deletes the volume, whoever holds it, at once and whatever its size: its name is free, its lease is void. What it had in the
     /// catalog goes in steps, by [`Catalog::purge_deleted`]. `HasSnapshots` when it has some, unless these are to go too. What clones of
-    /// it show stays.
-    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool) -> Result<()>;
+    /// it show stays. `Locked` when one of its snapshots is locked at `now`, also one that is in the log alone.
+    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool, now: WallTime) -> Result<()>;
 
     /// Takes away rows of the map that nothing shows any more after a volume or a snapshot was deleted or a volume was reverted, looking at
     /// about `rows_max` of them. Returns whether there is more to do.
@@ -124,8 +125,14 @@ pub trait Catalog: Send + Sync + Debug {
     async fn snapshot_by_name(&self, volume: VolumeId, name: &SnapshotName) -> Result<SnapshotRow>;
 
     /// Deletes a snapshot of the volume of `held` at once. Only its owner can, who knows who reads it: `Fenced` otherwise. Clones of it live on,
-    /// with what they show.
-    async fn delete_snapshot(&self, gateway: GatewayId, held: HeldLease, id: SnapshotId) -> Result<()>;
+    /// with what they show. `Locked` when it is at `now`.
+    async fn delete_snapshot(
+        &self,
+        gateway: GatewayId,
+        held: HeldLease,
+        id: SnapshotId,
+        now: WallTime,
+    ) -> Result<()>;
 
     /// Creates a volume that shows what the snapshot shows and is its own from there on. Takes no longer for a large volume, or one of many
     /// snapshots. `NotSettled` while the snapshot is not wholly in the leaves. The domain must be that of the snapshot's volume.
@@ -142,6 +149,64 @@ pub trait Catalog: Send + Sync + Debug {
         to: SnapshotId,
         lineage: LineageId,
     ) -> Result<()>;
+
+    /// A part of the answer to whose space something is, from one state of the catalog: what about `leaves_max` versions of leaves behind `from` say.
+    /// [`crate::space`] puts them together. Costs what the pins asked for do not share with those beside them, whatever else there is; in
+    /// the background, and when somebody asks. Of a snapshot that is not settled, `NotSettled`.
+    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage>;
+
+    // ---- protection groups, locks, events
+
+    /// Adds a group. `NameTaken` when another one is called so.
+    async fn create_group(&self, group: &GroupRow) -> Result<()>;
+
+    /// All groups in the order of their names.
+    async fn groups(&self) -> Result<Vec<GroupRow>>;
+
+    async fn group_by_name(&self, name: &GroupName) -> Result<GroupRow>;
+
+    async fn update_group(&self, id: GroupId, change: &GroupChange) -> Result<()>;
+
+    /// Deletes a group with what is known of its runs. Its snapshots stay, and their locks. `RunUnderWay` while one has not ended.
+    async fn delete_group(&self, id: GroupId) -> Result<()>;
+
+    /// Writes down a run that is about to take snapshots; those of its planned members are locked from here on, until `locked_until`. Its group has
+    /// dealt with its schedule up to `handled_through`. `RunUnderWay` while another one of the group has not ended; `NameTaken` when another
+    /// one has the label. The same run again is no error.
+    async fn begin_group_run(
+        &self,
+        run: &GroupRunRow,
+        locked_until: Option<WallTime>,
+        handled_through: WallTime,
+    ) -> Result<()>;
+
+    /// Writes down what became of a run, with an event for it. Of a run that has ended nothing changes. The group's oldest runs are forgotten,
+    /// as far as nothing of them is left.
+    async fn end_group_run(&self, end: &GroupRunEnd, event: &EventRow) -> Result<()>;
+
+    /// Writes down what retention did after a run.
+    async fn record_pruning(&self, run: GroupRunId, pruned: u64, error: Option<&str>) -> Result<()>;
+
+    /// The last `limit` runs of a group, the newest first.
+    async fn group_runs(&self, group: GroupId, limit: u32) -> Result<Vec<GroupRunRow>>;
+
+    /// Runs of any group that have not ended, the oldest first.
+    async fn unfinished_group_runs(&self) -> Result<Vec<GroupRunRow>>;
+
+    /// The snapshots of a group's ended runs that are not known to be gone, in the order in which their runs began.
+    async fn group_snapshots(&self, group: GroupId) -> Result<Vec<GroupSnapshot>>;
+
+    /// A snapshot that a group counts on is not there, nor in any log: it counts on it no more. One that is in the catalog stays counted on.
+    async fn forget_group_snapshot(&self, snapshot: SnapshotId) -> Result<()>;
+
+    /// The locks of a volume's snapshots, also of those that are in the log alone.
+    async fn snapshot_locks(&self, volume: VolumeId) -> Result<Vec<(SnapshotId, WallTime)>>;
+
+    /// Adds an event. The oldest of its kind go beyond [`crate::EVENTS_MAX`].
+    async fn add_event(&self, event: &EventRow) -> Result<()>;
+
+    /// The last `limit` events, the newest first.
+    async fn events(&self, limit: u32) -> Result<Vec<EventRow>>;
 
     // ---- leases
 

@@ -9,8 +9,10 @@ pub mod batches;
 pub mod cancellation;
 pub mod clones;
 pub mod domains;
+pub mod groups;
 pub mod histories;
 pub mod leases;
+pub mod locks;
 pub mod maps;
 pub mod purging;
 pub mod reclaim;
@@ -263,6 +265,21 @@ macro_rules! catalog_conformance {
                 a_volume_with_snapshots_is_deleted_only_with_them
                 what_is_folded_is_never_written_again
             }
+            groups {
+                a_group_comes_back_and_changes
+                a_run_is_an_intent_until_it_ends
+                runs_of_a_group_do_not_overlap
+                a_group_counts_on_its_own_snapshots_until_they_are_gone
+                what_is_deleted_while_its_run_ends_stays_deleted
+                old_runs_are_forgotten_unless_something_of_them_is_left
+                events_are_remembered_up_to_a_number_of_each_kind
+            }
+            locks {
+                a_locked_snapshot_is_not_deleted_before_its_time
+                a_lock_outlives_its_group_and_goes_with_the_volume
+                a_snapshot_in_the_log_alone_is_locked_too
+                a_revert_keeps_locked_snapshots
+            }
             clones {
                 a_clone_shows_its_snapshot_and_is_its_own
                 a_clone_that_cannot_be_is_refused
@@ -293,6 +310,7 @@ macro_rules! catalog_conformance {
                 a_dropped_fold_leaves_nothing_or_everything
                 a_dropped_clone_revert_or_deletion_leaves_nothing_or_everything
                 a_dropped_replacement_of_keys_leaves_nothing_or_everything
+                a_dropped_run_of_a_group_leaves_nothing_or_everything
                 a_dropped_change_does_not_hinder_the_next
             }
         }

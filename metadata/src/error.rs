@@ -3,7 +3,10 @@
 use crate::{DomainName, KeyRow, LeaseStamp, NewVolume, SnapshotName, VolumeName};
 use cairn_model::crypto::KeyId;
 use cairn_model::map::codec::MapCodecError;
-use cairn_model::{CommitSeq, ContainerId, ErrorKind, Generation, Kinded, LineageId, VolumeId, WriteSeq};
+use cairn_model::{
+    CommitSeq, ContainerId, ErrorKind, Generation, GroupRunId, Kinded, LineageId, VolumeId, WallTime,
+    WriteSeq, utc,
+};
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -79,6 +82,12 @@ pub enum CatalogError {
     )]
     HasSnapshots { name: VolumeName, snapshots: u64 },
 
+    #[error("snapshot {name} is locked until {}: neither it nor its volume can be deleted before, also not with --force", utc(*until))]
+    Locked { name: String, until: WallTime },
+
+    #[error("run {run} of group {name} has not ended yet: try again in a moment")]
+    RunUnderWay { name: String, run: GroupRunId },
+
     #[error("there is no {what} {name}")]
     NotFound { what: &'static str, name: String },
 
@@ -136,6 +145,8 @@ impl Kinded for CatalogError {
             | Self::KeyLost { .. }
             | Self::NotNext { .. }
             | Self::HasSnapshots { .. }
+            | Self::Locked { .. }
+            | Self::RunUnderWay { .. }
             | Self::NotSettled { .. }
             | Self::ContainerOpen { .. }
             | Self::UnknownContainer { .. } => ErrorKind::Conflict,

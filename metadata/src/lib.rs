@@ -6,7 +6,9 @@
 //! | `rows` | what the catalog holds, as types |
 //! | `batch` | one destaged batch and one step of folding: the two big transactions |
 //! | `reclaim` | what is in use, and where containers move |
+//! | `groups` | protection groups, their runs, and events |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
+//! | `space` | what a snapshot or a volume alone keeps |
 //! | `sqlite` | the catalog in one file |
 //! | `memory` | a catalog in memory with faults, for simulations (feature `testing`) |
 //! | `conformance` | the suite that every implementation passes (feature `conformance`) |
@@ -22,6 +24,7 @@ mod catalog;
 #[doc(hidden)]
 pub mod conformance;
 mod error;
+mod groups;
 mod leaf;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
@@ -29,6 +32,7 @@ pub mod memory;
 mod name;
 mod reclaim;
 mod rows;
+mod space;
 mod sqlite;
 
 pub use batch::{
@@ -37,14 +41,19 @@ pub use batch::{
 };
 pub use catalog::Catalog;
 pub use error::CatalogError;
+pub use groups::{
+    EVENTS_MAX, EventRow, GROUP_RUNS_MAX, GroupChange, GroupMember, GroupRow, GroupRunEnd, GroupRunRow,
+    GroupSnapshot, MemberState, RunOutcome,
+};
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
-pub use name::{DomainName, InvalidName, SnapshotName, VolumeName};
+pub use name::{DomainName, GroupName, InvalidName, SnapshotName, VolumeName};
 pub use reclaim::{ContainerMove, ContainerUse, DoomedObject, MovedContainer, SegmentUse, UsePage};
 pub use rows::{
     DomainRow, GatewayRow, HeldLease, KeyRow, LeafVersion, Lease, LeaseHolder, LeaseStamp, MapPoint,
     NewSnapshot, NewVolume, NodeRow, NodeState, SiteRow, SnapshotRow, Totals, VolumeRow, VolumeUsage,
     WalState,
 };
+pub use space::{ContainerShare, Space, SpaceBasis, SpaceCursor, SpaceOf, SpacePage, space};
 pub use sqlite::SqliteCatalog;
 
 /// Version of what the rows and blobs mean. A catalog that says a higher one is refused, whatever its schema.

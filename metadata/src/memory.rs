@@ -9,30 +9,34 @@
 mod commit;
 mod domains;
 mod fold;
+mod groups;
 mod keys;
 mod leases;
 mod prune;
 mod reclaim;
 mod site;
 mod snapshots;
+mod space;
 #[cfg(test)]
 mod tests;
 mod volumes;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerRow,
-    ContainerUse, DomainName, DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex,
-    LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName,
-    SnapshotRow, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    ContainerUse, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange,
+    GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion,
+    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow,
+    SpaceCursor, SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
-    BatchId, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId,
-    MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    BatchId, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, Generation, GroupId, GroupRunId,
+    LbaRange, LineageId, MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use commit::{Receipt, Segment};
 use domains::Domains;
+use groups::Groups;
 use leases::LeaseState;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,6 +82,7 @@ struct Tables {
     lineages: BTreeMap<LineageId, Lineage>,
     /// Of volumes that are not deleted.
     snapshots: BTreeMap<SnapshotId, SnapshotRow>,
+    groups: Groups,
     segments: BTreeMap<SegmentId, Segment>,
     containers: BTreeMap<ContainerId, ContainerRow>,
     /// No batch may point at them anew.
@@ -276,8 +281,8 @@ impl Catalog for MemoryCatalog {
         self.call("set_read_only", |tables| tables.set_read_only(id, read_only)).await
     }
 
-    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool) -> Result<()> {
-        self.call("delete_volume", |tables| tables.delete_volume(id, with_snapshots)).await
+    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool, now: WallTime) -> Result<()> {
+        self.call("delete_volume", |tables| tables.delete_volume(id, with_snapshots, now)).await
     }
 
     async fn purge_deleted(&self, rows_max: u32) -> Result<bool> {
@@ -296,8 +301,14 @@ impl Catalog for MemoryCatalog {
         self.call("snapshot_by_name", |tables| tables.snapshot_by_name(volume, name)).await
     }
 
-    async fn delete_snapshot(&self, gateway: GatewayId, held: HeldLease, id: SnapshotId) -> Result<()> {
-        self.call("delete_snapshot", |tables| tables.delete_snapshot(gateway, held, id)).await
+    async fn delete_snapshot(
+        &self,
+        gateway: GatewayId,
+        held: HeldLease,
+        id: SnapshotId,
+        now: WallTime,
+    ) -> Result<()> {
+        self.call("delete_snapshot", |tables| tables.delete_snapshot(gateway, held, id, now)).await
     }
 
     async fn create_clone(&self, volume: &NewVolume, from: SnapshotId) -> Result<()> {
@@ -313,6 +324,80 @@ impl Catalog for MemoryCatalog {
         lineage: LineageId,
     ) -> Result<()> {
         self.call("revert_volume", |tables| tables.revert_volume(gateway, held, through, to, lineage)).await
+    }
+
+    async fn create_group(&self, group: &GroupRow) -> Result<()> {
+        self.call("create_group", |tables| tables.create_group(group)).await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupRow>> {
+        self.call("groups", |tables| Ok(tables.all_groups())).await
+    }
+
+    async fn group_by_name(&self, name: &GroupName) -> Result<GroupRow> {
+        self.call("group_by_name", |tables| tables.group_by_name(name)).await
+    }
+
+    async fn update_group(&self, id: GroupId, change: &GroupChange) -> Result<()> {
+        self.call("update_group", |tables| tables.update_group(id, change)).await
+    }
+
+    async fn delete_group(&self, id: GroupId) -> Result<()> {
+        self.call("delete_group", |tables| tables.delete_group(id)).await
+    }
+
+    async fn begin_group_run(
+        &self,
+        run: &GroupRunRow,
+        locked_until: Option<WallTime>,
+        handled_through: WallTime,
+    ) -> Result<()> {
+        self.call("begin_group_run", |tables| tables.begin_group_run(run, locked_until, handled_through))
+            .await
+    }
+
+    async fn end_group_run(&self, end: &GroupRunEnd, event: &EventRow) -> Result<()> {
+        self.call("end_group_run", |tables| tables.end_group_run(end, event)).await
+    }
+
+    async fn record_pruning(&self, run: GroupRunId, pruned: u64, error: Option<&str>) -> Result<()> {
+        self.call("record_pruning", |tables| tables.record_pruning(run, pruned, error)).await
+    }
+
+    async fn group_runs(&self, group: GroupId, limit: u32) -> Result<Vec<GroupRunRow>> {
+        self.call("group_runs", |tables| Ok(tables.last_group_runs(group, limit))).await
+    }
+
+    async fn unfinished_group_runs(&self) -> Result<Vec<GroupRunRow>> {
+        self.call("unfinished_group_runs", |tables| Ok(tables.unfinished_group_runs())).await
+    }
+
+    async fn group_snapshots(&self, group: GroupId) -> Result<Vec<GroupSnapshot>> {
+        self.call("group_snapshots", |tables| Ok(tables.group_snapshots(group))).await
+    }
+
+    async fn forget_group_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
+        self.call("forget_group_snapshot", |tables| {
+            tables.forget_group_snapshot(snapshot);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn snapshot_locks(&self, volume: VolumeId) -> Result<Vec<(SnapshotId, WallTime)>> {
+        self.call("snapshot_locks", |tables| Ok(tables.snapshot_locks(volume))).await
+    }
+
+    async fn add_event(&self, event: &EventRow) -> Result<()> {
+        self.call("add_event", |tables| tables.add_event(event)).await
+    }
+
+    async fn events(&self, limit: u32) -> Result<Vec<EventRow>> {
+        self.call("events", |tables| Ok(tables.last_events(limit))).await
+    }
+
+    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage> {
+        self.call("space_page", |tables| tables.space_page(of, from, leaves_max)).await
     }
 
     async fn acquire_lease(

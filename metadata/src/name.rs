@@ -1,4 +1,4 @@
-//! Names of volumes, snapshots and domains.
+//! Names of volumes, snapshots, groups and domains.
 
 use cairn_model::{ErrorKind, Kinded, SnapshotId};
 use std::fmt;
@@ -6,14 +6,16 @@ use std::str::FromStr;
 
 /// Longest name, in bytes.
 const LENGTH_MAX: usize = 255;
+/// Longest name of a group: a snapshot's adds the time and perhaps a number.
+const GROUP_LENGTH_MAX: usize = 200;
 
 /// Why a text is no name. `what` says of what.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum InvalidName {
     #[error("a {what}'s name cannot be empty")]
     Empty { what: &'static str },
-    #[error("a {what}'s name has at most {LENGTH_MAX} bytes, this one has {length}")]
-    TooLong { what: &'static str, length: usize },
+    #[error("a {what}'s name has at most {most} bytes, this one has {length}")]
+    TooLong { what: &'static str, length: usize, most: usize },
     #[error("the {what} name {name:?} begins with {first:?}: begin with a letter, a digit or '_'")]
     Beginning { what: &'static str, name: String, first: char },
     #[error("the {what} name {name:?} contains {character:?}: use letters, digits, '.', '_' and '-'")]
@@ -27,9 +29,9 @@ impl Kinded for InvalidName {
 }
 
 /// `name` if it is one.
-fn valid(what: &'static str, name: String) -> Result<String, InvalidName> {
-    if name.len() > LENGTH_MAX {
-        return Err(InvalidName::TooLong { what, length: name.len() });
+fn valid(what: &'static str, most: usize, name: String) -> Result<String, InvalidName> {
+    if name.len() > most {
+        return Err(InvalidName::TooLong { what, length: name.len(), most });
     }
     let first = name.chars().next().ok_or(InvalidName::Empty { what })?;
     if let Some(character) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"._-".contains(*c)) {
@@ -42,14 +44,14 @@ fn valid(what: &'static str, name: String) -> Result<String, InvalidName> {
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $most:expr) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(String);
 
         impl $name {
             pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
-                valid($what, name.into()).map(Self)
+                valid($what, $most, name.into()).map(Self)
             }
 
             pub fn as_str(&self) -> &str {
@@ -83,17 +85,26 @@ name!(
     /// The name of a volume: 1 to 255 ASCII letters, digits, `.`, `_` and `-`, beginning with a letter, a digit or `_`. `@` and `/` stay free
     /// for the names of snapshots and groups.
     VolumeName,
-    "volume"
+    "volume",
+    LENGTH_MAX
 );
 name!(
     /// The name of a snapshot among those of its volume, by the rules of [`VolumeName`]. `VOLUME@SNAPSHOT` names it everywhere.
     SnapshotName,
-    "snapshot"
+    "snapshot",
+    LENGTH_MAX
 );
 name!(
     /// The name of a dedupe domain, by the rules of [`VolumeName`].
     DomainName,
-    "domain"
+    "domain",
+    LENGTH_MAX
+);
+name!(
+    /// The name of a protection group, by the rules of [`VolumeName`] and at most 200 bytes long: the names of its snapshots are made of it.
+    GroupName,
+    "group",
+    GROUP_LENGTH_MAX
 );
 
 impl SnapshotName {
@@ -164,6 +175,17 @@ mod tests {
         let long = "x".repeat(255);
         let cut = [&long, &format!("{}-abababab", &long[..246]), &format!("{}-{hex}", &long[..222])];
         assert_eq!(tried(&long)[..3], cut.map(Clone::clone));
+    }
+
+    #[test]
+    fn a_group_leaves_room_for_the_time_in_the_names_of_its_snapshots() {
+        let longest = "g".repeat(200);
+        assert!(
+            SnapshotName::new(format!("{}-20261128T150000Z-1000", GroupName::new(&*longest).unwrap()))
+                .is_ok()
+        );
+        let refused = GroupName::new(longest + "g").unwrap_err().to_string();
+        assert_eq!(refused, "a group's name has at most 200 bytes, this one has 201");
     }
 
     #[test]

@@ -198,6 +198,8 @@ pub struct SnapshotRow {
     pub logical_bytes: Option<u64>,
     /// Clones of it, and volumes that were reverted to it, and live on.
     pub children: u64,
+    /// Nobody can delete it before that.
+    pub locked_until: Option<WallTime>,
 }
 
 impl SnapshotRow {

@@ -17,7 +17,10 @@ mod columns;
 mod commit;
 mod containers;
 mod domains;
+mod events;
 mod fold;
+mod group_runs;
+mod groups;
 mod keys;
 mod leases;
 mod maps;
@@ -28,6 +31,7 @@ mod prune;
 mod reclaim;
 mod site;
 mod snapshots;
+mod space;
 mod uncounted;
 mod usage;
 mod uses;
@@ -39,15 +43,16 @@ mod tests;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse,
-    DomainName, DomainRow, DoomedObject, FoldPlan, GatewayRow, HeldLease, KeyRow, LeafIndex, LeafVersion,
-    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow,
-    Totals, UsePage, VolumeName, VolumeRow, WalState,
+    DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow,
+    GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
+    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor,
+    SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
-    CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId, PassId,
-    SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    CommitSeq, ContainerId, DomainId, GatewayId, Generation, GroupId, GroupRunId, LbaRange, LineageId,
+    MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use std::path::{Path, PathBuf};
@@ -229,8 +234,8 @@ impl Catalog for SqliteCatalog {
         volumes::set_read_only(self, id, read_only).await
     }
 
-    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool) -> Result<()> {
-        volumes::delete(self, id, with_snapshots).await
+    async fn delete_volume(&self, id: VolumeId, with_snapshots: bool, now: WallTime) -> Result<()> {
+        volumes::delete(self, id, with_snapshots, now).await
     }
 
     async fn purge_deleted(&self, rows_max: u32) -> Result<bool> {
@@ -249,8 +254,14 @@ impl Catalog for SqliteCatalog {
         snapshots::by_name(self, volume, name).await
     }
 
-    async fn delete_snapshot(&self, gateway: GatewayId, held: HeldLease, id: SnapshotId) -> Result<()> {
-        snapshots::delete(self, gateway, held, id).await
+    async fn delete_snapshot(
+        &self,
+        gateway: GatewayId,
+        held: HeldLease,
+        id: SnapshotId,
+        now: WallTime,
+    ) -> Result<()> {
+        snapshots::delete(self, gateway, held, id, now).await
     }
 
     async fn create_clone(&self, volume: &NewVolume, from: SnapshotId) -> Result<()> {
@@ -266,6 +277,75 @@ impl Catalog for SqliteCatalog {
         lineage: LineageId,
     ) -> Result<()> {
         snapshots::revert(self, gateway, held, through, to, lineage).await
+    }
+
+    async fn create_group(&self, group: &GroupRow) -> Result<()> {
+        groups::create(self, group).await
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupRow>> {
+        groups::all(self).await
+    }
+
+    async fn group_by_name(&self, name: &GroupName) -> Result<GroupRow> {
+        groups::by_name(self, name).await
+    }
+
+    async fn update_group(&self, id: GroupId, change: &GroupChange) -> Result<()> {
+        groups::update(self, id, change).await
+    }
+
+    async fn delete_group(&self, id: GroupId) -> Result<()> {
+        groups::delete(self, id).await
+    }
+
+    async fn begin_group_run(
+        &self,
+        run: &GroupRunRow,
+        locked_until: Option<WallTime>,
+        handled_through: WallTime,
+    ) -> Result<()> {
+        group_runs::begin(self, run, locked_until, handled_through).await
+    }
+
+    async fn end_group_run(&self, end: &GroupRunEnd, event: &EventRow) -> Result<()> {
+        group_runs::end(self, end, event).await
+    }
+
+    async fn record_pruning(&self, run: GroupRunId, pruned: u64, error: Option<&str>) -> Result<()> {
+        group_runs::record_pruning(self, run, pruned, error).await
+    }
+
+    async fn group_runs(&self, group: GroupId, limit: u32) -> Result<Vec<GroupRunRow>> {
+        group_runs::last(self, group, limit).await
+    }
+
+    async fn unfinished_group_runs(&self) -> Result<Vec<GroupRunRow>> {
+        group_runs::unfinished(self).await
+    }
+
+    async fn group_snapshots(&self, group: GroupId) -> Result<Vec<GroupSnapshot>> {
+        group_runs::snapshots(self, group).await
+    }
+
+    async fn forget_group_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
+        group_runs::forget(self, snapshot).await
+    }
+
+    async fn snapshot_locks(&self, volume: VolumeId) -> Result<Vec<(SnapshotId, WallTime)>> {
+        snapshots::locks(self, volume).await
+    }
+
+    async fn add_event(&self, event: &EventRow) -> Result<()> {
+        events::add(self, event).await
+    }
+
+    async fn events(&self, limit: u32) -> Result<Vec<EventRow>> {
+        events::last(self, limit).await
+    }
+
+    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage> {
+        space::page(self, of, from, leaves_max).await
     }
 
     async fn acquire_lease(

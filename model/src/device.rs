@@ -2,6 +2,7 @@
 
 use crate::Kinded;
 use bytes::Bytes;
+use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -35,6 +36,14 @@ pub struct AllocationExtent {
     pub length_bytes: u64,
     /// `false`: nothing is stored and it reads as zeros.
     pub allocated: bool,
+}
+
+/// Whether a run of bytes may read otherwise than at an earlier moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChangeExtent {
+    pub length_bytes: u64,
+    /// `false`: it reads as it did then. `true`: it may not.
+    pub changed: bool,
 }
 
 /// Bytes of a read, in order, in as many pieces as they came from: sent without being joined.
@@ -105,6 +114,9 @@ impl From<Bytes> for ReadBuffer {
 pub trait BlockDevice: Send + Sync + 'static {
     type Error: Kinded + Send + Sync + 'static;
 
+    /// What the device was at an earlier moment, kept for as long as this exists.
+    type Earlier: Debug + Send + Sync + 'static;
+
     fn info(&self) -> DeviceInfo;
 
     /// `length_bytes` bytes from `offset`.
@@ -155,6 +167,31 @@ pub trait BlockDevice: Send + Sync + 'static {
         length_bytes: u64,
         extents_max: usize,
     ) -> impl Future<Output = Result<Vec<AllocationExtent>, Self::Error>> + Send;
+
+    /// Names of the earlier moments that the device can be compared with, the oldest first.
+    fn earlier(&self) -> impl Future<Output = Result<Vec<String>, Self::Error>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// The device at the earlier moment of that name, or `None`.
+    fn open_earlier(
+        &self,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<Self::Earlier>, Self::Error>> + Send {
+        let _ = name;
+        async { Ok(None) }
+    }
+
+    /// Where the range from `offset` may read otherwise than at an earlier moment of this very device. Whatever was acknowledged before the
+    /// call is taken into account; what did not change may be called changed, and never the other way round. Extents as of
+    /// [`BlockDevice::allocation`]; a long range is answered in part.
+    fn changes(
+        &self,
+        since: &Self::Earlier,
+        offset: u64,
+        length_bytes: u64,
+        extents_max: usize,
+    ) -> impl Future<Output = Result<Vec<ChangeExtent>, Self::Error>> + Send;
 }
 
 /// The devices a server offers, by name.

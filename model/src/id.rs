@@ -124,6 +124,14 @@ id!(
     PassId
 );
 id!(
+    /// A protection group: volumes that are snapshotted together.
+    GroupId
+);
+id!(
+    /// One run of a protection group.
+    GroupRunId
+);
+id!(
     /// A dedupe domain: what is sealed under one key, and where equal blocks are stored once.
     DomainId
 );

@@ -4,6 +4,7 @@
 //! does no I/O beyond the production implementations of [`Clock`], [`Entropy`] and [`Spawn`].
 
 mod address;
+mod calendar;
 mod clock;
 mod container;
 pub mod crypto;
@@ -23,17 +24,20 @@ mod spawn;
 pub mod varint;
 
 pub use address::{BLOCK_SIZE, Lba, LbaRange, VOLUME_BLOCKS_MAX, ZERO_BLOCK};
+pub use calendar::{Utc, utc};
 pub use clock::{Clock, Elapsed, Monotonic, SystemClock, WallTime, timeout};
 pub use container::{
     BLOCKS_PER_CHUNK_MAX, CHUNKS_PER_CONTAINER_MAX, ChunkId, ChunkIndex, ChunkRef, ChunkSet,
 };
-pub use device::{AllocationExtent, BlockDevice, DeviceInfo, Durability, Exports, ReadBuffer, WriteFlags};
+pub use device::{
+    AllocationExtent, BlockDevice, ChangeExtent, DeviceInfo, Durability, Exports, ReadBuffer, WriteFlags,
+};
 pub use entropy::{Entropy, OsEntropy, SeededEntropy};
 pub use error::{ErrorKind, Kinded};
 pub use fingerprint::{ContainerFingerprints, Fingerprint};
 pub use id::{
-    BatchId, ContainerId, DomainId, GatewayId, LineageId, NodeId, PassId, SegmentId, SiteId, SnapshotId,
-    VolumeId,
+    BatchId, ContainerId, DomainId, GatewayId, GroupId, GroupRunId, LineageId, NodeId, PassId, SegmentId,
+    SiteId, SnapshotId, VolumeId,
 };
 pub use map::{DELTA_OPS_MAX, MapDelta, MapOp, MapTarget};
 pub use range_map::{RangeMap, RangeValue};

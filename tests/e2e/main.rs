@@ -9,6 +9,7 @@ mod crash;
 mod filesystems;
 mod flash;
 mod gateway;
+mod groups;
 mod linearizable;
 mod reclaim;
 mod reduction;

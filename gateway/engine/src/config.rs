@@ -39,6 +39,8 @@ pub struct EngineConfig {
     pub reclaim_interval: Option<Duration>,
     /// Where more of the pool than this is dead, survivors of sparse segments are moved together. 100: never.
     pub reclaim_dead_percent_max: u8,
+    /// Run protection groups by their schedules; otherwise only when asked to.
+    pub run_schedules: bool,
     pub pack: PackConfig,
     /// Start even though the log is gone and held acknowledged writes. The operator's word, never a default.
     pub accept_lost_wal: bool,
@@ -64,6 +66,7 @@ impl EngineConfig {
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             reclaim_interval: Some(Duration::from_mins(10)),
             reclaim_dead_percent_max: 20,
+            run_schedules: true,
             pack: PackConfig::default(),
             accept_lost_wal: false,
         }

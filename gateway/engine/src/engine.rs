@@ -7,6 +7,7 @@ use crate::dedupe::{Dedupe, learn_until_stopped, relearn_until_stopped};
 use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
 use crate::domains::Domains;
 use crate::error::EngineError;
+use crate::group::{Groups, run_groups_until_stopped};
 use crate::lease::{LeaseWatch, gone, renew_leases};
 use crate::patience::patiently;
 use crate::pressure::Pressure;
@@ -38,6 +39,8 @@ pub(crate) const PURGE_ROWS: u32 = 1000;
 const PURGE_PAUSE: Duration = Duration::from_millis(200);
 /// How long shutdown waits for destage before it leaves the rest to the log.
 const SHUTDOWN_DESTAGE_LIMIT: Duration = Duration::from_mins(2);
+/// How long it waits before that for a group that runs; one that takes longer is ended by the next start.
+const RUN_LIMIT: Duration = Duration::from_secs(15);
 /// How long the caches may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -96,6 +99,7 @@ pub(crate) struct Shared {
     /// Held from before a commit until it is shown.
     pub(crate) commit_turn: tokio::sync::Mutex<()>,
     pub(crate) reclaim: Reclaim,
+    pub(crate) groups: Groups,
     pub(crate) fold_wake: Notify,
     pub(crate) purge_wake: Notify,
     pub(crate) tasks: Tasks,
@@ -125,6 +129,7 @@ impl Engine {
         shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
         shared.tasks.spawn(purge_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(reclaim_until_stopped(Arc::clone(&shared)));
+        shared.tasks.spawn(run_groups_until_stopped(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
     }
 
@@ -200,7 +205,9 @@ impl Engine {
                 // The log's snapshots are the catalog's before they are counted.
                 destage_in_time(&shared).await?;
             }
-            match until_known(&shared, || shared.catalog.delete_volume(volume.id(), with_snapshots)).await {
+            let now = shared.ports.clock.wall();
+            let delete = || shared.catalog.delete_volume(volume.id(), with_snapshots, now);
+            match until_known(&shared, delete).await {
                 // Deleted before, by an attempt whose answer was lost perhaps.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 done => done?,
@@ -213,9 +220,7 @@ impl Engine {
         .await
     }
 
-    /// Runs a change of the set of volumes: one at a time, and to its end even if the caller stops waiting, so that
-    /// the registry and the catalog cannot come apart. A volume that is served and not in the registry would be left out of cuts, and the
-    /// log would forget its writes.
+    /// See [`administer`].
     pub(crate) async fn administer<T, F>(
         &self,
         change: impl FnOnce(Arc<Shared>) -> F,
@@ -224,13 +229,7 @@ impl Engine {
         T: Send + 'static,
         F: Future<Output = Result<T, EngineError>> + Send + 'static,
     {
-        let turn = Arc::clone(&self.shared.administration);
-        let change = change(Arc::clone(&self.shared));
-        let task = self.shared.tasks.spawn(async move {
-            let _turn = turn.lock_owned().await;
-            change.await
-        });
-        task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
+        administer(&self.shared, change).await
     }
 
     /// Everything acknowledged before the call is in the pool and in the catalog when it returns.
@@ -242,6 +241,8 @@ impl Engine {
     /// start; the error says so.
     pub async fn shutdown(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
+        // No group runs from here on: what it took would be in the log alone.
+        let _turn = cairn_model::timeout(&*shared.ports.clock, RUN_LIMIT, shared.groups.own_turn()).await;
         let destaged =
             cairn_model::timeout(&*shared.ports.clock, SHUTDOWN_DESTAGE_LIMIT, shared.destage.all()).await;
         shared.stop.cancel();
@@ -354,7 +355,7 @@ pub(crate) async fn serve_new(
         Ok(opened) => opened,
         Err(error) => {
             // Nobody has seen it: a volume that is there and not served would only be in the way.
-            if let Err(left) = shared.catalog.delete_volume(id, false).await {
+            if let Err(left) = shared.catalog.delete_volume(id, false, shared.ports.clock.wall()).await {
                 tracing::warn!(volume = %name, error = %left, "a volume that could not be opened is left in the catalog");
             }
             return Err(error);
@@ -422,6 +423,26 @@ async fn resize(shared: &Shared, name: &str, size_bytes: u64) -> Result<(), Engi
         Err(_) => old,
     };
     resized
+}
+
+/// Runs a change of the set of volumes: one at a time, and to its end even if the caller stops waiting, so that
+/// the registry and the catalog cannot come apart. A volume that is served and not in the registry would be left out of cuts, and the
+/// log would forget its writes.
+pub(crate) async fn administer<T, F>(
+    shared: &Arc<Shared>,
+    change: impl FnOnce(Arc<Shared>) -> F,
+) -> Result<T, EngineError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, EngineError>> + Send + 'static,
+{
+    let turn = Arc::clone(&shared.administration);
+    let change = change(Arc::clone(shared));
+    let task = shared.tasks.spawn(async move {
+        let _turn = turn.lock_owned().await;
+        change.await
+    });
+    task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
 }
 
 /// Makes a change of the catalog that may be repeated until its answer comes: an answer that was lost says nothing about the change.
@@ -514,6 +535,7 @@ pub(crate) fn assemble(
         destage,
         commit_turn: tokio::sync::Mutex::default(),
         reclaim: Reclaim::default(),
+        groups: Groups::default(),
         fold_wake: Notify::new(),
         purge_wake: Notify::new(),
         tasks,

@@ -15,6 +15,8 @@ pub enum EngineError {
     ReadOnly(String),
     #[error("there is no volume named {0}; `cairn volume list` shows those there are")]
     NoSuchVolume(String),
+    #[error("this gateway does not serve volume {0}: `cairn status` says why")]
+    NotServedHere(String),
     #[error(
         "this gateway still serves another volume as {0}: restart it, and it knows the volumes' names again"
     )]
@@ -23,6 +25,8 @@ pub enum EngineError {
     NoSuchSnapshot(String),
     #[error("snapshot {0} exists already: choose another name")]
     SnapshotExists(String),
+    #[error("group {group} cannot run: {reason}")]
+    BadPolicy { group: String, reason: String },
     #[error("volume {0} is named twice: a volume has one snapshot at one moment")]
     NamedTwice(String),
     #[error("snapshot {0} is being read: disconnect its readers first")]
@@ -91,10 +95,15 @@ impl Kinded for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
-            Self::NameServed(_) | Self::SnapshotExists(_) | Self::SnapshotInUse(_) => ErrorKind::Conflict,
-            Self::DomainClosed(_) | Self::BadOptions(_) | Self::UnknownMark(_) | Self::NamedTwice(_) => {
-                ErrorKind::Unsupported
-            }
+            Self::NameServed(_)
+            | Self::NotServedHere(_)
+            | Self::SnapshotExists(_)
+            | Self::SnapshotInUse(_) => ErrorKind::Conflict,
+            Self::DomainClosed(_)
+            | Self::BadOptions(_)
+            | Self::BadPolicy { .. }
+            | Self::UnknownMark(_)
+            | Self::NamedTwice(_) => ErrorKind::Unsupported,
             Self::ReadOnly(_) => ErrorKind::ReadOnly,
             Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) | Self::Deleted(_) => ErrorKind::NotFound,
             Self::Fenced(_) => ErrorKind::Fenced,

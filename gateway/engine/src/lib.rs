@@ -14,6 +14,7 @@
 //! | `domains`, `options` | how a volume's data is packed, and under which key |
 //! | `read` | chunk cache in RAM, flash, one fetch for concurrent misses, read-ahead |
 //! | `snapshot` | volumes at a moment: taken, read, cloned, compared, reverted to |
+//! | `group` | protection groups: runs by schedule, retention |
 //! | `reclaim` | what nothing points at any more is deleted from the pool |
 //! | `lease` | ownership, renewed; a gateway that cannot renew stops acknowledging |
 //! | `wal_state` | whether the log holds anything that the catalog does not |
@@ -27,6 +28,7 @@ mod destage;
 mod domains;
 mod engine;
 mod error;
+mod group;
 mod lease;
 mod options;
 mod patience;
@@ -45,6 +47,7 @@ pub use budget::{CpuBudget, UnknownCpuBudget};
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineParts};
 pub use error::EngineError;
+pub use group::GroupCounters;
 pub use options::VolumeOptions;
 pub use reclaim::{ReclaimReport, ReclaimStatus};
 pub use snapshot::{Difference, DifferencePage, SnapshotPhase, SnapshotStatus};

@@ -2,6 +2,7 @@
 
 use crate::error::EngineError;
 use crate::volume::{Condition, Volume};
+use cairn_model::VolumeId;
 use parking_lot::{RwLock, RwLockReadGuard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,10 @@ impl Registry {
 
     pub(crate) fn named(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
         self.get(name).ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))
+    }
+
+    pub(crate) fn of_id(&self, id: VolumeId) -> Option<Arc<Volume>> {
+        self.volumes.read().values().find(|volume| volume.id() == id).cloned()
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

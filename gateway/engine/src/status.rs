@@ -2,6 +2,7 @@
 
 use crate::budget::CpuBudget;
 use crate::engine::Engine;
+use crate::group::GroupCounters;
 use crate::reclaim::ReclaimStatus;
 use crate::volume::Condition;
 use cairn_fingerprints::IndexStatus;
@@ -84,6 +85,7 @@ pub struct EngineStatus {
     pub flash: Option<FlashStatus>,
     pub cpu: CpuStatus,
     pub reclaim: ReclaimStatus,
+    pub groups: GroupCounters,
     pub block_cache_bytes: u64,
     pub map_cache_bytes: u64,
     pub volumes: Vec<VolumeStatus>,
@@ -122,6 +124,7 @@ impl Engine {
             flash: shared.flash.as_ref().map(|flash| flash.status()),
             cpu: shared.governor.status(&shared.compute),
             reclaim: shared.reclaim.status(),
+            groups: shared.groups.counters(),
             block_cache_bytes: shared.chunks.cached_bytes(),
             map_cache_bytes: shared.leaves.used_bytes(),
             volumes: shared.registry.all().iter().map(|volume| volume.status()).collect(),

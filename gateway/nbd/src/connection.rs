@@ -4,7 +4,7 @@ use crate::error::NbdError;
 use crate::negotiation::{Agreed, Negotiation, Outcome};
 use crate::server::{Shared, Transport};
 use crate::transmission;
-use cairn_model::{Exports, timeout};
+use cairn_model::{BlockDevice, Exports, timeout};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::server::TlsStream;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A client after the handshake.
-enum Ready<S, D> {
+enum Ready<S, D: BlockDevice> {
     Plain(S, Agreed<D>),
     Secured(Box<TlsStream<S>>, Agreed<D>),
     Gone,

@@ -3,7 +3,7 @@
 
 use crate::counters::Counters;
 use crate::memory::{DeviceTable, MemoryDevice};
-use crate::negotiation::Agreed;
+use crate::negotiation::{Agreed, Contexts};
 use crate::protocol::Style;
 use crate::{Limits, NbdServer, ServerConfig, TlsConfig, Transport, transmission};
 use cairn_model::{BlockDevice, Exports, Ports};
@@ -31,7 +31,7 @@ impl Pace {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Terms {
     pub form: Form,
-    /// `base:allocation` was selected.
+    /// All contexts were selected: `base:allocation`, then one for each earlier moment of the device.
     pub contexts: bool,
 }
 
@@ -108,10 +108,18 @@ pub fn transmission_with<D: BlockDevice>(device: Arc<D>, terms: Terms, pace: Pac
         Form::Structured => Style::Structured,
         Form::Extended => Style::Extended,
     };
-    let contexts = style != Style::Simple && terms.contexts;
-    let agreed = Agreed { device, export: "disk".to_owned(), style, contexts };
     let mut client = Recording { rest: bytes, pace, answer: Vec::new() };
     run_to_end(async {
+        let mut contexts = Contexts::default();
+        if style != Style::Simple && terms.contexts {
+            contexts.allocation = true;
+            for name in device.earlier().await.unwrap_or_default() {
+                if let Ok(Some(earlier)) = device.open_earlier(&name).await {
+                    contexts.add(earlier);
+                }
+            }
+        }
+        let agreed = Agreed { device, export: "disk".to_owned(), style, contexts };
         let (limits, counters, stop) = (Limits::default(), Counters::default(), CancellationToken::new());
         let _ended = transmission::serve(&mut client, &agreed, &limits, &counters, &stop).await;
     });
@@ -120,7 +128,9 @@ pub fn transmission_with<D: BlockDevice>(device: Arc<D>, terms: Terms, pace: Pac
 
 /// [`handshake_with`] a tiny device in memory. Returns how many bytes the server answered.
 pub fn handshake(bytes: &[u8]) -> u64 {
-    let exports = DeviceTable::new([("disk".to_owned(), Arc::new(MemoryDevice::new(DEVICE_BYTES)))]);
+    let device = MemoryDevice::new(DEVICE_BYTES);
+    device.remember("monday");
+    let exports = DeviceTable::new([("disk".to_owned(), Arc::new(device))]);
     handshake_with(exports, None, Pace::WHOLE, bytes).len() as u64
 }
 
@@ -130,6 +140,7 @@ pub fn transmission(bytes: &[u8]) -> u64 {
     let Some((choice, rest)) = bytes.split_first() else { return 0 };
     let form = [Form::Simple, Form::Structured, Form::Extended][usize::from(choice % 3)];
     let terms = Terms { form, contexts: choice & 0x40 != 0 };
-    let device = Arc::new(MemoryDevice::new(DEVICE_BYTES));
-    transmission_with(device, terms, Pace::WHOLE, rest).len() as u64
+    let device = MemoryDevice::new(DEVICE_BYTES);
+    device.remember("monday");
+    transmission_with(Arc::new(device), terms, Pace::WHOLE, rest).len() as u64
 }

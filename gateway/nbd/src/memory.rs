@@ -2,7 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 use cairn_model::{
-    AllocationExtent, BlockDevice, DeviceInfo, ErrorKind, Exports, Kinded, ReadBuffer, WriteFlags,
+    AllocationExtent, BlockDevice, ChangeExtent, DeviceInfo, ErrorKind, Exports, Kinded, ReadBuffer,
+    WriteFlags,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,22 +28,40 @@ impl Kinded for MemoryError {
     }
 }
 
+type Pages = BTreeMap<u64, Bytes>;
+
+/// What a [`MemoryDevice`] was when it was told to remember.
+#[derive(Clone, Debug)]
+pub struct Remembered(Arc<Pages>);
+
 /// Pages that were written; all others are holes. Whole pages are shared with the buffers they came in.
 #[derive(Debug)]
 pub struct MemoryDevice {
     size_bytes: AtomicU64,
     read_only: bool,
-    pages: RwLock<BTreeMap<u64, Bytes>>,
+    pages: RwLock<Pages>,
+    earlier: RwLock<Vec<(String, Remembered)>>,
 }
 
 impl MemoryDevice {
     pub fn new(size_bytes: u64) -> Self {
-        Self { size_bytes: AtomicU64::new(size_bytes), read_only: false, pages: RwLock::default() }
+        Self {
+            size_bytes: AtomicU64::new(size_bytes),
+            read_only: false,
+            pages: RwLock::default(),
+            earlier: RwLock::default(),
+        }
     }
 
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
+    }
+
+    /// From here on it can be compared with what it is now.
+    pub fn remember(&self, name: &str) {
+        let now = Remembered(Arc::new(self.pages.read().unwrap_or_else(PoisonError::into_inner).clone()));
+        self.earlier.write().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), now));
     }
 
     pub fn resize(&self, size_bytes: u64) {
@@ -94,7 +113,7 @@ fn usize_of(value: u64) -> usize {
     usize::try_from(value).expect("fits in memory")
 }
 
-fn patch(pages: &mut BTreeMap<u64, Bytes>, page: u64, at: usize, data: &[u8]) {
+fn patch(pages: &mut Pages, page: u64, at: usize, data: &[u8]) {
     let mut bytes = match pages.get(&page) {
         Some(old) => BytesMut::from(&old[..]),
         None => BytesMut::zeroed(usize_of(PAGE)),
@@ -105,6 +124,7 @@ fn patch(pages: &mut BTreeMap<u64, Bytes>, page: u64, at: usize, data: &[u8]) {
 
 impl BlockDevice for MemoryDevice {
     type Error = MemoryError;
+    type Earlier = Remembered;
 
     fn info(&self) -> DeviceInfo {
         DeviceInfo { size_bytes: self.size_bytes.load(Ordering::Acquire), read_only: self.read_only }
@@ -188,6 +208,38 @@ impl BlockDevice for MemoryDevice {
                 Some(last) if last.allocated == allocated => last.length_bytes += length,
                 _ if full => break,
                 _ => extents.push(AllocationExtent { length_bytes: length, allocated }),
+            }
+        }
+        Ok(extents)
+    }
+
+    async fn earlier(&self) -> Result<Vec<String>, MemoryError> {
+        let earlier = self.earlier.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(earlier.iter().map(|(name, _)| name.clone()).collect())
+    }
+
+    async fn open_earlier(&self, name: &str) -> Result<Option<Remembered>, MemoryError> {
+        let earlier = self.earlier.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(earlier.iter().find(|(known, _)| known == name).map(|(_, remembered)| remembered.clone()))
+    }
+
+    async fn changes(
+        &self,
+        since: &Remembered,
+        offset: u64,
+        length_bytes: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>, MemoryError> {
+        self.check(offset, length_bytes)?;
+        let pages = self.pages.read().unwrap_or_else(PoisonError::into_inner);
+        let mut extents: Vec<ChangeExtent> = Vec::new();
+        for (page, from, to) in pieces(offset, length_bytes) {
+            let changed = pages.get(&page) != since.0.get(&page);
+            let full = extents.len() == extents_max;
+            match extents.last_mut() {
+                Some(last) if last.changed == changed => last.length_bytes += to - from,
+                _ if full => break,
+                _ => extents.push(ChangeExtent { length_bytes: to - from, changed }),
             }
         }
         Ok(extents)

@@ -6,12 +6,14 @@
 //! | [`service`] | what is done |
 //! | `keys` | of it, keys and domains |
 //! | `snapshots` | of it, snapshots, clones and reverts |
+//! | `groups` | of it, protection groups and events |
 //! | `reclaim` | of it, taking space back |
 //! | [`status`] | what is told, and what needs attention |
 //! | `metrics` | the same for a monitoring system |
 //! | [`routes`] | which request does what; errors as answers |
 //! | [`server`] | listening |
 
+mod groups;
 mod keys;
 mod metrics;
 mod reclaim;
@@ -20,6 +22,7 @@ mod routes;
 pub mod server;
 pub mod service;
 mod snapshots;
+mod space;
 mod status;
 pub mod types;
 

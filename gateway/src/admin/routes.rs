@@ -2,10 +2,11 @@
 
 use super::service::{PIECE_BYTES_MAX, Service};
 use super::types::{
-    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateSnapshot,
-    CreateVolume, DeleteQuery, Difference, DifferenceQuery, Domain, Extent, Failure, FailureDetail, Health,
-    Key, Node, OffsetQuery, PublishKeys, RangeQuery, Reclaimed, ReplaceKey, RevertVolume, Reverted, Snapshot,
-    Status, UpdateVolume, Volume,
+    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateGroup, CreateSnapshot,
+    CreateSnapshots, CreateVolume, DeleteQuery, Difference, DifferenceQuery, Domain, Event, Extent, Failure,
+    FailureDetail, Group, GroupDetail, GroupRun, Health, Key, LimitQuery, Node, OffsetQuery, PublishKeys,
+    RangeQuery, Reclaimed, ReplaceKey, RevertVolume, Reverted, Snapshot, SpaceQuery, Status, UpdateGroup,
+    UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use axum::body::Body;
@@ -56,7 +57,11 @@ pub fn routes_for_tcp(service: Arc<Service>) -> Router {
         .route("/v1/volumes/{name}/snapshots/{snapshot}/clone", post(clone_snapshot))
         .route("/v1/volumes/{name}/snapshots/{snapshot}/revert", post(revert_volume))
         .route("/v1/volumes/{name}/diff", get(difference))
-        .route("/v1/snapshots", get(all_snapshots))
+        .route("/v1/snapshots", get(all_snapshots).post(create_snapshots))
+        .route("/v1/groups", get(groups).post(create_group))
+        .route("/v1/groups/{name}", get(group).patch(update_group).delete(delete_group))
+        .route("/v1/groups/{name}/snap", post(snap_group))
+        .route("/v1/events", get(events))
         .route("/v1/destage", post(destage))
         .route("/v1/reclaim", post(reclaim))
         .route("/v1/cpu", get(cpu).put(change_cpu))
@@ -91,8 +96,12 @@ async fn volumes(State(service): Shared) -> Answer<Json<Vec<Volume>>> {
     Ok(Json(service.volumes().await?))
 }
 
-async fn volume(State(service): Shared, Name(name): Name) -> Answer<Json<Volume>> {
-    Ok(Json(service.volume(&name).await?))
+async fn volume(
+    State(service): Shared,
+    Name(name): Name,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Volume>> {
+    Ok(Json(service.volume_with(&name, query).await?))
 }
 
 async fn create_volume(
@@ -162,16 +171,76 @@ async fn flush(State(service): Shared, Name(name): Name) -> Answer<Json<()>> {
     Ok(Json(service.flush(&name).await?))
 }
 
-async fn all_snapshots(State(service): Shared) -> Answer<Json<Vec<Snapshot>>> {
-    Ok(Json(service.all_snapshots().await?))
+async fn all_snapshots(
+    State(service): Shared,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Vec<Snapshot>>> {
+    Ok(Json(service.all_snapshots_with(query).await?))
 }
 
-async fn snapshots(State(service): Shared, Name(volume): Name) -> Answer<Json<Vec<Snapshot>>> {
-    Ok(Json(service.snapshots(&volume).await?))
+async fn create_snapshots(
+    State(service): Shared,
+    JsonBody(asked): JsonBody<CreateSnapshots>,
+) -> Answer<(StatusCode, Json<Vec<Snapshot>>)> {
+    Ok((StatusCode::CREATED, Json(service.create_snapshots(&asked).await?)))
 }
 
-async fn snapshot(State(service): Shared, Names(volume, name): Names) -> Answer<Json<Snapshot>> {
-    Ok(Json(service.snapshot(&volume, &name).await?))
+async fn groups(State(service): Shared) -> Answer<Json<Vec<Group>>> {
+    Ok(Json(service.groups().await?))
+}
+
+async fn group(
+    State(service): Shared,
+    Name(name): Name,
+    Parameters(query): Parameters<LimitQuery>,
+) -> Answer<Json<GroupDetail>> {
+    Ok(Json(service.group(&name, query).await?))
+}
+
+async fn create_group(
+    State(service): Shared,
+    JsonBody(asked): JsonBody<CreateGroup>,
+) -> Answer<(StatusCode, Json<GroupDetail>)> {
+    Ok((StatusCode::CREATED, Json(service.create_group(&asked).await?)))
+}
+
+async fn update_group(
+    State(service): Shared,
+    Name(name): Name,
+    JsonBody(change): JsonBody<UpdateGroup>,
+) -> Answer<Json<GroupDetail>> {
+    Ok(Json(service.update_group(&name, &change).await?))
+}
+
+async fn delete_group(State(service): Shared, Name(name): Name) -> Answer<Json<()>> {
+    Ok(Json(service.delete_group(&name).await?))
+}
+
+async fn snap_group(State(service): Shared, Name(name): Name) -> Answer<Json<GroupRun>> {
+    Ok(Json(service.snap_group(&name).await?))
+}
+
+async fn events(
+    State(service): Shared,
+    Parameters(query): Parameters<LimitQuery>,
+) -> Answer<Json<Vec<Event>>> {
+    Ok(Json(service.events(query).await?))
+}
+
+async fn snapshots(
+    State(service): Shared,
+    Name(volume): Name,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Vec<Snapshot>>> {
+    Ok(Json(service.snapshots_with(&volume, query).await?))
+}
+
+async fn snapshot(
+    State(service): Shared,
+    Names(volume, name): Names,
+    Parameters(query): Parameters<SpaceQuery>,
+) -> Answer<Json<Snapshot>> {
+    Ok(Json(service.snapshot_with(&volume, &name, query).await?))
 }
 
 async fn create_snapshot(

@@ -104,6 +104,7 @@ impl Service {
             reason: None,
             attachments: None,
             snapshots,
+            space: None,
         };
         let (Some((engine, _)), Some(serving)) = (&self.engine, &self.serving) else { return volume };
         volume.attachments = Some(serving.sessions.of(row.id));

@@ -2,15 +2,15 @@
 
 use super::Service;
 use super::types::{
-    ChangedRange, CloneSnapshot, CreateSnapshot, Difference, DifferenceQuery, RevertVolume, Reverted,
-    Snapshot, Volume,
+    ChangedRange, CloneSnapshot, CreateSnapshot, CreateSnapshots, Difference, DifferenceQuery, RevertVolume,
+    Reverted, Snapshot, Volume,
 };
 use crate::error::GatewayError;
 use crate::human::counted;
 use crate::names::{SEPARATOR, SnapshotOf, stamped};
 use cairn_engine::{EngineError, SnapshotPhase, SnapshotStatus, Volume as EngineVolume};
 use cairn_metadata::{SnapshotName, SnapshotRow, VolumeName, VolumeRow};
-use cairn_model::{BLOCK_SIZE, ErrorKind, Lba};
+use cairn_model::{BLOCK_SIZE, ErrorKind, Lba, WallTime};
 use std::sync::Arc;
 
 /// Ranges from which on a part of the differences ends, unless another number is asked for; and the highest.
@@ -69,6 +69,47 @@ impl Service {
                 taken => return Ok(taken.map(|_| name)?),
             }
         }
+    }
+
+    /// Takes snapshots of several volumes at one moment: all of them, or none.
+    pub async fn create_snapshots(&self, asked: &CreateSnapshots) -> Result<Vec<Snapshot>> {
+        if asked.snapshots.is_empty() {
+            return Err(GatewayError::refused(
+                ErrorKind::Unsupported,
+                "no volume is named",
+                "name those that are to be snapshotted together",
+            ));
+        }
+        let mut attempt = 1;
+        let taken = loop {
+            let automatic = self.by_the_time(AUTOMATIC, attempt)?;
+            let mut wanted = Vec::with_capacity(asked.snapshots.len());
+            let mut given = Vec::new();
+            for one in &asked.snapshots {
+                self.open_volume(&one.volume)?;
+                let name = match &one.name {
+                    Some(name) => SnapshotName::new(name.as_str())?,
+                    None => automatic.clone(),
+                };
+                given.extend(one.name.as_ref().map(|name| format!("{}{SEPARATOR}{name}", one.volume)));
+                wanted.push((one.volume.clone(), name));
+            }
+            match self.engine()?.create_snapshots(&wanted).await {
+                // A name that tells the time and is taken: the next one.
+                Err(EngineError::SnapshotExists(which))
+                    if !given.contains(&which) && attempt < ATTEMPTS_MAX =>
+                {
+                    attempt += 1;
+                }
+                taken => break taken.map(|_| wanted)?,
+            }
+        };
+        tracing::info!(volumes = taken.len(), "snapshots taken at one moment");
+        let mut snapshots = Vec::with_capacity(taken.len());
+        for (volume, name) in taken {
+            snapshots.push(self.snapshot(&volume, name.as_str()).await?);
+        }
+        Ok(snapshots)
     }
 
     pub async fn delete_snapshot(&self, volume: &str, name: &str) -> Result<()> {
@@ -187,6 +228,8 @@ impl Service {
             logical_bytes: status.logical_bytes,
             clones: status.children,
             attachments,
+            locked_until_ms: status.locked_until.map(WallTime::unix_millis),
+            space: None,
         }
     }
 
@@ -206,6 +249,7 @@ fn status_of(row: SnapshotRow) -> SnapshotStatus {
         phase: if is_settled { SnapshotPhase::Settled } else { SnapshotPhase::Committed },
         logical_bytes: row.logical_bytes,
         children: row.children,
+        locked_until: row.locked_until,
     }
 }
 

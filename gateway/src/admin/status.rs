@@ -1,5 +1,6 @@
 //! What the gateway tells about itself, and what of it needs attention.
 
+use super::groups;
 use super::metrics::{Metrics, metrics};
 use super::reclaim;
 use super::reduction;
@@ -63,6 +64,8 @@ impl Service {
         pool.nodes = nodes;
         let mut attention = attention(&wal, engine, &pool, &volumes, &site.config.wal.path);
         attention.extend(attention_of_keys(site));
+        let groups = self.groups().await?;
+        attention.extend(groups::attention(&groups));
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: if self.serving.is_some() { "serving" } else { "stopped" }.to_owned(),
@@ -83,6 +86,7 @@ impl Service {
                 map_cache_bytes: engine.map_cache_bytes,
             }),
             snapshots: volumes.iter().map(|volume| volume.snapshots).sum(),
+            groups: groups.len() as u64,
             volumes,
         })
     }

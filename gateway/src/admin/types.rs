@@ -1,12 +1,14 @@
 //! What the admin API says and takes, in JSON. `docs/admin-api.md` documents every field; names are stable.
 
+mod groups;
 mod reclaim;
 mod snapshots;
 
+pub use groups::{CreateGroup, Event, Group, GroupDetail, GroupMember, GroupRun, LimitQuery, UpdateGroup};
 pub use reclaim::{AskReclaim, Reclaim, Reclaimed, ReclaimedAmount};
 pub use snapshots::{
-    ChangedRange, CloneSnapshot, CreateSnapshot, Difference, DifferenceQuery, RevertVolume, Reverted,
-    Snapshot,
+    ChangedRange, CloneSnapshot, CreateSnapshot, CreateSnapshots, Difference, DifferenceQuery, RevertVolume,
+    Reverted, Snapshot, SnapshotWanted, Space, SpaceQuery,
 };
 
 use cairn_engine::CpuBudget;
@@ -41,6 +43,9 @@ pub struct Volume {
     pub attachments: Option<u64>,
     /// How many snapshots it has.
     pub snapshots: u64,
+    /// Present when it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<Space>,
 }
 
 /// Settings of packing, defaults filled in.
@@ -427,6 +432,9 @@ pub struct Status {
     pub memory: Memory,
     /// Snapshots of all volumes.
     pub snapshots: u64,
+    /// Protection groups.
+    #[serde(default)]
+    pub groups: u64,
     pub volumes: Vec<Volume>,
 }
 

@@ -1,8 +1,10 @@
 //! The command line, as clap parses it.
 
+mod group;
 mod key;
 mod snapshot;
 
+pub(super) use group::{Events, Group, NewPolicy, PolicyChange};
 pub(super) use key::Key;
 pub(super) use snapshot::{CloneSnapshot, Revert, Snapshot};
 
@@ -11,6 +13,7 @@ use crate::config::ListenAddress;
 use crate::image::ImageFormat;
 use crate::names::{SEPARATOR, SnapshotOf};
 use cairn_engine::CpuBudget;
+use cairn_metadata::SnapshotName;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -79,6 +82,10 @@ pub enum Command {
     Snapshot(Snapshot),
     Clone(CloneSnapshot),
     Revert(Revert),
+    /// Protection groups: volumes that are snapshotted together, by a schedule, and pruned by rules
+    #[command(subcommand, arg_required_else_help = true)]
+    Group(Group),
+    Events(Events),
     /// Delete from the pool what nothing points at any more
     ///
     /// That is what was overwritten or discarded, and what deleted volumes and snapshots held, once no snapshot and no clone shows it and nothing
@@ -242,7 +249,12 @@ pub enum Volume {
     /// List the volumes
     List,
     /// Show one volume
-    Show { name: String },
+    Show {
+        name: String,
+        /// Tell whose space it is, which takes a while for a large volume
+        #[arg(long)]
+        space: bool,
+    },
     /// Change a volume's size, also while it is in use
     Resize {
         name: String,
@@ -294,6 +306,9 @@ pub enum Volume {
     ///
     /// The file appears when it is complete; unwritten parts of the volume are holes in it. Of a volume that is being written, each
     /// part is exported as it is when it is read; VOL@NAME exports a snapshot, which is one moment.
+    ///
+    /// With --since A, a file that holds the snapshot VOL@A is brought up to date with VOL@NAME: only what differs is read and written, in place, and
+    /// the file gets the snapshot's size. If that is interrupted, run it again, to the end, before the file is used.
     Export {
         #[arg(value_name = "VOL[@NAME]", value_parser = readable_name)]
         name: String,
@@ -303,8 +318,11 @@ pub enum Volume {
         #[arg(long, value_enum)]
         format: Option<ImageFormat>,
         /// Replace a file that exists
-        #[arg(long)]
+        #[arg(long, conflicts_with = "since")]
         force: bool,
+        /// FILE is a raw image that holds the snapshot VOL@A: change in place what VOL@NAME has otherwise
+        #[arg(long, value_name = "A")]
+        since: Option<SnapshotName>,
     },
 }
 
@@ -371,6 +389,10 @@ fn readable_name(text: &str) -> Result<String, crate::names::InvalidSnapshot> {
         text.parse::<SnapshotOf>()?;
     }
     Ok(text.to_owned())
+}
+
+fn snapshot_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {
+    cairn_metadata::SnapshotName::new(text).map(|_| text.to_owned())
 }
 
 fn domain_name(text: &str) -> Result<String, cairn_metadata::InvalidName> {

@@ -5,6 +5,7 @@ mod args;
 mod cpu;
 mod documents;
 mod domain;
+mod group;
 mod init;
 mod key;
 mod node;
@@ -71,6 +72,8 @@ fn execute(cli: Cli) -> Result<(), GatewayError> {
         Command::Snapshot(asked) => in_runtime(snapshot::run(&global, asked)),
         Command::Clone(asked) => in_runtime(snapshot::clone(&global, &asked)),
         Command::Revert(asked) => in_runtime(snapshot::revert(&global, &asked)),
+        Command::Group(asked) => in_runtime(group::run(&global, asked)),
+        Command::Events(asked) => in_runtime(group::events(&global, &asked)),
         Command::Reclaim { dry_run } => in_runtime(reclaim::run(&global, dry_run)),
         Command::Cpu { budget } => in_runtime(cpu::run(&global, budget)),
         Command::Domain(asked) => in_runtime(domain::run(&global, asked)),

@@ -5,10 +5,13 @@ use super::args::{CloneSnapshot, Global, Revert, Snapshot as Command};
 use super::output::{answer, print, print_json, warn};
 use super::progress::Bar;
 use super::volume::kept;
-use crate::admin::types::{ChangedRange, CloneSnapshot as NewClone, CreateSnapshot, RevertVolume, Snapshot};
+use crate::admin::types::{
+    ChangedRange, CloneSnapshot as NewClone, CreateSnapshot, CreateSnapshots, RevertVolume, Snapshot,
+    SnapshotWanted,
+};
 use crate::error::GatewayError;
 use crate::human::{Align, Table, ask, can_ask, counted};
-use crate::names::SnapshotOf;
+use crate::names::{SnapshotOf, VolumeOrSnapshot};
 use crate::transfer::Observer;
 use crate::units::{format_size, format_time};
 use cairn_model::{ErrorKind, WallTime};
@@ -17,29 +20,46 @@ use std::fmt::Write;
 
 pub(super) async fn run(global: &Global, command: Command) -> Result<(), GatewayError> {
     match command {
-        Command::Create { snapshot } => {
-            let new = CreateSnapshot { name: snapshot.snapshot.map(|name| name.to_string()) };
-            let volume = snapshot.volume.as_str();
-            let taken = with_access(global, Need::Engine, async |access| {
-                access.client.create_snapshot(volume, &new).await
-            })
-            .await?;
-            answer(global.json, &taken, |taken| {
-                format!("Snapshot {} taken: {}.\n", taken.snapshot, format_size(taken.size_bytes))
-            })
-        }
-        Command::List { volume } => list(global, volume.as_deref()).await,
+        Command::Create { snapshots, name } => create(global, snapshots, name).await,
+        Command::List { volume, space } => list(global, volume.as_deref(), space).await,
         Command::Delete { snapshot, yes } => delete(global, &snapshot, yes).await,
         Command::Diff { from, to } => diff(global, &from, &to).await,
     }
 }
 
-async fn list(global: &Global, volume: Option<&str>) -> Result<(), GatewayError> {
+/// Of one volume, or of several at one moment.
+async fn create(
+    global: &Global,
+    snapshots: Vec<VolumeOrSnapshot>,
+    name: Option<String>,
+) -> Result<(), GatewayError> {
+    let wanted = |one: VolumeOrSnapshot| SnapshotWanted {
+        volume: one.volume.to_string(),
+        name: one.snapshot.map(|name| name.to_string()).or_else(|| name.clone()),
+    };
+    let snapshots: Vec<SnapshotWanted> = snapshots.into_iter().map(wanted).collect();
+    let told =
+        |taken: &Snapshot| format!("Snapshot {} taken: {}.\n", taken.snapshot, format_size(taken.size_bytes));
+    if let [only] = &snapshots[..] {
+        let new = CreateSnapshot { name: only.name.clone() };
+        let taken = with_access(global, Need::Engine, async |access| {
+            access.client.create_snapshot(&only.volume, &new).await
+        })
+        .await?;
+        return answer(global.json, &taken, told);
+    }
+    let new = CreateSnapshots { snapshots };
+    let taken =
+        with_access(global, Need::Engine, async |access| access.client.create_snapshots(&new).await).await?;
+    answer(global.json, &taken, |taken| taken.iter().map(told).collect())
+}
+
+async fn list(global: &Global, volume: Option<&str>, space: bool) -> Result<(), GatewayError> {
     let (snapshots, may_be_more) = with_access(global, Need::Tell, async |access| {
         let client = &access.client;
         let snapshots = match volume {
-            Some(volume) => client.snapshots(volume).await?,
-            None => client.all_snapshots().await?,
+            Some(volume) => client.snapshots(volume, space).await?,
+            None => client.all_snapshots(space).await?,
         };
         let may_be_more = !client.is_remote() && client.status().await?.wal.dirty;
         Ok((snapshots, may_be_more))
@@ -50,30 +70,43 @@ async fn list(global: &Global, volume: Option<&str>) -> Result<(), GatewayError>
             start the gateway to see them";
         warn(&[hidden.to_owned()])?;
     }
-    answer(global.json, &snapshots, |snapshots| listing(snapshots))
+    answer(global.json, &snapshots, |snapshots| listing(snapshots, space))
 }
 
-fn listing(snapshots: &[Snapshot]) -> String {
+fn listing(snapshots: &[Snapshot], space: bool) -> String {
     if snapshots.is_empty() {
         return "No snapshots. Take one with: cairn snapshot create VOLUME\n".to_owned();
     }
-    let mut table = Table::new(&[
+    let mut columns = vec![
         ("SNAPSHOT", Align::Left),
         ("CREATED", Align::Left),
         ("SIZE", Align::Right),
         ("HOLDS", Align::Right),
-        ("STATE", Align::Left),
-        ("CLONES", Align::Right),
-    ]);
+    ];
+    if space {
+        columns.extend([("UNIQUE", Align::Right), ("SHARED", Align::Right), ("FREED", Align::Right)]);
+    }
+    columns.extend([("STATE", Align::Left), ("CLONES", Align::Right), ("LOCKED UNTIL", Align::Left)]);
+    let mut table = Table::new(&columns);
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), format_size);
     for snapshot in snapshots {
-        table.row(vec![
+        let mut row = vec![
             snapshot.snapshot.clone(),
             format_time(WallTime::from_unix_millis(snapshot.created_at_ms)),
             format_size(snapshot.size_bytes),
-            snapshot.logical_bytes.map_or_else(|| "-".to_owned(), format_size),
-            snapshot.state.clone(),
-            snapshot.clones.to_string(),
-        ]);
+            size(snapshot.logical_bytes),
+        ];
+        if space {
+            let told = snapshot.space.as_ref();
+            row.extend([
+                size(told.map(|space| space.unique_bytes)),
+                size(told.map(|space| space.shared_bytes)),
+                size(told.map(|space| space.freed_bytes)),
+            ]);
+        }
+        let locked = snapshot.locked_until_ms.map(|at| format_time(WallTime::from_unix_millis(at)));
+        row.extend([snapshot.state.clone(), snapshot.clones.to_string(), locked.unwrap_or_default()]);
+        table.row(row);
     }
     table.to_string()
 }

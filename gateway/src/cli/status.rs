@@ -127,7 +127,9 @@ fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
         write_reclaim(text, &status.reclaim)?;
     }
     write_reduction(text, status)?;
-    writeln!(text, "volumes  {}, with {}", status.volumes.len(), counted(status.snapshots, "snapshot"))?;
+    let (snapshots, groups) =
+        (counted(status.snapshots, "snapshot"), counted(status.groups, "protection group"));
+    writeln!(text, "volumes  {}, with {snapshots}, {groups}", status.volumes.len())?;
     writeln!(text)?;
     text.push_str(&listing(&status.volumes));
     Ok(())

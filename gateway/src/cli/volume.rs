@@ -8,10 +8,11 @@ use crate::admin::types::{CreateVolume, UpdateVolume, Usage, Volume};
 use crate::error::GatewayError;
 use crate::human::{Align, Table, ask, can_ask, counted};
 use crate::image::ImageFormat;
-use crate::names::SEPARATOR;
+use crate::names::{SEPARATOR, SnapshotOf};
 use crate::serve::Signals;
-use crate::transfer::{self, Export, Import, Transfer};
+use crate::transfer::{self, Export, Import, Transfer, Update};
 use crate::units::format_size;
+use cairn_metadata::SnapshotName;
 use cairn_model::{Clock, ErrorKind, Kinded, SystemClock};
 use std::path::Path;
 
@@ -22,9 +23,15 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
                 with_access(global, Need::Tell, async |access| access.client.volumes().await).await?;
             answer(global.json, &volumes, |volumes| listing(volumes))
         }
-        Command::Show { name } => {
-            let volume =
-                with_access(global, Need::Tell, async |access| access.client.volume(&name).await).await?;
+        Command::Show { name, space } => {
+            let volume = with_access(global, Need::Tell, async |access| {
+                if space {
+                    access.client.volume_with_space(&name).await
+                } else {
+                    access.client.volume(&name).await
+                }
+            })
+            .await?;
             answer(global.json, &volume, details)
         }
         Command::Create { name, size, durability, domain, packing } => {
@@ -56,7 +63,12 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
             let job = Import { volume: &name, file: &file, format, force };
             import(global, &job, yes).await
         }
-        Command::Export { name, file, format, force } => export(global, &name, &file, format, force).await,
+        Command::Export { name, file, format, since: Some(since), .. } => {
+            update(global, &name, &file, format, &since).await
+        }
+        Command::Export { name, file, format, force, since: None } => {
+            export(global, &name, &file, format, force).await
+        }
     }
 }
 
@@ -138,6 +150,47 @@ async fn holds_data(access: &Access, name: &str) -> Result<bool, GatewayError> {
     };
     let extents = access.client.allocation(name, 0, volume.size_bytes).await?;
     Ok(extents.iter().any(|extent| extent.allocated))
+}
+
+/// Brings a file that holds one snapshot up to date with another.
+async fn update(
+    global: &Global,
+    name: &str,
+    file: &Path,
+    format: Option<ImageFormat>,
+    since: &SnapshotName,
+) -> Result<(), GatewayError> {
+    let Ok(to) = name.parse::<SnapshotOf>() else {
+        return Err(GatewayError::Usage {
+            what: format!("--since compares two snapshots, and {name} is a volume"),
+            next: Some(format!(
+                "take a snapshot first, with `cairn snapshot create {name}`, and export that"
+            )),
+        });
+    };
+    let clock = SystemClock::new();
+    let begun = clock.now();
+    let done = with_access(global, Need::Engine, async |access| {
+        let bar = Bar::new("export");
+        let mut signals = Signals::listen()?;
+        let job = Update { to: &to, since, file, format };
+        let done = transfer::update(&access.client, &job, &bar, signals.stop()).await;
+        bar.finish();
+        done
+    })
+    .await?;
+    let seconds = clock.now().since(begun).as_secs_f64();
+    answer(global.json, &done, |done| {
+        format!(
+            "{} brought from {} to {}: {} written and {} made zeros, of {}, in {seconds:.1} s.\n",
+            done.file.display(),
+            done.since,
+            done.volume,
+            format_size(done.data_bytes),
+            format_size(done.zero_bytes),
+            format_size(done.size_bytes)
+        )
+    })
 }
 
 async fn export(
@@ -257,6 +310,15 @@ fn details(volume: &Volume) -> String {
     ];
     lines.extend(usage(&volume.usage));
     lines.push(format!("snapshots    {}", volume.snapshots));
+    if let Some(space) = &volume.space {
+        lines.push(format!(
+            "space        {} of its own, {} shared with snapshots and clones; {} freed if it is deleted{}",
+            format_size(space.unique_bytes),
+            format_size(space.shared_bytes),
+            format_size(space.freed_bytes),
+            if volume.snapshots > 0 { " with its snapshots" } else { "" }
+        ));
+    }
     if let Some(reason) = &volume.reason {
         lines.push(format!("reason       {reason}"));
     }

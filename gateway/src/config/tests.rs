@@ -50,6 +50,7 @@ fn a_key_comes_from_a_file_or_a_command() {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "one line for each key")]
 #[test]
 fn every_key_is_taken() {
     let config = parse(

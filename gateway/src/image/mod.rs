@@ -4,12 +4,14 @@
 //! before anything is allocated or followed, and a reference to another file (backing file, external data file) is
 //! refused, because an image from elsewhere must not choose which files of this host are read.
 
+mod patch;
 mod qcow2;
 mod raw;
 mod reader;
 mod writer;
 mod zero;
 
+pub use patch::ImagePatch;
 pub use reader::{ImageReader, Piece};
 pub use writer::ImageWriter;
 pub use zero::is_zero;
@@ -51,6 +53,10 @@ pub enum ImageError {
     Unsupported { path: PathBuf, problem: String },
     #[error("the qcow2 image {path} is damaged: {problem}")]
     Damaged { path: PathBuf, problem: String },
+    #[error("{path} is a qcow2 image; only raw images are brought up to date in place")]
+    NotRaw { path: PathBuf },
+    #[error("another command is writing {path}")]
+    Busy { path: PathBuf },
     #[error("the image {path} is empty")]
     Empty { path: PathBuf },
 }
@@ -67,6 +73,11 @@ impl ImageError {
                 path.display()
             )),
             Self::Damaged { path, .. } => Some(format!("try: qemu-img check '{}'", path.display())),
+            Self::NotRaw { path } => Some(format!(
+                "make a raw one with `cairn volume export`; if {} is the raw image of a disk that begins like this, say --format raw",
+                path.display()
+            )),
+            Self::Busy { .. } => Some("wait until it has ended".to_owned()),
             Self::NotAnImage { .. } | Self::Empty { .. } | Self::Io { .. } => None,
         }
     }

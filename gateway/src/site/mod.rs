@@ -137,7 +137,11 @@ impl Site {
         match purpose {
             Purpose::Serve { accept_lost_wal } => config.accept_lost_wal = accept_lost_wal,
             // Nobody waits but the user of the command: the budget that protects guests would only slow it down.
-            Purpose::Command => config.cpu_budget = CpuBudget::Unlimited,
+            Purpose::Command => {
+                config.cpu_budget = CpuBudget::Unlimited;
+                // What is due waits for a gateway that stays.
+                config.run_schedules = false;
+            }
         }
         // First: without it nothing else is touched.
         let wal_disk = Arc::new(self.open_wal(config.accept_lost_wal).await?);

@@ -17,7 +17,8 @@
 //!   88   8  freed through: every lsn up to here is no longer needed
 //!   96   8  file length in bytes
 //!  104  32  salt, fresh random bytes
-//!  136 328  zero
+//!  136   8  number of the file, plus one: a header belongs to one file; 0 in those of versions that did not say it
+//!  144 320  zero
 //!  464  16  AES-256-GCM tag over bytes 0..464 under the file key, nonce 0, no plaintext: authenticates the header
 //!  480  32  BLAKE3 of bytes 0..480: tells damage from a wrong key; at this place in every version
 //!
@@ -90,6 +91,8 @@ pub(crate) struct FileHeader {
     pub(crate) freed_through: Lsn,
     pub(crate) file_bytes: u64,
     pub(crate) salt: [u8; 32],
+    /// Of the file; `None` in headers of versions that did not say it.
+    pub(crate) number: Option<u64>,
 }
 
 /// What the first page of a file is.
@@ -139,6 +142,7 @@ impl FileHeader {
             field.copy_from_slice(&number.to_le_bytes());
         }
         page[104..136].copy_from_slice(&self.salt);
+        page[136..144].copy_from_slice(&self.number.map_or(0, |number| number + 1).to_le_bytes());
         let cipher = self.cipher(identity, key);
         let mac = cipher.seal_in_place(0, &page[..HEADER_MAC_AT], &mut []);
         page[HEADER_MAC_AT..HEADER_CHECKSUM_AT].copy_from_slice(&mac);
@@ -171,6 +175,7 @@ impl FileHeader {
             freed_through: Lsn::new(u64_at(header, 88)),
             file_bytes: u64_at(header, 96),
             salt: header[104..136].try_into().expect("32 bytes"),
+            number: u64_at(header, 136).checked_sub(1),
         };
         let cipher = decoded.cipher(identity, key);
         let mut mac: [u8; TAG_BYTES] =
@@ -316,6 +321,12 @@ pub(crate) fn open_frame<'a>(
         return Err(FrameError::Newer(format!("frame flags {flags:#x}")));
     }
     Ok((header, payload))
+}
+
+/// Whether the frame at the start of `frame` is one of the use `epoch` and its field for that alone is damaged. Spoils the bytes.
+pub(crate) fn is_frame_but_for_epoch(epoch: u64, cipher: &Cipher, frame: &mut [u8]) -> bool {
+    frame[8..16].copy_from_slice(&epoch.to_le_bytes());
+    !matches!(open_frame(epoch, cipher, frame), Err(FrameError::NotAFrame))
 }
 
 /// The records of an authentic payload, sharing its bytes.

@@ -23,6 +23,8 @@ pub fn key() -> SecretKey {
 #[derive(Clone, Debug)]
 pub struct FilePlan {
     pub number: u32,
+    /// Whether the header says the number; those of early versions did not.
+    pub says_number: bool,
     pub epoch: u64,
     pub previous_epoch: u64,
     pub first_lsn: u64,
@@ -69,6 +71,7 @@ pub fn build_file(plan: &FilePlan) -> BuiltFile {
         freed_through: Lsn::new(plan.freed_through),
         file_bytes: bytes.len() as u64,
         salt: salt(plan.epoch),
+        number: plan.says_number.then_some(plan.number.into()),
     };
     let cipher = header.encode(&identity(), &key(), &mut bytes);
     let mut first_lsn = plan.first_lsn;
@@ -103,6 +106,7 @@ fn header() -> FileHeader {
         freed_through: Lsn::ZERO,
         file_bytes: 64 << 20,
         salt: salt(1),
+        number: Some(0),
     }
 }
 

@@ -9,6 +9,9 @@
 //!    before [`Recovery::finish`] returns, and every later recovery reads the file before it only up to that lsn. Its
 //!    records have those lsns again, with other content, under another key: frames are told apart by
 //!    epoch and authenticated under a key of their own salt, so an old frame cannot pass for a new one.
+//! 5. A header is believed in its own file only, and only over frames of its own use or of earlier ones. A header is durable before the
+//!    first frame under it, so frames of a use whose header is not there show that it was lost, to zeros, to damage, or to
+//!    another header: an authentic one that is not the right one hides records as well as zeros do.
 //!
 //! Crash cases
 //! - while reading: nothing was changed; the next recovery does the same.
@@ -20,15 +23,16 @@
 //! - the new header is durable: it is the newest file.
 //!
 //! The last durable frame can be damaged without trace when nothing was sealed after its sync: that cannot be told from a torn tail.
-//! Neither can the loss of the newest file as a whole.
+//! Neither can the loss of the newest file as a whole, nor an earlier header that came back in its place together with the loss of
+//! its first frame.
 
 use crate::buffer::AlignedBuffer;
-use crate::format::{FileHeader, FirstPage, PAGE, PAGE_BYTES};
+use crate::format::{FileHeader, FirstPage, FrameHeader, PAGE, PAGE_BYTES};
 use crate::grower::make_slot;
 use crate::record::Record;
 use crate::replay::{Progress, Replay, on_own_thread};
 use crate::ring::{LogFile, Ring, Slot, countable_when_free};
-use crate::scan::{FoundFile, Scanner, Tail, has_frames_after, scan_newest};
+use crate::scan::{FoundFile, HEADER_LOST, Scanner, Tail, has_frames_since, scan_newest};
 use crate::shared::{Context, Shared};
 use crate::writer::{Current, start_file};
 use crate::{Wal, WalError};
@@ -109,12 +113,8 @@ impl Found {
         let mut scanner = None;
         for slot in damaged {
             let scanner = scanner.get_or_insert_with(|| Scanner::new(slot.clone()));
-            if has_frames_after(&slot, newest_epoch, scanner).await? {
-                return Err(WalError::corrupt(
-                    &slot.name(),
-                    0,
-                    "the file's header is unreadable, its frames are not",
-                ));
+            if has_frames_since(&slot, newest_epoch, scanner).await? {
+                return Err(WalError::corrupt(&slot.name(), 0, HEADER_LOST));
             }
             self.free.push(slot);
         }
@@ -149,7 +149,7 @@ impl Found {
             Some(name) => WalError::corrupt(
                 &name,
                 0,
-                format!("the header is unreadable; the log lacks its file of epoch {epoch}"),
+                format!("the header is lost; the log lacks its file of epoch {epoch}"),
             ),
             None => WalError::MissingFile { location: self.context.disk.location(), epoch },
         }
@@ -172,6 +172,7 @@ impl Found {
             freed_through: self.freed_through,
             file_bytes: slot.bytes,
             salt: FileHeader::fresh_salt(&*self.context.ports.entropy),
+            number: Some(slot.number.into()),
         };
         let mut page = AlignedBuffer::zeroed(PAGE);
         let (current, log_file) = start_file(&self.context, slot, header, &mut page).await?;
@@ -237,19 +238,35 @@ async fn find_file(
     let file = context.disk.open(name).await.map_err(|error| WalError::io("open", name, error))?;
     let bytes = file.length().await.map_err(|error| WalError::io("measure", name, error))?;
     let slot = Slot { number, file, bytes: bytes - bytes % PAGE_BYTES };
-    let mut page = AlignedBuffer::zeroed(PAGE);
-    if slot.bytes >= PAGE_BYTES {
-        slot.file.read_device(0, &mut page).await.map_err(|error| WalError::io("read", name, error))?;
+    // The header and the start of the first frame.
+    let mut pages = AlignedBuffer::zeroed(2 * PAGE);
+    let there = pages.len().min(usize::try_from(slot.bytes).unwrap_or(usize::MAX));
+    if there > 0 {
+        let read = slot.file.read_device(0, &mut pages[..there]).await;
+        read.map_err(|error| WalError::io("read", name, error))?;
     }
-    match FileHeader::decode(&page, &context.identity, &context.key, name)? {
+    let (page, first_frame) = pages.split_at(PAGE);
+    match FileHeader::decode(page, &context.identity, &context.key, name)? {
         // Zeros where a header was are damage like any other. A file that was never used has no frames behind them; there are
         // only ever a few such files.
         FirstPage::Blank if is_used(&slot, scanner).await? => found.damaged.push(slot),
         FirstPage::Blank => found.free.push(slot),
         FirstPage::Damaged => found.damaged.push(slot),
+        FirstPage::Header(header, _)
+            if header.number.is_some_and(|number| number != u64::from(slot.number)) =>
+        {
+            return Err(WalError::corrupt(
+                name,
+                0,
+                "the header of another file of the log is in the place of its own",
+            ));
+        }
         FirstPage::Header(header, cipher) => {
             let file = FoundFile { slot, header, cipher: Arc::new(cipher) };
-            if let Some(twin) = found.by_epoch.insert(header.epoch, file) {
+            let looks_later = FrameHeader::peek(first_frame).is_some_and(|frame| frame.epoch > header.epoch);
+            if looks_later && is_used_later(&file, scanner).await? {
+                found.damaged.push(file.slot);
+            } else if let Some(twin) = found.by_epoch.insert(header.epoch, file) {
                 let detail = format!("{} has the same epoch {}", twin.slot.name(), header.epoch);
                 return Err(WalError::corrupt(name, 0, detail));
             }
@@ -258,7 +275,14 @@ async fn find_file(
     Ok(())
 }
 
+/// Whether the file was used again after its header was written, so that the header it should have is lost.
+async fn is_used_later(file: &FoundFile, scanner: &mut Option<Scanner>) -> Result<bool, WalError> {
+    let scanner = scanner.get_or_insert_with(|| Scanner::new(file.slot.clone()));
+    scanner.restart(file.slot.clone());
+    scanner.has_later_frame(file, PAGE_BYTES).await
+}
+
 /// Whether there is a frame of any use.
 async fn is_used(slot: &Slot, scanner: &mut Option<Scanner>) -> Result<bool, WalError> {
-    has_frames_after(slot, 0, scanner.get_or_insert_with(|| Scanner::new(slot.clone()))).await
+    has_frames_since(slot, 0, scanner.get_or_insert_with(|| Scanner::new(slot.clone()))).await
 }

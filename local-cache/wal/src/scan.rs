@@ -2,7 +2,9 @@
 
 use crate::WalError;
 use crate::buffer::AlignedBuffer;
-use crate::format::{FRAME_MAX, FileHeader, FrameError, FrameHeader, PAGE, PAGE_BYTES, open_frame};
+use crate::format::{
+    FRAME_MAX, FileHeader, FrameError, FrameHeader, PAGE, PAGE_BYTES, is_frame_but_for_epoch, open_frame,
+};
 use crate::ring::Slot;
 use cairn_model::Lsn;
 use cairn_model::crypto::Cipher;
@@ -12,6 +14,9 @@ use std::sync::Arc;
 /// Bytes per read; at least two frames of the largest size.
 const WINDOW: usize = 4 << 20;
 const _: () = assert!(WINDOW >= 2 * FRAME_MAX && WINDOW.is_multiple_of(PAGE), "a frame fits the window");
+
+/// What is wrong where frames are found whose header is gone.
+pub(crate) const HEADER_LOST: &str = "the header of the file's latest frames is lost";
 
 /// A file of the log that takes part in recovery.
 #[derive(Clone, Debug)]
@@ -123,6 +128,21 @@ impl Scanner {
     }
 }
 
+impl Scanner {
+    /// Whether at `offset` of `file` is a frame of a later use than the one its header is of. It cannot be authenticated without its
+    /// own header; one of this use whose epoch is damaged is told apart.
+    pub(crate) async fn has_later_frame(&mut self, file: &FoundFile, offset: u64) -> Result<bool, WalError> {
+        let epoch = file.header.epoch;
+        let Some(found) = self.peek(offset).await?.filter(|frame| frame.epoch > epoch) else {
+            return Ok(false);
+        };
+        let frame = self.bytes(offset, found.frame_bytes()).await?;
+        let is_own = is_frame_but_for_epoch(epoch, &file.cipher, frame);
+        self.filled = 0;
+        Ok(!is_own)
+    }
+}
+
 /// What the newest file of the log holds.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -140,7 +160,8 @@ pub(crate) struct Tail {
 ///
 /// The frames up to the first that is missing or damaged are the log, except that a gap among the freed ends nothing: what is
 /// behind it may be needed. An authentic frame behind the end proves which lsns were durable when it was sealed: when
-/// the missing one is among them (and not freed since), it was lost to damage, not to a crash.
+/// the missing one is among them (and not freed since), it was lost to damage, not to a crash. A frame of a later use, whose header
+/// should be in the place of this one, shows that the header is not that of the newest frames.
 pub(crate) async fn scan_newest(file: &FoundFile, scanner: &mut Scanner) -> Result<Tail, WalError> {
     scanner.restart(file.slot.clone());
     let mut tail = Tail {
@@ -153,6 +174,9 @@ pub(crate) async fn scan_newest(file: &FoundFile, scanner: &mut Scanner) -> Resu
     let mut frames = Vec::new();
     let mut offset = PAGE_BYTES;
     while offset < file.slot.bytes {
+        if scanner.has_later_frame(file, offset).await? {
+            return Err(WalError::corrupt(&file.slot.name(), 0, HEADER_LOST));
+        }
         let looks_like_one =
             scanner.peek(offset).await?.is_some_and(|frame| frame.epoch == file.header.epoch);
         let frame = if looks_like_one { scanner.frame(file, offset).await? } else { None };
@@ -204,17 +228,18 @@ impl Tail {
     }
 }
 
-/// Whether a file without a readable header has frames of a later use than `newest_epoch`. Its header was durable before
-/// any of them was written, so then it is the header that was damaged.
-pub(crate) async fn has_frames_after(
+/// Whether a file without a header of its own has frames of the use `epoch` or of a later one. Their header was durable before
+/// any of them was written, so then it was lost. `epoch` is that of the newest header there is: no other file has frames of
+/// that use, so where there are some, it is from here that the header was taken, or it is the newest file that lacks them.
+pub(crate) async fn has_frames_since(
     slot: &Slot,
-    newest_epoch: u64,
+    epoch: u64,
     scanner: &mut Scanner,
 ) -> Result<bool, WalError> {
     scanner.restart(slot.clone());
     let mut offset = PAGE_BYTES;
     while offset < slot.bytes {
-        if scanner.peek(offset).await?.is_some_and(|frame| frame.epoch > newest_epoch) {
+        if scanner.peek(offset).await?.is_some_and(|frame| frame.epoch >= epoch) {
             return Ok(true);
         }
         offset += PAGE_BYTES;

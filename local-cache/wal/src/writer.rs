@@ -381,6 +381,7 @@ impl Writer {
             freed_through: next.freed_through,
             file_bytes: slot.bytes,
             salt: FileHeader::fresh_salt(&*self.shared.context.ports.entropy),
+            number: Some(slot.number.into()),
         };
         let (current, file) = start_file(&self.shared.context, slot, header, &mut self.buffer).await?;
         self.current = current;

@@ -5,8 +5,9 @@ mod support;
 
 use cairn_model::crypto::SecretKey;
 use cairn_model::{ErrorKind, GatewayId, Kinded, Lsn};
+use cairn_wal::fuzzing::{BuiltFile, FilePlan, FramePlan, build_file};
 use cairn_wal::testing::{MemoryDisk, Operation, ports};
-use cairn_wal::{Wal, WalConfig, WalError, WalIdentity};
+use cairn_wal::{Disk, Wal, WalConfig, WalError, WalIdentity};
 use futures::FutureExt;
 use std::io::ErrorKind as Io;
 use std::sync::Arc;
@@ -375,7 +376,8 @@ async fn damage_to_freed_records_hides_nothing_behind_them() {
         life.wal.free_through(Lsn::new(seq.min(5)));
     }
     let disk = life.kill().await;
-    for damaged in [frame_at(2), frame_at(4) + 100, frame_at(5) + 8] {
+    // The epoch is at byte 8: two of them seem to be of a later use of the file.
+    for damaged in [frame_at(1) + 9, frame_at(2), frame_at(3) + 15, frame_at(4) + 100, frame_at(5) + 8] {
         disk.tamper("000000.wal", |bytes| bytes[damaged] ^= 1);
     }
     let needed: Vec<_> = (6..=10).map(|seq| (Lsn::new(seq), write(seq, 1))).collect();
@@ -445,6 +447,137 @@ async fn a_header_that_reads_as_zeros_over_frames_is_corruption() {
     disk.tamper(&newest, |bytes| bytes[..PAGE].fill(0));
     match open_again(&disk).await.err().expect("a durable record would be lost in silence") {
         WalError::Corrupt { file, offset: 0, .. } => assert_eq!(file, newest),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_header_in_the_place_of_another_is_corruption() {
+    let disk = synced_one_by_one(2).await;
+    let life = open_again(&disk).await.unwrap();
+    append_synced(&life.wal, 3, 3).await;
+    let disk = life.kill().await;
+    let names = disk.names();
+    let of_use = |epoch: u8| names.iter().find(|name| disk.contents(name)[56] == epoch).unwrap().as_str();
+    let (older, newest) = (of_use(1), of_use(2));
+    let sound = [older, newest].map(|name| (name, disk.contents(name)));
+    for (from, to) in [(older, newest), (newest, older)] {
+        let header = disk.contents(from)[..PAGE].to_vec();
+        disk.tamper(to, |bytes| bytes[..PAGE].copy_from_slice(&header));
+        // Whether the header is still where it was from makes no difference, nor whether there are frames.
+        for damage in
+            [|_: &mut Vec<u8>| {}, |bytes: &mut Vec<u8>| bytes[60] ^= 1, |bytes: &mut Vec<u8>| bytes.fill(0)]
+        {
+            disk.tamper(from, damage);
+            match open_again(&disk).await.err().expect("durable records would be lost in silence") {
+                WalError::Corrupt { file, offset: 0, .. } => assert_eq!(file, to),
+                other => panic!("{other}"),
+            }
+        }
+        for (name, bytes) in &sound {
+            disk.tamper(name, |now| now.clone_from(bytes));
+        }
+    }
+    assert_eq!(lsns(&open_again(&disk).await.unwrap()), [1, 2, 3]);
+}
+
+/// Two files with a durable record in each frame, their headers as early versions wrote them, without the file's number.
+async fn early_log() -> (MemoryDisk, [BuiltFile; 2]) {
+    let frame = |lsn: u64| FramePlan {
+        records: vec![write(lsn, 1)],
+        synced_through: lsn - 1,
+        freed_through: 0,
+        last: false,
+    };
+    let file = |number: u32, first_lsn: u64| {
+        build_file(&FilePlan {
+            number,
+            says_number: false,
+            epoch: u64::from(number) + 1,
+            previous_epoch: number.into(),
+            first_lsn,
+            synced_through: first_lsn - 1,
+            freed_through: 0,
+            frames: (first_lsn..first_lsn + 3).map(frame).collect(),
+            pages_free: 2,
+        })
+    };
+    let files = [file(0, 1), file(1, 4)];
+    let disk = MemoryDisk::new(1);
+    for file in &files {
+        disk.create(&file.name).await.unwrap();
+        disk.tamper(&file.name, |bytes| bytes.clone_from(&file.bytes));
+    }
+    (disk, files)
+}
+
+/// The lsns that recovery yields, without starting a new file.
+async fn recover_early(disk: &MemoryDisk) -> Result<Vec<u64>, WalError> {
+    let (ports, _spawn) = ports(1);
+    let disk = Arc::new(disk.clone());
+    let whose = cairn_wal::fuzzing::identity();
+    let mut recovery = Wal::open(small(), whose, &cairn_wal::fuzzing::key(), disk, ports).await?;
+    Ok(support::replay(&mut recovery).await?.into_iter().map(|(lsn, _)| lsn.get()).collect())
+}
+
+#[tokio::test]
+async fn headers_that_do_not_say_their_file_are_read() {
+    let (disk, _) = early_log().await;
+    assert_eq!(recover_early(&disk).await.unwrap(), [1, 2, 3, 4, 5, 6]);
+}
+
+#[tokio::test]
+async fn a_header_over_the_frames_of_a_later_use_is_corruption() {
+    // The frames tell, also where nothing is left of the file that the header is from.
+    for (first_frame_is_there, older_is_there) in [(true, true), (false, true), (true, false), (false, false)]
+    {
+        let (disk, [older, newest]) = early_log().await;
+        disk.tamper(&older.name, |bytes| if older_is_there { bytes[60] ^= 1 } else { bytes.fill(0) });
+        disk.tamper(&newest.name, |bytes| {
+            bytes[..PAGE].copy_from_slice(&older.bytes[..PAGE]);
+            if !first_frame_is_there {
+                bytes[newest.frames[0].clone()].fill(0);
+            }
+        });
+        match recover_early(&disk).await.expect_err("durable records would be lost in silence") {
+            WalError::Corrupt { offset: 0, .. } => {}
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn frames_of_the_newest_use_in_a_file_without_a_header_are_corruption() {
+    let (disk, [older, newest]) = early_log().await;
+    // The header of the older one stands over nothing, its own place is damaged, and the newest one's is lost.
+    disk.tamper(&older.name, |bytes| bytes[60] ^= 1);
+    disk.tamper(&newest.name, |bytes| {
+        bytes.fill(0);
+        bytes[..PAGE].copy_from_slice(&older.bytes[..PAGE]);
+    });
+    match recover_early(&disk).await.expect_err("durable records would be lost in silence") {
+        WalError::Corrupt { file, offset: 0, .. } => assert_eq!(file, older.name),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_header_of_an_earlier_use_that_came_back_is_corruption() {
+    let config = WalConfig { capacity_bytes: 8 << 20, ..small() };
+    let disk = MemoryDisk::new(1);
+    let life = Life::start_with(config.clone(), &disk, 1).await.unwrap();
+    let earlier = disk.contents("000000.wal")[..PAGE].to_vec();
+    let mut lsn = Lsn::ZERO;
+    while disk.contents("000000.wal")[..PAGE] == earlier {
+        life.wal.free_through(lsn);
+        lsn = append(&life.wal, write(lsn.get() + 1, 256)).await;
+        assert!(life.wal.synced(lsn).await.unwrap().durable_through() >= lsn);
+    }
+    let disk = life.kill().await;
+    disk.tamper("000000.wal", |bytes| bytes[..PAGE].copy_from_slice(&earlier));
+    let opened = Life::start_with(config, &disk, 2).await;
+    match opened.err().expect("a durable record would be lost in silence") {
+        WalError::Corrupt { file, offset: 0, .. } => assert_eq!(file, "000000.wal"),
         other => panic!("{other}"),
     }
 }

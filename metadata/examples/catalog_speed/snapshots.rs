@@ -3,7 +3,7 @@
 use crate::{Bench, GATEWAY, Volume, summary};
 use cairn_metadata::{
     BatchCommit, Catalog, FoldPlan, HeldLease, LEAF_BLOCKS, LeafIndex, MapLeaf, MapPoint, NewSnapshot,
-    SnapshotName,
+    SnapshotName, SpaceOf, space,
 };
 use cairn_model::{
     ChunkId, ChunkIndex, ChunkRef, ContainerId, Lba, LbaRange, MapDelta, MapOp, MapTarget, SnapshotId,
@@ -60,7 +60,7 @@ impl Bench {
 }
 
 /// A full map of 10 TiB, folded.
-async fn full_volume(bench: &Bench) -> (Volume, ContainerId) {
+async fn full_volume(bench: &Bench) -> Volume {
     let mut volume = bench.volume("snapshots").await;
     let batch = bench.random_batch(&volume, 1, LEAF_BLOCKS);
     let container = batch.containers[0].id;
@@ -71,28 +71,31 @@ async fn full_volume(bench: &Bench) -> (Volume, ContainerId) {
         bench.catalog.fold(&volume.step(leaves, None)).await.unwrap();
     }
     bench.catalog.fold(&volume.step(Vec::new(), Some(volume.commit))).await.unwrap();
-    (volume, container)
+    volume
 }
 
 /// A full map of 10 TiB with a thousand snapshots, each with some leaves of its own.
 pub(crate) async fn snapshots(bench: &Bench) {
-    let (mut volume, container) = full_volume(bench).await;
+    let mut volume = full_volume(bench).await;
     let mut settled = Vec::new();
     let mut times = Vec::new();
     for _ in 0..SNAPSHOTS {
         let (batch, id) = bench.snapshot_batch(&volume);
         times.push(bench.commit(&mut volume, &batch).await);
         let number = |_| u32::try_from(bench.below(u64::from(MANY_LEAVES))).unwrap();
-        let mut numbers: Vec<u32> = (0..16).map(number).collect();
+        // Some leaves change all the time, others now and then.
+        let mut numbers: Vec<u32> = (0..8).chain((0..8).map(number)).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        let leaves = numbers.into_iter().map(|number| small_leaf(number, container)).collect();
+        let own = batch.containers[0].id;
+        let leaves = numbers.into_iter().map(|number| small_leaf(number, own)).collect();
         bench.catalog.fold(&volume.step(leaves, Some(volume.commit))).await.unwrap();
         settled.push(id);
     }
     println!("on a map of {MANY_LEAVES} leaves with up to {SNAPSHOTS} snapshots:");
     println!("    commit with a snapshot, the first 100: {}", summary(times[..100].to_vec()));
     println!("    commit with a snapshot, the last 100: {}", summary(times[SNAPSHOTS - 100..].to_vec()));
+    spaces(bench, &volume, &settled).await;
     let mut times = Vec::new();
     for from in settled.iter().step_by(10) {
         times.push(bench.clone_of(*from).await);
@@ -107,7 +110,7 @@ pub(crate) async fn snapshots(bench: &Bench) {
     for id in settled.iter().skip(5).step_by(10) {
         let began = Instant::now();
         let held = HeldLease { volume: volume.id, generation: volume.generation };
-        bench.catalog.delete_snapshot(GATEWAY, held, *id).await.unwrap();
+        bench.catalog.delete_snapshot(GATEWAY, held, *id, WallTime::from_unix_millis(1)).await.unwrap();
         times.push(began.elapsed());
     }
     println!("    delete a snapshot: {}", summary(times));
@@ -119,7 +122,7 @@ pub(crate) async fn snapshots(bench: &Bench) {
     );
     bench.empty("volume", &mut volume).await;
     let began = Instant::now();
-    bench.catalog.delete_volume(volume.id, true).await.unwrap();
+    bench.catalog.delete_volume(volume.id, true, WallTime::from_unix_millis(1)).await.unwrap();
     println!("    delete the volume with 900 snapshots: {:.2} ms", began.elapsed().as_secs_f64() * 1e3);
     let (took, longest) = bench.purge().await;
     println!(
@@ -140,6 +143,28 @@ async fn lists(bench: &Bench, volume: &Volume, first: SnapshotId) {
         let found = bench.catalog.leaf_versions(at, everything, u32::MAX).await.unwrap().len();
         let took = began.elapsed().as_secs_f64() * 1e3;
         println!("    list the {found} leaves of the {what}: {took:.0} ms");
+    }
+}
+
+/// Whose space it is: each snapshot, the volume as it is, the volume with all of its snapshots.
+async fn spaces(bench: &Bench, volume: &Volume, settled: &[SnapshotId]) {
+    let all = Instant::now();
+    let (mut times, mut unique_bytes) = (Vec::new(), 0);
+    for id in settled {
+        let began = Instant::now();
+        unique_bytes += space(&bench.catalog, SpaceOf::Snapshot(*id)).await.unwrap().unique_bytes;
+        times.push(began.elapsed());
+    }
+    let took = all.elapsed().as_secs_f64();
+    println!("    whose space, of one snapshot: {}", summary(times));
+    println!("    whose space, of all {}: {took:.2} s; {unique_bytes} bytes are unique", settled.len());
+    for (what, of) in [
+        ("volume as it is", SpaceOf::Head(volume.id)),
+        ("volume with its snapshots", SpaceOf::Volume(volume.id)),
+    ] {
+        let began = Instant::now();
+        space(&bench.catalog, of).await.unwrap();
+        println!("    whose space, of the {what}: {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
     }
 }
 

@@ -83,7 +83,7 @@ pub async fn a_batch_is_recognised_after_its_lease_moved_on(store: &dyn CatalogS
     let world = World::new(store).await;
     let held = world.held_volume("a").await;
     let gone = world.held_volume("b").await;
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
     let batch = world.batch(&[(&held, blocks(0, 4)), (&gone, blocks(0, 4))]);
     let receipt = world.catalog.commit_batch(&batch).await.unwrap();
     world.take(held.volume, world.other, 31_000).await;
@@ -186,9 +186,9 @@ pub async fn a_deleted_volume_is_left_out(store: &dyn CatalogStore) {
     let world = World::new(store).await;
     let (kept, gone, purged) =
         (world.held_volume("kept").await, world.held_volume("gone").await, world.held_volume("purged").await);
-    world.catalog.delete_volume(purged.volume, false).await.unwrap();
+    world.catalog.delete_volume(purged.volume, false, super::at(5000)).await.unwrap();
     while world.catalog.purge_deleted(100).await.unwrap() {}
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
 
     let parts = [(&gone, blocks(0, 4)), (&kept, blocks(0, 4)), (&purged, blocks(0, 4))];
     let batch = world.batch(&parts);

@@ -187,7 +187,7 @@ pub async fn emptied_ranges_of_a_clone_hide_what_it_inherited(store: &dyn Catalo
 
 /// Deletes with everything that goes with it.
 async fn delete(world: &World, volume: VolumeId) {
-    world.catalog.delete_volume(volume, true).await.unwrap();
+    world.catalog.delete_volume(volume, true, super::at(5000)).await.unwrap();
 }
 
 pub async fn clones_survive_their_parents_in_any_order(store: &dyn CatalogStore) {
@@ -251,7 +251,7 @@ pub async fn clones_survive_their_parents_in_any_order(store: &dyn CatalogStore)
             assert_eq!(world.versions(held.lineage, held.commit).await, []);
             let again = NewVolume { lineage: held.lineage, ..world.new_volume(&name("again")) };
             world.catalog.create_volume(&again).await.unwrap();
-            world.catalog.delete_volume(again.id, false).await.unwrap();
+            world.catalog.delete_volume(again.id, false, super::at(5000)).await.unwrap();
         }
         world.purge().await;
         assert_eq!(world.catalog.totals().await.unwrap().logical_bytes, 0);

@@ -101,7 +101,7 @@ pub async fn a_domain_that_is_used_stays(store: &dyn CatalogStore) {
     assert_eq!(refusal(world.catalog.check_domain_unused(domain).await), in_use);
     assert_eq!(refusal(world.catalog.delete_domain(domain).await), in_use);
     world.commit(&mut held, blocks(0, 4)).await;
-    world.catalog.delete_volume(held.volume, false).await.unwrap();
+    world.catalog.delete_volume(held.volume, false, super::at(5000)).await.unwrap();
     while world.catalog.purge_deleted(10).await.unwrap() {}
     // Its container is there still.
     assert_eq!(refusal(world.catalog.check_domain_unused(domain).await), in_use);
@@ -118,7 +118,7 @@ pub async fn a_deleted_domain_is_gone_with_its_keys(store: &dyn CatalogStore) {
     world.catalog.put_key(&key_row("data", 5)).await.unwrap();
     let held = world.held_volume_of(row.id, "a").await;
     // Deleted, and not purged yet.
-    world.catalog.delete_volume(held.volume, false).await.unwrap();
+    world.catalog.delete_volume(held.volume, false, super::at(5000)).await.unwrap();
 
     world.catalog.check_domain_unused(row.id).await.unwrap();
     world.catalog.delete_domain(row.id).await.unwrap();
@@ -203,7 +203,7 @@ pub async fn containers_of_a_deleted_domain_are_left_out(store: &dyn CatalogStor
     batch.containers.extend(lost.containers.clone());
     batch.volumes.extend(lost.volumes);
     // While the batch is on its way.
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
     world.catalog.delete_domain(domain).await.unwrap();
 
     // Nothing that lives may point at what is left out.

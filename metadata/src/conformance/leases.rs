@@ -159,7 +159,7 @@ pub async fn renewing_many_answers_for_each(store: &dyn CatalogStore) {
     let (mine, lost, gone) =
         (world.held_volume("mine").await, world.held_volume("lost").await, world.held_volume("gone").await);
     world.take(lost.volume, world.other, 31_000).await;
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
 
     let held = [&lost, &mine, &gone].map(|held| HeldLease { volume: held.volume, generation: generation(1) });
     let mut renewals = world.catalog.renew_leases(world.gateway, &held, at(31_000), TTL).await.unwrap();

@@ -180,7 +180,7 @@ pub async fn only_the_owner_folds(store: &dyn CatalogStore) {
         assert_eq!(refusal(world.catalog.fold(fold).await).0, ErrorKind::Fenced);
     }
     assert_eq!(present(&world, held.lineage).await, []);
-    world.catalog.delete_volume(held.volume, false).await.unwrap();
+    world.catalog.delete_volume(held.volume, false, super::at(5000)).await.unwrap();
     assert_eq!(refusal(world.catalog.fold(&good).await).0, ErrorKind::NotFound);
     let unknown = FoldPlan { lineage: LineageId::from_bytes([0xdd; 16]), ..good };
     assert_eq!(refusal(world.catalog.fold(&unknown).await).0, ErrorKind::NotFound);

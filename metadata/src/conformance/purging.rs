@@ -62,7 +62,7 @@ pub async fn a_pass_goes_on_where_it_stopped(store: &dyn CatalogStore) {
     let steps = purge(&world, &held, 5).await;
     assert!((12..=14).contains(&steps), "{steps} steps for 60 rows");
     assert_eq!(versions(&world, &held).await, [(1, LEAVES), (3, LEAVES)].into());
-    world.catalog.delete_volume(held.volume, true).await.unwrap();
+    world.catalog.delete_volume(held.volume, true, super::at(5000)).await.unwrap();
     let mut steps = 1;
     while world.catalog.purge_deleted(5).await.unwrap() {
         steps += 1;
@@ -98,7 +98,7 @@ pub async fn what_is_let_go_of_during_a_pass_goes_too(store: &dyn CatalogStore) 
     // And the clone goes in the middle of a pass.
     world.delete_snapshot(world.catalog.snapshots(held.volume).await.unwrap()[0].id).await.unwrap();
     assert!(world.catalog.purge_deleted(31).await.unwrap());
-    world.catalog.delete_volume(clone.volume, false).await.unwrap();
+    world.catalog.delete_volume(clone.volume, false, super::at(5000)).await.unwrap();
     purge(&world, &held, 7).await;
     assert_eq!(versions(&world, &held).await, [(4, LEAVES)].into());
 }
@@ -124,7 +124,7 @@ pub async fn holes_stay_over_what_was_inherited_whatever_became_of_the_parent(st
     purge(&world, &clone, 7).await;
     assert_eq!(world.shown(golden.at).await.len(), 30);
     // The base is gone, and its newest versions with it: the clone hides what it branched off from.
-    world.catalog.delete_volume(base.volume, true).await.unwrap();
+    world.catalog.delete_volume(base.volume, true, super::at(5000)).await.unwrap();
     purge(&world, &clone, 7).await;
     assert_eq!(versions(&world, &clone).await, [(1, LEAVES - 1)].into());
     assert_eq!(world.shown(clone.head()).await, shown);

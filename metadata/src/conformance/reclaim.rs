@@ -103,7 +103,7 @@ pub async fn what_snapshots_clones_and_deleted_volumes_show_is_referenced(store:
     world.delete_snapshot(snapshot.id).await.unwrap();
     world.purge().await;
     assert_eq!(unreferenced(&world).await, []);
-    world.catalog.delete_volume(clone.volume, false).await.unwrap();
+    world.catalog.delete_volume(clone.volume, false, super::at(5000)).await.unwrap();
     // Not before its rows are gone.
     assert_eq!(unreferenced(&world).await, []);
     world.purge().await;
@@ -257,7 +257,7 @@ pub async fn a_node_with_a_doomed_object_stays(store: &dyn CatalogStore) {
 pub async fn the_part_of_a_deleted_volume_is_unreferenced_from_the_start(store: &dyn CatalogStore) {
     let world = World::new(store).await;
     let (held, kept) = (world.held_volume("a").await, world.held_volume("b").await);
-    world.catalog.delete_volume(held.volume, false).await.unwrap();
+    world.catalog.delete_volume(held.volume, false, super::at(5000)).await.unwrap();
     let batch = world.batch(&[(&held, blocks(0, 8)), (&kept, blocks(0, 0))]);
     world.catalog.commit_batch(&batch).await.unwrap();
     assert_eq!(unreferenced(&world).await, [batch.containers[0].id]);
@@ -268,7 +268,7 @@ pub async fn a_segment_of_a_deleted_domain_is_doomed_from_the_start(store: &dyn 
     let domain = world.domain("tenant").await;
     let held = world.held_volume_of(domain, "a").await;
     let batch = world.batch(&[(&held, blocks(0, 8))]);
-    world.catalog.delete_volume(held.volume, false).await.unwrap();
+    world.catalog.delete_volume(held.volume, false, super::at(5000)).await.unwrap();
     world.purge().await;
     world.catalog.delete_domain(domain).await.unwrap();
     world.catalog.commit_batch(&batch).await.unwrap();

@@ -52,7 +52,7 @@ pub async fn a_reverted_volume_shows_its_snapshot_in_a_fresh_lineage(store: &dyn
     let left = world.shown(after.at).await;
     assert_eq!(left.keys().copied().collect::<Vec<_>>(), [0, 1]);
 
-    world.catalog.delete_volume(held.volume, true).await.unwrap();
+    world.catalog.delete_volume(held.volume, true, super::at(5000)).await.unwrap();
     world.purge().await;
     for lineage in [old, after.at.lineage, held.lineage] {
         assert_eq!(world.versions(lineage, CommitSeq::new(4)).await, []);

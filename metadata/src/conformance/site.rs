@@ -160,7 +160,7 @@ pub async fn totals_follow_every_change(store: &dyn CatalogStore) {
     world.commit(&mut first, blocks(0, 8)).await;
     let batch = world.commit(&mut first, blocks(0, 8)).await;
     world.catalog.commit_batch(&batch).await.unwrap();
-    world.catalog.delete_volume(second.volume, false).await.unwrap();
+    world.catalog.delete_volume(second.volume, false, super::at(5000)).await.unwrap();
 
     let expected = World::totals(1, 2);
     assert_eq!(world.catalog.totals().await.unwrap(), expected);

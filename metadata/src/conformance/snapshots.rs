@@ -26,6 +26,7 @@ fn as_taken(held: &Held, commit: u64, snapshot: &NewSnapshot) -> SnapshotRow {
         created_at: snapshot.created_at,
         logical_bytes: None,
         children: 0,
+        locked_until: None,
     }
 }
 
@@ -59,7 +60,7 @@ pub async fn only_the_owner_of_its_volume_deletes_a_snapshot(store: &dyn Catalog
     let world = World::new(store).await;
     let (mut held, other) = (world.held_volume("a").await, world.held_volume("b").await);
     let snapshot = world.settled_snapshot(&mut held, blocks(0, 4), "s").await;
-    let delete = |gateway, lease| world.catalog.delete_snapshot(gateway, lease, snapshot.id);
+    let delete = |gateway, lease| world.catalog.delete_snapshot(gateway, lease, snapshot.id, at(5000));
     assert_eq!(refusal(delete(world.other, held.lease()).await).0, ErrorKind::Fenced);
     assert_eq!(refusal(delete(world.gateway, other.lease()).await).0, ErrorKind::NotFound);
     world.take(held.volume, world.other, 100_000).await;
@@ -77,7 +78,7 @@ pub async fn an_unknown_snapshot_is_not_found(store: &dyn CatalogStore) {
     let message = format!("there is no snapshot {unknown}");
     for refused in [
         refusal(world.catalog.snapshot(unknown).await),
-        refusal(world.catalog.delete_snapshot(world.gateway, held.lease(), unknown).await),
+        refusal(world.catalog.delete_snapshot(world.gateway, held.lease(), unknown, at(5000)).await),
         refusal(world.catalog.create_clone(&world.new_volume("clone"), unknown).await),
     ] {
         assert_eq!(refused, (ErrorKind::NotFound, message.clone()));
@@ -160,7 +161,7 @@ pub async fn a_refused_batch_takes_no_snapshot(store: &dyn CatalogStore) {
     let mut again = world.batch(&[(&held, blocks(0, 4))]);
     again.volumes[0].snapshots.clone_from(&batch.volumes[0].snapshots);
     assert_eq!(refusal(world.catalog.commit_batch(&again).await), twice);
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
     let mut left_out = world.batch(&[(&gone, blocks(0, 4))]);
     left_out.volumes[0].snapshots = vec![world.new_snapshot("left-out")];
     let receipt = world.catalog.commit_batch(&left_out).await.unwrap();
@@ -349,12 +350,12 @@ pub async fn a_volume_with_snapshots_is_deleted_only_with_them(store: &dyn Catal
     let first = world.settled_snapshot(&mut held, blocks(0, 4), "first").await;
     let unsettled = world.new_snapshot("second");
     world.commit_with(&mut held, blocks(0, 4), std::slice::from_ref(&unsettled)).await;
-    let refused = refusal(world.catalog.delete_volume(held.volume, false).await);
+    let refused = refusal(world.catalog.delete_volume(held.volume, false, super::at(5000)).await);
     let message = "volume a has snapshots (2): delete them first, or delete everything with --force";
     assert_eq!(refused, (ErrorKind::Conflict, message.to_owned()));
     assert_eq!(world.catalog.totals().await.unwrap().snapshots, 3);
 
-    world.catalog.delete_volume(held.volume, true).await.unwrap();
+    world.catalog.delete_volume(held.volume, true, super::at(5000)).await.unwrap();
     assert_eq!(world.catalog.snapshots(held.volume).await.unwrap(), []);
     for id in [first.id, unsettled.id] {
         assert_eq!(refusal(world.catalog.snapshot(id).await).0, ErrorKind::NotFound);
@@ -373,7 +374,7 @@ pub async fn a_volume_with_snapshots_is_deleted_only_with_them(store: &dyn Catal
     assert_eq!(names(&world, other.volume).await, ["kept"]);
     // Without snapshots it takes no force, and force does no harm.
     let plain = world.held_volume("c").await;
-    world.catalog.delete_volume(plain.volume, true).await.unwrap();
+    world.catalog.delete_volume(plain.volume, true, super::at(5000)).await.unwrap();
 }
 
 pub async fn what_is_folded_is_never_written_again(store: &dyn CatalogStore) {

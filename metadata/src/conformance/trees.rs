@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 mod checks;
+mod space;
 
 /// Trees of one run.
 const SEEDS: u64 = 12;
@@ -286,10 +287,10 @@ impl Model {
         let Some(at) = self.any_disk() else { return };
         let volume = self.disks[at].held.volume;
         if self.snapshots.iter().any(|taken| taken.volume == volume) {
-            let refused = self.world.catalog.delete_volume(volume, false).await;
+            let refused = self.world.catalog.delete_volume(volume, false, super::at(5000)).await;
             assert!(matches!(refused, Err(CatalogError::HasSnapshots { .. })), "{refused:?}");
         }
-        self.world.catalog.delete_volume(volume, true).await.unwrap();
+        self.world.catalog.delete_volume(volume, true, super::at(5000)).await.unwrap();
         self.disks.swap_remove(at);
         self.snapshots.retain(|taken| taken.volume != volume);
     }
@@ -318,6 +319,7 @@ impl Model {
             18 => self.revert().await,
             19 => self.delete_snapshot().await,
             20 if self.disks.len() > 2 => self.delete_volume().await,
+            21 => self.check_space().await,
             _ => {
                 for _ in 0..=self.below(6) {
                     let rows_max = u32::try_from(1 + self.below(4)).unwrap();
@@ -342,7 +344,7 @@ impl Model {
             assert_eq!(self.world.catalog.unfolded_deltas(*lineage).await.unwrap(), []);
             let again = NewVolume { lineage: *lineage, ..self.new_volume() };
             self.world.catalog.create_volume(&again).await.unwrap();
-            self.world.catalog.delete_volume(again.id, false).await.unwrap();
+            self.world.catalog.delete_volume(again.id, false, super::at(5000)).await.unwrap();
         }
         self.world.purge().await;
         self.world
@@ -364,6 +366,7 @@ pub async fn grow_and_delete(store: &dyn CatalogStore, seeds: Range<u64>) {
             model.check().await;
         }
         model.check_purged().await;
+        model.check_space().await;
         world = model.delete_everything().await;
     }
     let totals = world.catalog.totals().await.unwrap();

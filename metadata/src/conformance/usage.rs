@@ -71,7 +71,7 @@ pub async fn a_refused_batch_counts_nothing(store: &dyn CatalogStore) {
 pub async fn the_part_of_a_deleted_volume_counts_nothing(store: &dyn CatalogStore) {
     let world = World::new(store).await;
     let (kept, gone) = (world.held_volume("kept").await, world.held_volume("gone").await);
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
     let batch = world.batch(&[(&gone, blocks(0, 9)), (&kept, blocks(0, 4))]);
     let receipt = world.catalog.commit_batch(&batch).await.unwrap();
     assert_eq!(outcomes(&receipt)[0], VolumeOutcome::Deleted);
@@ -84,7 +84,7 @@ pub async fn containers_count_as_stored_and_as_plaintext(store: &dyn CatalogStor
     for _ in 0..3 {
         world.commit(&mut held, blocks(0, 4)).await;
     }
-    world.catalog.delete_volume(held.volume, false).await.unwrap();
+    world.catalog.delete_volume(held.volume, false, super::at(5000)).await.unwrap();
     while world.catalog.purge_deleted(100).await.unwrap() {}
     // The containers stay: nobody has reclaimed them.
     let totals = world.catalog.totals().await.unwrap();
@@ -176,7 +176,7 @@ pub async fn a_deleted_volume_takes_its_bytes_out_of_the_totals(store: &dyn Cata
     }
     let logical = || async { world.catalog.totals().await.unwrap().logical_bytes / 4096 };
     assert_eq!(logical().await, 15 + 200);
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
     assert_eq!(logical().await, 15);
     while world.catalog.purge_deleted(2).await.unwrap() {
         assert_eq!(logical().await, 15);

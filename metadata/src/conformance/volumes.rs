@@ -130,7 +130,7 @@ async fn assert_absent(catalog: &dyn Catalog, world: &World, id: VolumeId, name:
         refusal(catalog.resize_volume(world.gateway, held, 1 << 30).await),
         refusal(catalog.rename_volume(id, &VolumeName::new("z").unwrap()).await),
         refusal(catalog.set_read_only(id, true).await),
-        refusal(catalog.delete_volume(id, false).await),
+        refusal(catalog.delete_volume(id, false, super::at(5000)).await),
         refusal(catalog.acquire_lease(id, world.gateway, at(0), TTL, None).await),
         refusal(catalog.renew_lease(id, world.gateway, Generation::new(1), at(0), TTL).await),
         refusal(catalog.release_lease(id, world.gateway, Generation::new(1)).await),
@@ -151,12 +151,12 @@ pub async fn a_deleted_volume_is_gone_at_once_and_its_name_free(store: &dyn Cata
     let world = World::new(store).await;
     let held = world.held_volume("a").await;
     let name = VolumeName::new("a").unwrap();
-    world.catalog.delete_volume(held.volume, false).await.unwrap();
+    world.catalog.delete_volume(held.volume, false, super::at(5000)).await.unwrap();
 
     assert_absent(&*world.catalog, &world, held.volume, &name).await;
     assert_eq!(world.catalog.volumes().await.unwrap(), []);
     let successor = world.held_volume("a").await;
-    world.catalog.delete_volume(successor.volume, false).await.unwrap();
+    world.catalog.delete_volume(successor.volume, false, super::at(5000)).await.unwrap();
     while world.catalog.purge_deleted(10).await.unwrap() {}
     assert_absent(&*world.catalog, &world, held.volume, &name).await;
 }
@@ -177,7 +177,7 @@ pub async fn purging_takes_bounded_steps_and_nothing_of_others(store: &dyn Catal
             world.catalog.fold(&world.fold_plan(held, leaves.collect())).await.unwrap();
         }
     }
-    world.catalog.delete_volume(gone.volume, false).await.unwrap();
+    world.catalog.delete_volume(gone.volume, false, super::at(5000)).await.unwrap();
 
     // The volume and its lease, three deltas and five leaves, two rows a step; the lineage goes when a step finds no more of them.
     let mut steps = 1;

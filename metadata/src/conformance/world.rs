@@ -269,7 +269,8 @@ impl World {
         let volume = self.catalog.snapshot(id).await?.volume;
         let row = self.catalog.volume(volume).await?;
         let gateway = row.holder.map_or(self.gateway, |holder| holder.gateway);
-        self.catalog.delete_snapshot(gateway, HeldLease { volume, generation: row.generation }, id).await
+        let held = HeldLease { volume, generation: row.generation };
+        self.catalog.delete_snapshot(gateway, held, id, at(5000)).await
     }
 
     /// The volume after it was reverted to one of its snapshots.

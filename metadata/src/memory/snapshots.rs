@@ -6,7 +6,7 @@ use super::{Result, Tables, countable};
 use crate::{
     CatalogError, HeldLease, MapPoint, NewSnapshot, NewVolume, SnapshotName, SnapshotRow, VolumeUsage,
 };
-use cairn_model::{CommitSeq, GatewayId, LineageId, SnapshotId, VolumeId, WriteSeq};
+use cairn_model::{CommitSeq, GatewayId, LineageId, SnapshotId, VolumeId, WallTime, WriteSeq};
 
 impl Tables {
     pub(super) fn snapshots(&self, volume: VolumeId) -> Vec<SnapshotRow> {
@@ -32,7 +32,8 @@ impl Tables {
 
     fn with_children(&self, snapshot: &SnapshotRow) -> SnapshotRow {
         let children = self.lineages.values().filter(|lineage| lineage.parent == Some(snapshot.at)).count();
-        SnapshotRow { children: children as u64, ..snapshot.clone() }
+        let locked_until = self.groups.locked_until(snapshot.id);
+        SnapshotRow { children: children as u64, locked_until, ..snapshot.clone() }
     }
 
     /// Takes the snapshots that come with the commit `at`: they were looked at before.
@@ -40,8 +41,18 @@ impl Tables {
         for &NewSnapshot { id, ref name, size_bytes, created_at } in snapshots {
             let is_free = |name: &SnapshotName| self.snapshot_by_name(volume, name).is_err();
             let name = name.candidates(id).find(is_free).expect("candidates have no end");
-            let (logical_bytes, children) = (None, 0);
-            let row = SnapshotRow { id, volume, name, at, size_bytes, created_at, logical_bytes, children };
+            let (logical_bytes, children, locked_until) = (None, 0, None);
+            let row = SnapshotRow {
+                id,
+                volume,
+                name,
+                at,
+                size_bytes,
+                created_at,
+                logical_bytes,
+                children,
+                locked_until,
+            };
             self.snapshots.insert(id, row);
             self.totals.snapshots += 1;
         }
@@ -62,9 +73,11 @@ impl Tables {
         gateway: GatewayId,
         held: HeldLease,
         id: SnapshotId,
+        now: WallTime,
     ) -> Result<()> {
         let volume = self.live(held.volume)?;
         check_held(volume.lease.as_ref(), held.volume, gateway, held.generation)?;
+        self.check_unlocked(held.volume, Some(id), now)?;
         if self.known_snapshot(id)?.volume != held.volume {
             return Err(CatalogError::not_found("snapshot", &id));
         }
@@ -74,6 +87,7 @@ impl Tables {
     pub(super) fn drop_snapshot(&mut self, id: SnapshotId) -> Result<()> {
         let lineage = self.known_snapshot(id)?.at.lineage;
         self.snapshots.remove(&id);
+        self.groups.snapshot_gone(id);
         self.totals.snapshots -= 1;
         self.mark(lineage);
         Ok(())

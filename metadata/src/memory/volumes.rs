@@ -7,7 +7,7 @@ use crate::{
     CatalogError, HeldLease, LeafIndex, LeaseHolder, MapLeaf, MapPoint, NewVolume, VolumeName, VolumeRow,
     VolumeUsage,
 };
-use cairn_model::{CommitSeq, GatewayId, Generation, MapDelta, VolumeId, WriteSeq};
+use cairn_model::{CommitSeq, GatewayId, Generation, MapDelta, VolumeId, WallTime, WriteSeq};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -159,15 +159,17 @@ impl Tables {
         Ok(())
     }
 
-    pub(super) fn delete_volume(&mut self, id: VolumeId, with_snapshots: bool) -> Result<()> {
+    pub(super) fn delete_volume(&mut self, id: VolumeId, with_snapshots: bool, now: WallTime) -> Result<()> {
         let name = self.live(id)?.row.name.clone();
         let snapshots: Vec<_> = self.snapshots(id);
         if !snapshots.is_empty() && !with_snapshots {
             return Err(CatalogError::HasSnapshots { name, snapshots: snapshots.len() as u64 });
         }
+        self.check_unlocked(id, None, now)?;
         for snapshot in snapshots {
             self.drop_snapshot(snapshot.id)?;
         }
+        self.groups.volume_gone(id);
         let volume = self.live_mut(id)?;
         volume.deleted = true;
         let logical_bytes = volume.usage.logical_bytes;

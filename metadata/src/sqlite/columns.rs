@@ -1,6 +1,7 @@
 //! Between columns and types: everything read from the file is checked.
 
 use crate::CatalogError;
+use cairn_model::WallTime;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row, Sqlite, Type};
 use std::sync::LazyLock;
@@ -43,6 +44,17 @@ impl<'r> Columns<'r> {
     pub(super) fn number(&self, column: &'static str) -> super::Result<u64> {
         let value: i64 = self.get(column)?;
         u64::try_from(value).map_err(|_| self.bad(column, &value.to_string()))
+    }
+
+    pub(super) fn time(&self, column: &'static str) -> super::Result<WallTime> {
+        self.number(column).map(WallTime::from_unix_millis)
+    }
+
+    pub(super) fn optional_time(&self, column: &'static str) -> super::Result<Option<WallTime>> {
+        match self.get::<Option<i64>>(column)? {
+            Some(_) => self.time(column).map(Some),
+            None => Ok(None),
+        }
     }
 
     pub(super) fn small_number(&self, column: &'static str) -> super::Result<u32> {

@@ -7,7 +7,7 @@ use super::columns::{Columns, int};
 use super::leases::check_held;
 use super::prune::{self, mark};
 use super::volumes::{self, Beginning};
-use super::{Result, SqliteCatalog, domains, failed, is_duplicate, usage};
+use super::{Result, SqliteCatalog, domains, failed, group_runs, is_duplicate, usage};
 use crate::{CatalogError, HeldLease, MapPoint, NewSnapshot, NewVolume, SnapshotName, SnapshotRow};
 use cairn_model::{CommitSeq, DomainId, GatewayId, LineageId, SnapshotId, VolumeId, WallTime, WriteSeq};
 use sqlx::SqliteConnection;
@@ -17,7 +17,7 @@ macro_rules! select_snapshots {
     ($rest:literal) => {
         concat!(
             "SELECT s.*, (SELECT count(*) FROM lineages c WHERE c.parent = s.lineage AND c.parent_commit = s.commit_seq) ",
-            "AS children FROM snapshots s WHERE ",
+            "AS children, (SELECT k.until FROM snapshot_locks k WHERE k.snapshot = s.id) AS locked_until FROM snapshots s WHERE ",
             $rest
         )
     };
@@ -73,6 +73,7 @@ fn snapshot_of(row: &SqliteRow) -> Result<SnapshotRow> {
         created_at: WallTime::from_unix_millis(columns.number("created_at")?),
         logical_bytes,
         children: columns.number("children")?,
+        locked_until: columns.optional_time("locked_until")?,
     })
 }
 
@@ -169,10 +170,12 @@ pub(super) async fn delete(
     gateway: GatewayId,
     held: HeldLease,
     id: SnapshotId,
+    now: WallTime,
 ) -> Result<()> {
     let doing = "deleting a snapshot";
     let mut change = catalog.begin().await?;
     check_held(&mut change, gateway, held).await?;
+    check_unlocked(&mut change, held.volume, Some(id), now).await?;
     let row = sqlx::query("DELETE FROM snapshots WHERE id = $1 AND volume = $2 RETURNING lineage")
         .bind(&id.as_bytes()[..])
         .bind(&held.volume.as_bytes()[..])
@@ -182,7 +185,63 @@ pub(super) async fn delete(
         .ok_or_else(|| CatalogError::not_found("snapshot", &id))?;
     mark(&mut change, Columns::new(&row, "snapshot").identity("lineage", LineageId::from_bytes)?).await?;
     count(&mut change, -1).await?;
+    for sql in ["DELETE FROM snapshot_locks WHERE snapshot = $1", group_runs::FORGET_SNAPSHOT] {
+        sqlx::query(sql).bind(&id.as_bytes()[..]).execute(&mut *change).await.map_err(failed(doing))?;
+    }
     change.commit().await.map_err(failed(doing))
+}
+
+/// Fails when a snapshot of the volume is locked, also one that is in the log alone.
+pub(super) async fn check_volume_unlocked(
+    change: &mut SqliteConnection,
+    volume: VolumeId,
+    now: WallTime,
+) -> Result<()> {
+    check_unlocked(change, volume, None, now).await
+}
+
+/// Fails when the snapshot of the volume is locked, or any of the volume's.
+async fn check_unlocked(
+    change: &mut SqliteConnection,
+    volume: VolumeId,
+    snapshot: Option<SnapshotId>,
+    now: WallTime,
+) -> Result<()> {
+    // One in the log alone has its name from the run that it is to belong to.
+    let sql = "SELECT k.snapshot, k.until, v.name AS volume_name, coalesce(s.name, (SELECT m.snapshot_name FROM group_members m \
+               WHERE m.snapshot = k.snapshot)) AS snapshot_name \
+               FROM snapshot_locks k JOIN volumes v ON v.id = k.volume LEFT JOIN snapshots s ON s.id = k.snapshot \
+               WHERE k.volume = $1 AND k.until > $2 AND ($3 IS NULL OR k.snapshot = $3) ORDER BY k.until DESC LIMIT 1";
+    let row = sqlx::query(sql)
+        .bind(&volume.as_bytes()[..])
+        .bind(int(now.unix_millis())?)
+        .bind(snapshot.as_ref().map(|id| &id.as_bytes()[..]))
+        .fetch_optional(change)
+        .await
+        .map_err(failed("looking for locks"))?;
+    let Some(row) = row else { return Ok(()) };
+    let columns = Columns::new(&row, "lock");
+    let volume: &str = columns.get("volume_name")?;
+    let name = match columns.get::<Option<&str>>("snapshot_name")? {
+        Some(name) => name.to_owned(),
+        None => columns.identity("snapshot", SnapshotId::from_bytes)?.to_string(),
+    };
+    let until = WallTime::from_unix_millis(columns.number("until")?);
+    Err(CatalogError::Locked { name: format!("{volume}@{name}"), until })
+}
+
+pub(super) async fn locks(catalog: &SqliteCatalog, volume: VolumeId) -> Result<Vec<(SnapshotId, WallTime)>> {
+    let rows = sqlx::query("SELECT snapshot, until FROM snapshot_locks WHERE volume = $1 ORDER BY snapshot")
+        .bind(&volume.as_bytes()[..])
+        .fetch_all(&catalog.readers)
+        .await
+        .map_err(failed("reading locks"))?;
+    let lock = |row: &SqliteRow| {
+        let columns = Columns::new(row, "lock");
+        let until = WallTime::from_unix_millis(columns.number("until")?);
+        Ok((columns.identity("snapshot", SnapshotId::from_bytes)?, until))
+    };
+    rows.iter().map(lock).collect()
 }
 
 /// Deletes the snapshots of a volume that is being deleted.
@@ -193,6 +252,10 @@ pub(super) async fn delete_all(change: &mut SqliteConnection, volume: VolumeId) 
         .execute(&mut *change)
         .await
         .map_err(failed("deleting a volume's snapshots"))?;
+    for sql in ["DELETE FROM snapshot_locks WHERE volume = $1", group_runs::FORGET_VOLUME] {
+        let forgotten = sqlx::query(sql).bind(&volume.as_bytes()[..]).execute(&mut *change).await;
+        forgotten.map_err(failed("deleting a volume's snapshots"))?;
+    }
     count(change, -int(deleted.rows_affected())?).await
 }
 

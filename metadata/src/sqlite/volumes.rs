@@ -266,7 +266,12 @@ fn found(rows: u64, id: VolumeId) -> Result<()> {
     if rows == 0 { Err(CatalogError::not_found("volume", &id)) } else { Ok(()) }
 }
 
-pub(super) async fn delete(catalog: &SqliteCatalog, id: VolumeId, with_snapshots: bool) -> Result<()> {
+pub(super) async fn delete(
+    catalog: &SqliteCatalog,
+    id: VolumeId,
+    with_snapshots: bool,
+    now: WallTime,
+) -> Result<()> {
     let doing = "deleting a volume";
     let mut change = catalog.begin().await?;
     let sql = "SELECT name, logical_bytes, (SELECT count(*) FROM snapshots s WHERE s.volume = v.id) AS snapshots \
@@ -282,6 +287,7 @@ pub(super) async fn delete(catalog: &SqliteCatalog, id: VolumeId, with_snapshots
     if snapshots > 0 && !with_snapshots {
         return Err(CatalogError::HasSnapshots { name: name_of(&columns)?, snapshots });
     }
+    snapshots::check_volume_unlocked(&mut change, id, now).await?;
     snapshots::delete_all(&mut change, id).await?;
     sqlx::query("UPDATE volumes SET deleted = 1 WHERE id = $1")
         .bind(&id.as_bytes()[..])

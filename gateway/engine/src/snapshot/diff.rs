@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// Versions of leaves asked for at once.
 const VERSIONS_AT_ONCE: u32 = 256;
 /// Leaves of each state compared at once.
-const LEAVES_AT_ONCE: usize = 16;
+pub(crate) const LEAVES_AT_ONCE: usize = 16;
 
 /// A run of blocks that one state maps otherwise than the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,7 +96,7 @@ async fn differences(
 }
 
 /// The first versions of leaves in `range`, and up to where these are all.
-async fn versions(
+pub(crate) async fn versions(
     shared: &Shared,
     point: MapPoint,
     range: LbaRange,
@@ -110,7 +110,7 @@ async fn versions(
 }
 
 /// Leaves that are there in one version before and in another, or not at all, after.
-fn changed(
+pub(crate) fn changed(
     old: &BTreeMap<LeafIndex, LeafVersion>,
     new: &BTreeMap<LeafIndex, LeafVersion>,
 ) -> impl Iterator<Item = LeafIndex> {
@@ -120,7 +120,7 @@ fn changed(
     indices.into_iter().filter(|index| old.get(index) != new.get(index))
 }
 
-async fn leaves(
+pub(crate) async fn leaves(
     shared: &Shared,
     point: MapPoint,
     indices: &[LeafIndex],
@@ -133,7 +133,7 @@ async fn leaves(
 }
 
 /// Appends where two leaves differ in `range`, which lies in them.
-fn compare(range: LbaRange, old: &MapLeaf, new: &MapLeaf, differences: &mut Vec<Difference>) {
+pub(crate) fn compare(range: LbaRange, old: &MapLeaf, new: &MapLeaf, differences: &mut Vec<Difference>) {
     let mut before = Vec::new();
     old.lookup(range, |part, target| before.push((part, target)));
     let mut before = before.into_iter().peekable();

@@ -16,20 +16,24 @@
 
 mod clone;
 mod diff;
+mod each;
+mod earlier;
 mod mark;
 mod revert;
 mod views;
 
 pub use diff::{Difference, DifferencePage};
+pub(crate) use diff::{LEAVES_AT_ONCE, changed, compare, leaves, versions};
+pub(crate) use each::{Taken, take_each};
 pub(crate) use mark::{decode_note, encode_note};
 pub(crate) use views::Views;
 
 use crate::destage::{Mark, Marked};
-use crate::engine::{Engine, Shared, destage_in_time, until_known};
+use crate::engine::{Engine, Shared, administer, destage_in_time, until_known};
 use crate::error::EngineError;
 use crate::volume::Volume;
 use cairn_metadata::{CatalogError, HeldLease, MapPoint, NewSnapshot, SnapshotName, SnapshotRow};
-use cairn_model::{ErrorKind, Kinded, SnapshotId, WallTime};
+use cairn_model::{ErrorKind, Kinded, Lsn, SnapshotId, WallTime};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +66,8 @@ pub struct SnapshotStatus {
     pub logical_bytes: Option<u64>,
     /// Volumes that began as it and live on.
     pub children: u64,
+    /// Nobody can delete it before that.
+    pub locked_until: Option<WallTime>,
 }
 
 impl Engine {
@@ -104,7 +110,13 @@ impl Engine {
         let committed = shared.catalog.snapshots(volume.id()).await?;
         // Committed in between.
         let logged = logged.into_iter().filter(|new| committed.iter().all(|row| row.id != new.id));
-        let logged: Vec<_> = logged.map(SnapshotStatus::logged).collect();
+        let mut logged: Vec<_> = logged.map(SnapshotStatus::logged).collect();
+        if !logged.is_empty() {
+            let locks = shared.catalog.snapshot_locks(volume.id()).await?;
+            for new in &mut logged {
+                new.locked_until = locks.iter().find(|(id, _)| *id == new.id).map(|(_, until)| *until);
+            }
+        }
         Ok(committed.into_iter().map(SnapshotStatus::committed).chain(logged).collect())
     }
 
@@ -115,44 +127,63 @@ impl Engine {
         let (volume, name) = (volume.to_owned(), name.clone());
         self.administer(move |shared| async move {
             let volume = shared.registry.named(&volume)?;
-            volume.state().lock().check_serving()?;
-            if !shared.views.close(volume.id(), &name) {
-                return Err(EngineError::SnapshotInUse(format!("{}@{name}", volume.name())));
-            }
-            let held = HeldLease { volume: volume.id(), generation: volume.generation() };
-            match until_known(&shared, || shared.catalog.delete_snapshot(shared.gateway, held, id)).await {
-                // Deleted before, by an attempt whose answer was lost perhaps.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                done => done?,
-            }
-            shared.purge_wake.notify_one();
-            Ok(())
+            delete(&shared, &volume, id, &name).await
         })
         .await
     }
 
     /// Opens a snapshot for reading.
     pub async fn open_snapshot(&self, volume: &str, name: &SnapshotName) -> Result<Arc<Volume>, EngineError> {
-        // Who reads piece by piece opens it for each.
-        let served = self.shared().registry.named(volume)?;
-        if let Some(open) = self.shared().views.get(&served, name) {
+        open(self.shared_arc(), self.shared().registry.named(volume)?, name).await
+    }
+}
+
+/// Opens a snapshot of a volume in service: nobody can delete it while somebody holds what this returns.
+async fn open(
+    shared: &Arc<Shared>,
+    served: Arc<Volume>,
+    name: &SnapshotName,
+) -> Result<Arc<Volume>, EngineError> {
+    // Who reads piece by piece opens it for each.
+    if let Some(open) = shared.views.get(&served, name) {
+        return Ok(open);
+    }
+    // Nobody else's turn waits for the pool.
+    let id = settled(shared, &served, name).await?.id;
+    let name = name.clone();
+    administer(shared, move |shared| async move {
+        if let Some(open) = shared.views.get(&served, &name) {
             return Ok(open);
         }
-        // Nobody else's turn waits for the pool.
-        let id = settled(self.shared(), &served, name).await?.id;
-        let name = name.clone();
-        self.administer(move |shared| async move {
-            if let Some(open) = shared.views.get(&served, &name) {
-                return Ok(open);
-            }
-            let snapshot = known(&shared, &served, id, &name).await?;
-            served.state().lock().check_serving()?;
-            let view = Arc::new(served.view(&snapshot));
-            shared.views.insert(served.id(), name, &view);
-            Ok(view)
-        })
-        .await
+        let snapshot = known(&shared, &served, id, &name).await?;
+        served.state().lock().check_serving()?;
+        let view = Arc::new(served.view(&snapshot));
+        shared.views.insert(served.id(), name, &view);
+        Ok(view)
+    })
+    .await
+}
+
+/// Deletes a snapshot of the catalog, unless somebody reads it. The caller has the turn of administration.
+pub(crate) async fn delete(
+    shared: &Shared,
+    volume: &Volume,
+    id: SnapshotId,
+    name: &SnapshotName,
+) -> Result<(), EngineError> {
+    volume.state().lock().check_serving()?;
+    if !shared.views.close(volume.id(), name) {
+        return Err(EngineError::SnapshotInUse(format!("{}@{name}", volume.name())));
     }
+    let held = HeldLease { volume: volume.id(), generation: volume.generation() };
+    let now = shared.ports.clock.wall();
+    match until_known(shared, || shared.catalog.delete_snapshot(shared.gateway, held, id, now)).await {
+        // Deleted before, by an attempt whose answer was lost perhaps.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        done => done?,
+    }
+    shared.purge_wake.notify_one();
+    Ok(())
 }
 
 impl SnapshotStatus {
@@ -165,6 +196,7 @@ impl SnapshotStatus {
             phase: SnapshotPhase::Logged,
             logical_bytes: None,
             children: 0,
+            locked_until: None,
         }
     }
 
@@ -178,6 +210,7 @@ impl SnapshotStatus {
             phase: if is_settled { SnapshotPhase::Settled } else { SnapshotPhase::Committed },
             logical_bytes: row.logical_bytes,
             children: row.children,
+            locked_until: row.locked_until,
         }
     }
 }
@@ -196,14 +229,16 @@ async fn take(
     done.await.unwrap_or(Err(EngineError::SnapshotLate))
 }
 
+/// Whether a volume has as many snapshots on their way as it may have.
+fn is_crowded(volume: &Volume) -> bool {
+    let state = volume.state().lock();
+    state.map.unsettled() + state.buffer.snapshots().count() >= UNSETTLED_MAX
+}
+
 /// Waits a little until the volume may have another snapshot on its way.
 async fn uncrowded(shared: &Shared, volume: &Volume) -> Result<(), EngineError> {
-    let waiting = || {
-        let state = volume.state().lock();
-        state.map.unsettled() + state.buffer.snapshots().count()
-    };
     let wait = cairn_model::timeout(&*shared.ports.clock, CROWDED_LIMIT, async {
-        while waiting() >= UNSETTLED_MAX {
+        while is_crowded(volume) {
             shared.fold_wake.notify_one();
             shared.ports.clock.sleep(PAUSE).await;
         }
@@ -217,29 +252,33 @@ async fn mark(
 ) -> Result<Vec<SnapshotId>, EngineError> {
     let (clock, entropy) = (&*shared.ports.clock, &*shared.ports.entropy);
     let created_at = clock.wall();
-    let snapshots: Vec<NewSnapshot> = wanted
+    let snapshots: Vec<(Arc<Volume>, NewSnapshot)> = wanted
         .iter()
-        .map(|(volume, name)| NewSnapshot {
-            id: SnapshotId::fresh(clock, entropy),
-            name: name.clone(),
-            size_bytes: volume.size_bytes(),
-            created_at,
+        .map(|(volume, name)| {
+            let (id, size_bytes) = (SnapshotId::fresh(clock, entropy), volume.size_bytes());
+            (Arc::clone(volume), NewSnapshot { id, name: name.clone(), size_bytes, created_at })
         })
         .collect();
+    let lsn = append(shared, &snapshots).await?;
+    let receipt = shared.wal.synced(lsn).await?;
+    debug_assert!(receipt.durable_through() >= lsn, "a receipt covers what was asked");
+    for (volume, _) in wanted {
+        volume.owned().await?;
+    }
+    Ok(snapshots.into_iter().map(|(_, snapshot)| snapshot.id).collect())
+}
+
+/// Brings the marks of snapshots into the log at one moment; returns where it must be synced through.
+async fn append(shared: &Shared, snapshots: &[(Arc<Volume>, NewSnapshot)]) -> Result<Lsn, EngineError> {
     loop {
         until_known(shared, || shared.wal_state.make_dirty(&*shared.catalog)).await?;
-        let mut marks = Vec::with_capacity(wanted.len());
-        for ((volume, _), snapshot) in wanted.iter().zip(&snapshots) {
+        let mut marks = Vec::with_capacity(snapshots.len());
+        for (volume, snapshot) in snapshots {
             let permit = shared.wal.reserve(encode_note(snapshot).len()).await?;
             marks.push(Mark { volume: Arc::clone(volume), snapshot: snapshot.clone(), permit });
         }
         if let Marked::Through(lsn) = shared.destage.snapshot(marks).await? {
-            let receipt = shared.wal.synced(lsn).await?;
-            debug_assert!(receipt.durable_through() >= lsn, "a receipt covers what was asked");
-            for (volume, _) in wanted {
-                volume.owned().await?;
-            }
-            return Ok(snapshots.into_iter().map(|snapshot| snapshot.id).collect());
+            return Ok(lsn);
         }
     }
 }

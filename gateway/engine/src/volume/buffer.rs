@@ -175,6 +175,17 @@ impl WriteBuffer {
         held
     }
 
+    /// Where the buffer says anything of `range`, in no particular order; parts may come several times.
+    pub(crate) fn touched(&self, range: LbaRange, mut piece: impl FnMut(LbaRange)) {
+        for layer in self.frozen.iter().map(|layer| &**layer).chain([&self.active]) {
+            layer.runs.lookup(range, |part, value| {
+                if value.is_some() {
+                    piece(part);
+                }
+            });
+        }
+    }
+
     /// The pieces of `range`, in no particular order: what the buffer says, or `None` where it says nothing.
     pub(crate) fn lookup(&self, range: LbaRange, mut piece: impl FnMut(LbaRange, Option<Buffered>)) {
         let mut unknown = Gaps::default();

@@ -203,6 +203,17 @@ impl ExtentMap {
         self.lookup_from(self.levels.len(), range, cache, pinned, &mut piece)
     }
 
+    /// Where `range` has changes that are not folded, in no particular order; parts may come several times.
+    pub(crate) fn touched(&self, range: LbaRange, mut piece: impl FnMut(LbaRange)) {
+        for changes in self.levels.iter().map(|level| &level.changes).chain([&self.overlay]) {
+            changes.lookup(range, |part, value| {
+                if value.is_some() {
+                    piece(part);
+                }
+            });
+        }
+    }
+
     /// Looks into the overlay, if `levels` is their number, or else into that level, and in what lies below.
     fn lookup_from(
         &self,

@@ -8,6 +8,7 @@
 //! durable if the write or the volume asks for that. A read does not show a write before that point either.
 
 pub(crate) mod buffer;
+mod changes;
 pub(crate) mod map;
 mod plan;
 mod read;
@@ -24,8 +25,8 @@ use bytes::Bytes;
 use cairn_metadata::{CatalogError, SnapshotRow};
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
-    AllocationExtent, BlockDevice, DeviceInfo, Durability, Generation, LineageId, Lsn, Monotonic, ReadBuffer,
-    VolumeId, WriteFlags, WriteSeq,
+    AllocationExtent, BlockDevice, ChangeExtent, DeviceInfo, Durability, Generation, LineageId, Lsn,
+    Monotonic, ReadBuffer, VolumeId, WriteFlags, WriteSeq,
 };
 use cairn_segment_writer::VolumePacking;
 use map::{ExtentMap, MapTerm};
@@ -163,6 +164,10 @@ impl Volume {
         Arc::ptr_eq(&self.lease, &other.lease)
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     pub(crate) fn lineage(&self) -> LineageId {
         self.state.lock().map.lineage()
     }
@@ -254,6 +259,7 @@ impl VolumeState {
 
 impl BlockDevice for Volume {
     type Error = EngineError;
+    type Earlier = Arc<Self>;
 
     fn info(&self) -> DeviceInfo {
         let state = self.state.lock();
@@ -309,5 +315,23 @@ impl BlockDevice for Volume {
         extents_max: usize,
     ) -> Result<Vec<AllocationExtent>, EngineError> {
         self.allocation_bytes(offset, length_bytes, extents_max).await
+    }
+
+    async fn earlier(&self) -> Result<Vec<String>, EngineError> {
+        self.earlier_snapshots().await
+    }
+
+    async fn open_earlier(&self, name: &str) -> Result<Option<Arc<Self>>, EngineError> {
+        self.open_earlier_snapshot(name).await
+    }
+
+    async fn changes(
+        &self,
+        since: &Arc<Self>,
+        offset: u64,
+        length_bytes: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>, EngineError> {
+        self.changes_bytes(since, offset, length_bytes, extents_max).await
     }
 }

@@ -13,12 +13,12 @@ use cairn_wal::WalError;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 
-const BLOCK: u64 = BLOCK_SIZE as u64;
+pub(super) const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Plans of one read that may go stale, each by a commit while it was carried out.
 const PLANS_MAX: u32 = 1000;
 
 /// The whole blocks that cover a byte range.
-fn covering(offset: u64, length: u64) -> LbaRange {
+pub(super) fn covering(offset: u64, length: u64) -> LbaRange {
     LbaRange::between(Lba::new(offset / BLOCK), Lba::new((offset + length).div_ceil(BLOCK)))
 }
 
@@ -209,7 +209,7 @@ impl Volume {
         extents_max: usize,
     ) -> Result<Vec<AllocationExtent>, EngineError> {
         self.state.lock().check_range(offset, length)?;
-        let mut extents = Extents { merged: Vec::new(), extents_max: extents_max.max(1) };
+        let mut extents = Extents::new(extents_max);
         let range = covering(offset, length);
         let mut pinned = PinnedLeaves::default();
         let (mut at, mut newest) = (range.start(), Lsn::ZERO);
@@ -238,7 +238,8 @@ impl Volume {
         // As with a read: a copy that skips a hole has read zeroes.
         self.visible(newest).await?;
         self.owned().await?;
-        Ok(extents.clipped(offset, length))
+        let extent = |(length_bytes, allocated)| AllocationExtent { length_bytes, allocated };
+        Ok(extents.clipped(offset, length).map(extent).collect())
     }
 
     /// Pins leaf `index`, or, when the catalog does not have it, the run of absent leaves that starts there.
@@ -286,37 +287,40 @@ impl Missing {
     }
 }
 
-/// Allocation extents, equal neighbours merged.
-struct Extents {
-    merged: Vec<AllocationExtent>,
+/// Lengths in bytes, and what is said of them; equal neighbours merged.
+pub(super) struct Extents {
+    merged: Vec<(u64, bool)>,
     extents_max: usize,
 }
 
 impl Extents {
+    pub(super) fn new(extents_max: usize) -> Self {
+        Self { merged: Vec::new(), extents_max: extents_max.max(1) }
+    }
+
     /// One more than asked for is kept, so that the last one is as long as it can be.
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.merged.len() > self.extents_max
     }
 
-    fn push(&mut self, length_bytes: u64, allocated: bool) {
+    pub(super) fn push(&mut self, length_bytes: u64, said: bool) {
         match self.merged.last_mut() {
-            Some(last) if last.allocated == allocated => last.length_bytes += length_bytes,
-            _ => self.merged.push(AllocationExtent { length_bytes, allocated }),
+            Some((length, last)) if *last == said => *length += length_bytes,
+            _ => self.merged.push((length_bytes, said)),
         }
     }
 
     /// The extents of the bytes asked for, not of the blocks that cover them.
-    fn clipped(mut self, offset: u64, length: u64) -> Vec<AllocationExtent> {
+    pub(super) fn clipped(mut self, offset: u64, length: u64) -> impl Iterator<Item = (u64, bool)> {
         let mut left = length;
         let mut skip = offset % BLOCK;
         self.merged.truncate(self.extents_max);
-        for extent in &mut self.merged {
-            extent.length_bytes = (extent.length_bytes - skip).min(left);
-            left -= extent.length_bytes;
+        for (extent_bytes, _) in &mut self.merged {
+            *extent_bytes = (*extent_bytes - skip).min(left);
+            left -= *extent_bytes;
             skip = 0;
         }
-        self.merged.retain(|extent| extent.length_bytes > 0);
-        self.merged
+        self.merged.into_iter().filter(|(extent_bytes, _)| *extent_bytes > 0)
     }
 }
 

@@ -176,14 +176,15 @@ impl<E: Exports> Negotiation<'_, E> {
     async fn agree(&self, name: &[u8]) -> Option<Agreed<E::Device>> {
         let device = self.open(name).await?;
         let export = String::from_utf8(name.to_vec()).ok()?;
-        let contexts = self.style != Style::Simple && self.contexts_of.as_deref() == Some(name);
+        let selected = self.selected.as_ref().filter(|selected| selected.export == name);
+        let contexts = selected.map(|selected| selected.contexts.clone()).unwrap_or_default();
         Some(Agreed { device, export, style: self.style, contexts })
     }
 
     /// Present size and transmission flags.
     fn terms(&self, agreed: &Agreed<E::Device>) -> ([u8; 8], [u8; 2]) {
         let info = agreed.device.info();
-        let flags = transmission_flags(info.read_only, self.style, agreed.contexts);
+        let flags = transmission_flags(info.read_only, self.style, !agreed.contexts.all().is_empty());
         (info.size_bytes.to_be_bytes(), flags.to_be_bytes())
     }
 }

@@ -12,7 +12,9 @@ use crate::protocol::handshake::{
 };
 use crate::protocol::{STRING_MAX, Style};
 use answer::Answer;
-use cairn_model::Exports;
+use cairn_model::{BlockDevice, Exports};
+use contexts::Selected;
+pub(crate) use contexts::{ContextSet, Contexts};
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -37,17 +39,17 @@ pub(crate) enum TlsState {
 
 /// What the client chose.
 #[derive(Debug)]
-pub(crate) struct Agreed<D> {
+pub(crate) struct Agreed<D: BlockDevice> {
     pub(crate) device: Arc<D>,
     pub(crate) export: String,
     pub(crate) style: Style,
-    /// `base:allocation` was selected for this export.
-    pub(crate) contexts: bool,
+    /// Those that were selected for this export.
+    pub(crate) contexts: Contexts<D>,
 }
 
 /// How a run of options ended.
 #[derive(Debug)]
-pub(crate) enum Outcome<D> {
+pub(crate) enum Outcome<D: BlockDevice> {
     Enter(Agreed<D>),
     StartTls,
     /// The client left politely.
@@ -56,13 +58,13 @@ pub(crate) enum Outcome<D> {
 
 /// What the client has negotiated so far.
 #[derive(Debug)]
-pub(crate) struct Negotiation<'e, E> {
+pub(crate) struct Negotiation<'e, E: Exports> {
     exports: &'e E,
     client: ClientFlags,
     tls: TlsState,
     style: Style,
-    /// The export that `base:allocation` was last selected for.
-    contexts_of: Option<Vec<u8>>,
+    /// The contexts that were last selected, and for which export.
+    selected: Option<Selected<E::Device>>,
     options: usize,
 }
 
@@ -78,12 +80,12 @@ impl<'e, E: Exports> Negotiation<'e, E> {
         stream.read_exact(&mut flags).await?;
         let client = ClientFlags::decode(u32::from_be_bytes(flags))
             .ok_or(NbdError::Protocol("it set handshake flags that were not offered"))?;
-        Ok(Self { exports, client, tls, style: Style::Simple, contexts_of: None, options: 0 })
+        Ok(Self { exports, client, tls, style: Style::Simple, selected: None, options: 0 })
     }
 
     /// The same client after STARTTLS: all that it said in the clear is forgotten.
     pub(crate) fn secured(self) -> Self {
-        Self { tls: TlsState::Active, style: Style::Simple, contexts_of: None, ..self }
+        Self { tls: TlsState::Active, style: Style::Simple, selected: None, ..self }
     }
 
     /// Answers options until one ends the handshake.

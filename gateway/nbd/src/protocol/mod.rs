@@ -24,13 +24,23 @@ pub(crate) const BLOCK_SIZE_PREFERRED: u32 = 4096;
 /// Longest string of the protocol (names, queries, messages).
 pub(crate) const STRING_MAX: usize = 4096;
 
-/// The only metadata context.
+/// The metadata context of allocation.
 pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 
-/// Its identifier; a client treats it as opaque.
-pub(crate) const BASE_ALLOCATION_ID: u32 = 1;
+/// Before the name of an earlier moment: the metadata context of what changed since. QEMU's name for it, which backup programs know.
+/// Source: <https://www.qemu.org/docs/master/interop/nbd.html>
+pub(crate) const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
 
-/// Most extents in one BLOCK_STATUS reply: 1 MiB of descriptors. The document allows 2^20.
+/// Earlier moments that one client compares with at a time: each is held open.
+pub(crate) const EARLIER_MAX: usize = 16;
+
+/// Contexts that can be selected at once: those, and allocation.
+pub(crate) const CONTEXTS_MAX: usize = 1 + EARLIER_MAX;
+
+/// Earlier moments that a listing of contexts tells of, the latest ones: some 300 bytes each.
+pub(crate) const EARLIER_LISTED_MAX: usize = 4096;
+
+/// Most extents in one BLOCK_STATUS reply, all contexts together: 1 MiB of descriptors. The document allows 2^20.
 pub(crate) const EXTENTS_MAX: usize = 1 << 16;
 
 const _: () = assert!(

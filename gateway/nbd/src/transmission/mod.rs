@@ -47,12 +47,12 @@ where
     D: BlockDevice,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let device = &*agreed.device;
+    let (device, contexts) = (&*agreed.device, &agreed.contexts);
     let mut session = Session {
         stream,
         device,
-        run: |cookie, offset, operation| operation::run(device, cookie, offset, operation),
-        terms: Terms { style: agreed.style, contexts: agreed.contexts },
+        run: |cookie, offset, operation| operation::run(device, contexts, cookie, offset, operation),
+        terms: Terms { style: agreed.style, contexts: contexts.all() },
         bytes_in_flight_max: limits.bytes_in_flight_max,
         input: Input::new(),
         in_flight: InFlight::new(limits.requests_in_flight_max),

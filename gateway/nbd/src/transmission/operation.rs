@@ -1,20 +1,46 @@
 //! What the device is asked to do, and what comes of it.
 
+use crate::negotiation::{ContextSet, Contexts};
 use crate::protocol::errno::{Errno, errno_of, message_of};
 use crate::protocol::request::Command;
 use bytes::Bytes;
-use cairn_model::{AllocationExtent, BlockDevice, ErrorKind, Kinded, ReadBuffer, WriteFlags};
+use cairn_model::{AllocationExtent, BlockDevice, ChangeExtent, ErrorKind, Kinded, ReadBuffer, WriteFlags};
 
 /// A checked request with all of its data.
 #[derive(Debug)]
 pub(super) enum Operation {
-    Read { offset: u64, length: u32, fragment: bool },
-    Write { offset: u64, data: Bytes, fua: bool },
+    Read {
+        offset: u64,
+        length: u32,
+        fragment: bool,
+    },
+    Write {
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+    },
     Flush,
-    Discard { offset: u64, length: u64, fua: bool },
-    WriteZeroes { offset: u64, length: u64, fua: bool },
-    Prefetch { offset: u64, length: u64 },
-    Allocation { offset: u64, length: u64, extents_max: usize },
+    Discard {
+        offset: u64,
+        length: u64,
+        fua: bool,
+    },
+    WriteZeroes {
+        offset: u64,
+        length: u64,
+        fua: bool,
+    },
+    Prefetch {
+        offset: u64,
+        length: u64,
+    },
+    /// `extents_max` is for each of the contexts.
+    Status {
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+        contexts: ContextSet,
+    },
 }
 
 impl Operation {
@@ -26,7 +52,7 @@ impl Operation {
             Self::Discard { .. } => Command::Trim,
             Self::WriteZeroes { .. } => Command::WriteZeroes,
             Self::Prefetch { .. } => Command::Cache,
-            Self::Allocation { .. } => Command::BlockStatus,
+            Self::Status { .. } => Command::BlockStatus,
         }
     }
 
@@ -35,10 +61,42 @@ impl Operation {
         match self {
             Self::Read { length, .. } => *length as usize,
             Self::Write { data, .. } => data.len(),
-            Self::Allocation { extents_max, .. } => extents_max * size_of::<AllocationExtent>(),
+            Self::Status { extents_max, contexts, .. } => extents_max * contexts.len() * size_of::<Extent>(),
             Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } | Self::Prefetch { .. } => 0,
         }
     }
+}
+
+/// A run of bytes as a context describes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Extent {
+    pub(super) length_bytes: u64,
+    pub(super) flags: u32,
+}
+
+/// Flags of `base:allocation`: nothing stored, reads as zeros.
+const STATE_HOLE_AND_ZERO: u32 = 0b11;
+/// Flag of `qemu:dirty-bitmap:`.
+const STATE_DIRTY: u32 = 0b1;
+
+impl Extent {
+    const fn of_allocation(extent: &AllocationExtent) -> Self {
+        let flags = if extent.allocated { 0 } else { STATE_HOLE_AND_ZERO };
+        Self { length_bytes: extent.length_bytes, flags }
+    }
+
+    const fn of_change(extent: &ChangeExtent) -> Self {
+        let flags = if extent.changed { STATE_DIRTY } else { 0 };
+        Self { length_bytes: extent.length_bytes, flags }
+    }
+}
+
+/// What one context says of a range from its start on.
+#[derive(Debug)]
+pub(super) struct Status {
+    /// The identifier of the context.
+    pub(super) context: u32,
+    pub(super) extents: Vec<Extent>,
 }
 
 /// What a request is answered with.
@@ -46,7 +104,7 @@ impl Operation {
 pub(super) enum Outcome {
     Done,
     Data { buffer: ReadBuffer, fragment: bool },
-    Extents(Vec<AllocationExtent>),
+    Statuses(Vec<Status>),
     Failed { errno: Errno, message: &'static str },
 }
 
@@ -61,19 +119,24 @@ pub(super) struct Completion {
 /// Runs `operation`. `cookie` and `offset` are those of the request.
 pub(super) async fn run<D: BlockDevice>(
     device: &D,
+    contexts: &Contexts<D>,
     cookie: u64,
     offset: u64,
     operation: Operation,
 ) -> Completion {
     let command = operation.command();
-    let outcome = match perform(device, operation).await {
+    let outcome = match perform(device, contexts, operation).await {
         Ok(outcome) => outcome,
         Err(error) => failure(&error, command, offset),
     };
     Completion { cookie, offset, outcome }
 }
 
-async fn perform<D: BlockDevice>(device: &D, operation: Operation) -> Result<Outcome, D::Error> {
+async fn perform<D: BlockDevice>(
+    device: &D,
+    selected: &Contexts<D>,
+    operation: Operation,
+) -> Result<Outcome, D::Error> {
     let flags = |fua| WriteFlags { fua };
     match operation {
         Operation::Read { length: 0, fragment, .. } => {
@@ -83,9 +146,26 @@ async fn perform<D: BlockDevice>(device: &D, operation: Operation) -> Result<Out
             let buffer = device.read(offset, length).await?;
             return Ok(whole_read(buffer, length, fragment));
         }
-        Operation::Allocation { offset, length, extents_max } => {
-            let extents = device.allocation(offset, length, extents_max).await?;
-            return Ok(sound_extents(extents, length, extents_max));
+        Operation::Status { offset, length, extents_max, contexts } => {
+            let mut statuses = Vec::with_capacity(contexts.len());
+            for context in contexts.ids() {
+                // Boxed: one that compares is much larger than a read, and every slot would be as large as the largest.
+                let extents: Vec<Extent> = match selected.earlier(context) {
+                    None => {
+                        let found = device.allocation(offset, length, extents_max).await?;
+                        found.iter().map(Extent::of_allocation).collect()
+                    }
+                    Some(since) => {
+                        let found = Box::pin(device.changes(since, offset, length, extents_max)).await?;
+                        found.iter().map(Extent::of_change).collect()
+                    }
+                };
+                match sound_extents(extents, length, extents_max) {
+                    Some(extents) => statuses.push(Status { context, extents }),
+                    None => return Ok(BROKEN_DEVICE),
+                }
+            }
+            return Ok(Outcome::Statuses(statuses));
         }
         Operation::Write { offset, data, fua } if !data.is_empty() => {
             device.write(offset, data, flags(fua)).await?;
@@ -123,7 +203,7 @@ fn whole_read(buffer: ReadBuffer, length: u32, fragment: bool) -> Outcome {
 }
 
 /// At least one extent, none empty, not more than asked for, neighbours different: what a client is entitled to.
-fn sound_extents(mut extents: Vec<AllocationExtent>, length: u64, extents_max: usize) -> Outcome {
+fn sound_extents(mut extents: Vec<Extent>, length: u64, extents_max: usize) -> Option<Vec<Extent>> {
     let total = extents.iter().try_fold(0_u64, |sum, extent| sum.checked_add(extent.length_bytes));
     let empty = extents.is_empty() || extents.iter().any(|extent| extent.length_bytes == 0);
     if empty || extents.len() > extents_max || total.is_none_or(|total| total > length) {
@@ -132,14 +212,14 @@ fn sound_extents(mut extents: Vec<AllocationExtent>, length: u64, extents_max: u
             extents = extents.len(),
             "the device described another range than it was asked for"
         );
-        return BROKEN_DEVICE;
+        return None;
     }
     extents.dedup_by(|next, before| {
-        let same = next.allocated == before.allocated;
+        let same = next.flags == before.flags;
         before.length_bytes += if same { next.length_bytes } else { 0 };
         same
     });
-    Outcome::Extents(extents)
+    Some(extents)
 }
 
 fn failure<E: Kinded>(error: &E, command: Command, offset: u64) -> Outcome {

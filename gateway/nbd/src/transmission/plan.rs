@@ -2,21 +2,21 @@
 //! believed: flags, payload and range are checked against what was negotiated and against the present size.
 
 use super::operation::Operation;
+use crate::negotiation::ContextSet;
 use crate::protocol::errno::Errno;
 use crate::protocol::request::{Command, HeaderForm, RequestHeader, command_flag};
-use crate::protocol::{DISCARD_MAX, EXTENTS_MAX, PAYLOAD_MAX, Style};
+use crate::protocol::{CONTEXTS_MAX, DISCARD_MAX, EXTENTS_MAX, PAYLOAD_MAX, Style};
 use cairn_model::DeviceInfo;
 
-/// BLOCK_STATUS with a payload: the effect length, then identifiers of contexts. There is one context, so that more
-/// than a few identifiers cannot be right.
-const SELECTION_LENGTH_MAX: u64 = 8 + 4 * 16;
+/// BLOCK_STATUS with a payload: the effect length, then identifiers of contexts, each once.
+const SELECTION_LENGTH_MAX: u64 = 8 + 4 * CONTEXTS_MAX as u64;
 
 /// What was negotiated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub(super) style: Style,
-    /// `base:allocation` was selected.
-    pub(super) contexts: bool,
+    /// The contexts that were selected.
+    pub(super) contexts: ContextSet,
 }
 
 impl Terms {
@@ -127,7 +127,7 @@ fn decide(header: &RequestHeader, terms: Terms, info: DeviceInfo) -> Result<Plan
 }
 
 fn decide_block_status(header: &RequestHeader, terms: Terms, info: DeviceInfo) -> Result<Plan, Refusal> {
-    if !terms.contexts {
+    if terms.contexts.is_empty() {
         return Err(Refusal::invalid("no metadata context was selected in the handshake"));
     }
     let one = header.flags & command_flag::REQ_ONE != 0;
@@ -137,7 +137,7 @@ fn decide_block_status(header: &RequestHeader, terms: Terms, info: DeviceInfo) -
         let length = length.ok_or(Refusal::invalid("the payload selects more contexts than there are"))?;
         return Ok(Plan::ReceiveSelection { length, one });
     }
-    block_status(header.offset, header.length, one, info).map(Plan::Start)
+    block_status(header.offset, header.length, one, terms.contexts, info).map(Plan::Start)
 }
 
 /// The operation of a BLOCK_STATUS about `length` bytes.
@@ -145,13 +145,15 @@ pub(super) fn block_status(
     offset: u64,
     length: u64,
     one: bool,
+    contexts: ContextSet,
     info: DeviceInfo,
 ) -> Result<Operation, Refusal> {
     check_extent(offset, length, info, Errno::Invalid)?;
     if length == 0 {
         return Err(Refusal::invalid("a status of nothing cannot be described"));
     }
-    Ok(Operation::Allocation { offset, length, extents_max: if one { 1 } else { EXTENTS_MAX } })
+    let extents_max = if one { 1 } else { EXTENTS_MAX / contexts.len().max(1) };
+    Ok(Operation::Status { offset, length, extents_max, contexts })
 }
 
 /// FUA is legal everywhere: the document makes servers accept it with every command.
@@ -223,7 +225,7 @@ mod tests {
     #[test]
     fn a_write_to_a_read_only_export_is_refused_before_its_payload_is_received() {
         let header = RequestHeader { flags: 0, command_code: WRITE, cookie: 0, offset: 0, length: 4096 };
-        let terms = Terms { style: Style::Simple, contexts: false };
+        let terms = Terms { style: Style::Simple, contexts: ContextSet::default() };
         let decided = plan(&header, terms, DeviceInfo { size_bytes: 1 << 20, read_only: true });
         assert!(
             matches!(&decided, Plan::Refuse { payload: 4096, refusal } if refusal.errno == Errno::Permission),
@@ -240,8 +242,9 @@ mod tests {
             length in prop_oneof![0..3_000_000_u64, any::<u64>()],
             size_bytes in prop_oneof![0..6_000_000_u64, any::<u64>()],
             style in style(),
-            contexts: bool,
+            contexts in proptest::collection::vec(1..=17_u32, 0..4),
         ) {
+            let contexts = contexts.iter().fold(ContextSet::default(), |set, id| set.with(*id).unwrap_or(set));
             let terms = Terms { style, contexts };
             let length = if style == Style::Extended { length } else { length & u64::from(u32::MAX) };
             let header = RequestHeader { flags, command_code, cookie: 0, offset, length };

@@ -1,18 +1,15 @@
 //! From an outcome to the bytes that tell the client.
 
-use super::operation::{Completion, Outcome};
+use super::operation::{Completion, Outcome, Status};
 use super::output::Output;
+use crate::protocol::Style;
 use crate::protocol::errno::Errno;
 use crate::protocol::reply::{ChunkHead, ChunkType, ReplyTo, simple_head};
-use crate::protocol::{BASE_ALLOCATION_ID, Style};
 use bytes::Bytes;
-use cairn_model::{AllocationExtent, ReadBuffer};
+use cairn_model::ReadBuffer;
 
 /// A run of zeros this long is described, not sent: the description takes up to 80 bytes and splits the data around it.
 const HOLE_MIN: usize = 4096;
-
-/// Extent flags of `base:allocation`: nothing stored, reads as zeros.
-const STATE_HOLE_AND_ZERO: u32 = 0b11;
 
 /// Queues the reply to one request.
 pub(super) fn queue(output: &mut Output, style: Style, completion: Completion) {
@@ -33,7 +30,12 @@ pub(super) fn queue(output: &mut Output, style: Style, completion: Completion) {
                 queue_pieces(output, buffer);
             }
         }
-        Outcome::Extents(extents) => queue_extents(output, style, to, &extents),
+        Outcome::Statuses(statuses) => {
+            let last = statuses.len() - 1;
+            for (index, status) in statuses.iter().enumerate() {
+                queue_status(output, style, to, status, index == last);
+            }
+        }
     }
 }
 
@@ -132,30 +134,30 @@ fn runs_of(buffer: ReadBuffer) -> Vec<Run> {
     merged
 }
 
-fn queue_extents(output: &mut Output, style: Style, to: ReplyTo, extents: &[AllocationExtent]) {
-    let count = u32::try_from(extents.len()).expect("extents are bounded");
+/// One chunk for each context.
+fn queue_status(output: &mut Output, style: Style, to: ReplyTo, status: &Status, done: bool) {
+    let count = u32::try_from(status.extents.len()).expect("extents are bounded");
     let extended = style == Style::Extended;
     let (kind, length) = if extended {
         (ChunkType::BlockStatusExtended, 8 + 16 * count)
     } else {
         (ChunkType::BlockStatus, 4 + 8 * count)
     };
-    output.put_head(ChunkHead::new(style, to, kind, length, true).as_bytes());
+    output.put_head(ChunkHead::new(style, to, kind, length, done).as_bytes());
     let mut payload = Vec::with_capacity(length as usize);
-    payload.extend_from_slice(&BASE_ALLOCATION_ID.to_be_bytes());
+    payload.extend_from_slice(&status.context.to_be_bytes());
     if extended {
         payload.extend_from_slice(&count.to_be_bytes());
     }
-    for extent in extents {
-        let flags = if extent.allocated { 0 } else { STATE_HOLE_AND_ZERO };
+    for extent in &status.extents {
         if extended {
             payload.extend_from_slice(&extent.length_bytes.to_be_bytes());
-            payload.extend_from_slice(&u64::from(flags).to_be_bytes());
+            payload.extend_from_slice(&u64::from(extent.flags).to_be_bytes());
         } else {
             // A compact request is shorter than 4 GiB, and extents do not go beyond their request.
             let length = u32::try_from(extent.length_bytes).expect("extents lie within a 32-bit request");
             payload.extend_from_slice(&length.to_be_bytes());
-            payload.extend_from_slice(&flags.to_be_bytes());
+            payload.extend_from_slice(&extent.flags.to_be_bytes());
         }
     }
     output.put_payload(payload.into());

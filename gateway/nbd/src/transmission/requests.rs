@@ -5,7 +5,7 @@ use super::operation::{Completion, Operation, Outcome};
 use super::plan::{Plan, Refusal, WritePlan, block_status, plan};
 use super::session::{Session, Step};
 use crate::error::NbdError;
-use crate::protocol::BASE_ALLOCATION_ID;
+use crate::negotiation::ContextSet;
 use crate::protocol::request::{RequestHeader, read_u32, read_u64};
 use bytes::Bytes;
 use cairn_model::BlockDevice;
@@ -100,18 +100,19 @@ where
         Step::Moved
     }
 
-    /// BLOCK_STATUS with a payload: an effect length, then each context once. There is one context.
+    /// BLOCK_STATUS with a payload: an effect length, then some of the selected contexts, each once.
     fn receive_selection(&mut self, header: &RequestHeader, length: u32, one: bool) -> Step {
         let head = self.terms.header_form().length();
         let Some(payload) = self.input.buffered().get(head..head + length as usize) else {
             return Step::Starved;
         };
-        let selected = if payload.len() == 12 && read_u32(payload, 8) == BASE_ALLOCATION_ID {
-            block_status(header.offset, read_u64(payload, 0), one, self.device.info())
-        } else {
-            Err(Refusal::invalid(
+        let selected = match selection(payload, self.terms.contexts) {
+            Some(contexts) => {
+                block_status(header.offset, read_u64(payload, 0), one, contexts, self.device.info())
+            }
+            None => Err(Refusal::invalid(
                 "the payload must be a length and the identifiers of selected contexts, each once",
-            ))
+            )),
         };
         if let Ok(operation) = &selected
             && !self.has_room_for(operation.cost())
@@ -157,6 +158,13 @@ where
         self.failure = Some(NbdError::Protocol(reason));
         Step::Stopped
     }
+}
+
+/// The contexts of a payload; `None` when it is not made of a length and of some of `known`, each once.
+fn selection(payload: &[u8], known: ContextSet) -> Option<ContextSet> {
+    let ids = payload.get(8..).filter(|ids| !ids.is_empty() && ids.len().is_multiple_of(4))?;
+    let mut ids = ids.chunks_exact(4).map(|id| read_u32(id, 0));
+    ids.try_fold(ContextSet::default(), |set, id| set.with(id).filter(|_| known.contains(id)))
 }
 
 fn refused(header: &RequestHeader, refusal: Refusal) -> Completion {

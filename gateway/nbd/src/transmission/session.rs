@@ -148,7 +148,7 @@ where
         match &completion.outcome {
             Outcome::Failed { .. } => self.tally.requests_failed += 1,
             Outcome::Data { buffer, .. } => self.tally.bytes_read += buffer.len() as u64,
-            Outcome::Done | Outcome::Extents(_) => {}
+            Outcome::Done | Outcome::Statuses(_) => {}
         }
         self.unsent_replies += 1;
         if !self.client_gone {

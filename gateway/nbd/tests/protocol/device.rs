@@ -1,8 +1,10 @@
 //! A device that does what a test tells it: waits, fails, lies, and remembers what it was asked.
 
 use bytes::Bytes;
-use cairn_model::{AllocationExtent, BlockDevice, DeviceInfo, ErrorKind, Kinded, ReadBuffer, WriteFlags};
-use cairn_nbd::memory::{MemoryDevice, MemoryError};
+use cairn_model::{
+    AllocationExtent, BlockDevice, ChangeExtent, DeviceInfo, ErrorKind, Kinded, ReadBuffer, WriteFlags,
+};
+use cairn_nbd::memory::{MemoryDevice, MemoryError, Remembered};
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -33,6 +35,7 @@ pub(crate) enum Call {
     Discard { offset: u64, length: u64, fua: bool },
     Prefetch { offset: u64, length: u64 },
     Allocation { offset: u64, length: u64, extents_max: usize },
+    Changes { offset: u64, length: u64, extents_max: usize },
 }
 
 /// How a device deceives.
@@ -70,6 +73,11 @@ impl TestDevice {
 
     pub(crate) fn lying(size_bytes: u64, lie: Lie) -> Self {
         Self { lie: Some(lie), ..Self::new(size_bytes) }
+    }
+
+    /// From here on it can be compared with what it is now.
+    pub(crate) fn remember(&self, name: &str) {
+        self.memory.remember(name);
     }
 
     pub(crate) fn resize(&self, size_bytes: u64) {
@@ -169,6 +177,7 @@ impl From<MemoryDevice> for TestDevice {
 
 impl BlockDevice for TestDevice {
     type Error = DeviceError;
+    type Earlier = Remembered;
 
     fn info(&self) -> DeviceInfo {
         self.memory.info()
@@ -225,5 +234,26 @@ impl BlockDevice for TestDevice {
     ) -> Result<Vec<AllocationExtent>, DeviceError> {
         let _running = self.enter(Call::Allocation { offset, length, extents_max }, offset, 0).await?;
         Ok(self.memory.allocation(offset, length, extents_max).await?)
+    }
+
+    async fn earlier(&self) -> Result<Vec<String>, DeviceError> {
+        Ok(self.memory.earlier().await?)
+    }
+
+    async fn open_earlier(&self, name: &str) -> Result<Option<Remembered>, DeviceError> {
+        let failure = *self.failure.lock().unwrap();
+        failure.map_or(Ok(()), |kind| Err(DeviceError(kind)))?;
+        Ok(self.memory.open_earlier(name).await?)
+    }
+
+    async fn changes(
+        &self,
+        since: &Remembered,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>, DeviceError> {
+        let _running = self.enter(Call::Changes { offset, length, extents_max }, offset, 0).await?;
+        Ok(self.memory.changes(since, offset, length, extents_max).await?)
     }
 }

@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod concurrency;
 mod device;
+mod earlier;
 mod errors;
 mod extended;
 mod handshake;

@@ -19,6 +19,7 @@ pub(super) fn metrics(status: &Status, engine: Option<&EngineStatus>) -> Metrics
     if let Some(engine) = engine {
         log_and_destage(&mut page, engine);
         reclaim(&mut page, engine);
+        groups(&mut page, engine);
         cpu_and_memory(&mut page, engine);
         volumes(&mut page, &engine.volumes);
         page.gauge("volumes_not_served", "Volumes that could not be opened.", engine.not_served.len() as u64);
@@ -130,6 +131,25 @@ fn reclaim(page: &mut Exposition, engine: &EngineStatus) {
     );
 }
 
+fn groups(page: &mut Exposition, engine: &EngineStatus) {
+    let groups = &engine.groups;
+    page.counter(
+        "group_runs_complete_total",
+        "Runs of groups in which all volumes were snapshotted.",
+        groups.runs_complete,
+    );
+    page.counter("group_runs_partial_total", "Runs in which some were.", groups.runs_partial);
+    page.counter("group_runs_failed_total", "Runs in which none was.", groups.runs_failed);
+    page.counter("group_runs_nothing_total", "Runs that matched no volume.", groups.runs_nothing);
+    page.counter(
+        "group_runs_missed_total",
+        "Instants of schedules that had no run of their own.",
+        groups.missed,
+    );
+    page.counter("group_snapshots_pruned_total", "Snapshots that retention deleted.", groups.pruned);
+    page.counter("group_prune_failures_total", "Snapshots that it could not delete.", groups.prune_failures);
+}
+
 fn cpu_and_memory(page: &mut Exposition, engine: &EngineStatus) {
     let cpu = engine.cpu;
     let budgets = CpuBudget::ALL.map(|budget| ([("budget", budget.name())], budget == cpu.budget));
@@ -157,6 +177,7 @@ fn volumes(page: &mut Exposition, volumes: &[VolumeStatus]) {
 
 fn attachments(page: &mut Exposition, status: &Status) {
     page.gauge("snapshots", "Snapshots of all volumes.", status.snapshots);
+    page.gauge("groups", "Protection groups.", status.groups);
     let mut per = page.per("volume", &status.volumes, |volume| &volume.name);
     per.info("volume_info", "The volume's identity.", |volume| {
         vec![("id", &*volume.id), ("durability", &*volume.durability)]

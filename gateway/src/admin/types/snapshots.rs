@@ -21,15 +21,57 @@ pub struct Snapshot {
     pub logical_bytes: Option<u64>,
     /// Volumes that began as it, also by a revert to it, and live on.
     pub clones: u64,
-    /// Client connections that have it open; absent when no gateway runs.
+    /// Client connections that have it open, or compare something later with it; absent when no gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachments: Option<u64>,
+    /// Nobody can delete it, or its volume, before that; absent when it was never locked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_until_ms: Option<u64>,
+    /// Present when it was asked for and the snapshot is settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space: Option<Space>,
+}
+
+/// Whose space: what a snapshot or a volume holds for itself. `docs/snapshots.md` says what exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Blocks of `logical_bytes` that only it shows; of a volume, as it is now.
+    pub unique_bytes: u64,
+    /// The others: a snapshot or a clone beside it shows them too.
+    pub shared_bytes: u64,
+    /// What its deletion would leave as garbage in the pool; of a volume, that with all of its snapshots.
+    pub freed_bytes: u64,
+}
+
+/// What is to be told beside the rest.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpaceQuery {
+    /// Whose space it is, which takes a while.
+    #[serde(default)]
+    pub space: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSnapshot {
     /// Without one it gets a name that tells the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Snapshots of several volumes at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshots {
+    pub snapshots: Vec<SnapshotWanted>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotWanted {
+    pub volume: String,
+    /// Those without one get the same name, which tells the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }

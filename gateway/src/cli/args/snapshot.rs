@@ -1,19 +1,25 @@
 //! `cairn snapshot`, `cairn clone`, `cairn revert`.
 
-use super::volume_name;
+use super::{snapshot_name, volume_name};
 use crate::names::{SnapshotOf, VolumeOrSnapshot};
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub enum Snapshot {
-    /// Take a snapshot of a volume
+    /// Take a snapshot of a volume, or of several at one moment
     ///
     /// Instant whatever the volume's size, also under writes: the snapshot holds every write that was acknowledged before, and nothing after
     /// the moment at which it is taken. When the command returns it survives what a flushed write survives. Without a name it gets one that
     /// tells the time, such as auto-20261128T153000Z.
+    ///
+    /// Of several volumes all get theirs at one instant, or none does: a write that was acknowledged before another one began, on whatever volumes,
+    /// is in the snapshots if that other one is. Those without a name of their own get the one of --name, or else one that tells the time.
     Create {
-        #[arg(value_name = "VOL[@NAME]")]
-        snapshot: VolumeOrSnapshot,
+        #[arg(value_name = "VOL[@NAME]", required = true)]
+        snapshots: Vec<VolumeOrSnapshot>,
+        /// Name of the snapshots that have none of their own
+        #[arg(long, value_name = "NAME", value_parser = snapshot_name)]
+        name: Option<String>,
     },
     /// List the snapshots of a volume, or of all
     ///
@@ -23,6 +29,13 @@ pub enum Snapshot {
     List {
         #[arg(value_name = "VOL", value_parser = volume_name)]
         volume: Option<String>,
+        /// Tell whose space it is, which takes a while where there are many
+        ///
+        /// UNIQUE is what of HOLDS only this snapshot shows, SHARED the rest. FREED is what its deletion would leave as garbage in the pool, for
+        /// reclaim to take back; equal data elsewhere makes it less. Of several snapshots together it is more than the sum: what two of them
+        /// share is unique to none.
+        #[arg(long)]
+        space: bool,
     },
     /// Delete a snapshot
     ///

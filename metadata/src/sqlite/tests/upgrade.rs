@@ -163,7 +163,7 @@ async fn leaves_that_do_not_say_what_they_map_are_counted_when_they_are_replaced
     let range = LbaRange::between(index(10).range().start(), index(151).range().start());
     catalog.fold(&fold(&[(DAMAGED, 5)], vec![range])).await.unwrap();
     assert_eq!(mapped(&catalog).await, 30 + 8 * 100 + 3 + 5);
-    catalog.delete_volume(VolumeId::from_bytes(KEPT.0), false).await.unwrap();
+    catalog.delete_volume(VolumeId::from_bytes(KEPT.0), false, at(5000)).await.unwrap();
     while catalog.purge_deleted(50).await.unwrap() {}
     assert_eq!(catalog.totals().await.unwrap().logical_bytes, 0);
 }

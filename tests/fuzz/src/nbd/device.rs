@@ -1,7 +1,9 @@
 //! A device that keeps account of all that it did, and whose mood the input decides.
 
 use bytes::Bytes;
-use cairn_model::{AllocationExtent, BlockDevice, DeviceInfo, ErrorKind, Kinded, ReadBuffer, WriteFlags};
+use cairn_model::{
+    AllocationExtent, BlockDevice, ChangeExtent, DeviceInfo, ErrorKind, Kinded, ReadBuffer, WriteFlags,
+};
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
@@ -12,13 +14,41 @@ const PAGE: u64 = 4096;
 /// Something that the device did, to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Done {
-    Read { offset: u64, data: Vec<u8> },
-    Write { offset: u64, data: Vec<u8>, fua: bool },
+    Read {
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+        fua: bool,
+    },
     Flush,
-    Zeroes { offset: u64, length: u64, fua: bool },
-    Discard { offset: u64, length: u64, fua: bool },
-    Prefetch { offset: u64, length: u64 },
-    Allocation { offset: u64, length: u64, extents: Vec<(u64, bool)> },
+    Zeroes {
+        offset: u64,
+        length: u64,
+        fua: bool,
+    },
+    Discard {
+        offset: u64,
+        length: u64,
+        fua: bool,
+    },
+    Prefetch {
+        offset: u64,
+        length: u64,
+    },
+    Allocation {
+        offset: u64,
+        length: u64,
+        extents: Vec<(u64, bool)>,
+    },
+    /// Since the device was made.
+    Changes {
+        offset: u64,
+        length: u64,
+        extents: Vec<(u64, bool)>,
+    },
 }
 
 #[derive(Debug)]
@@ -49,7 +79,7 @@ impl Kinded for Trouble {
 impl Device {
     /// Each operation takes one of `moods`: the low bits are how often it has to wait, the high ones whether it fails.
     pub(super) fn new(read_only: bool, moods: &[u8]) -> Self {
-        let bytes = (0..SIZE).map(|at| if at / PAGE % 3 == 1 { 0 } else { (at / 7) as u8 }).collect();
+        let bytes = first_bytes();
         let state = State { bytes, moods: moods.iter().copied().collect(), done: Vec::new(), failed: false };
         Self { read_only, state: Mutex::new(state) }
     }
@@ -102,23 +132,32 @@ impl Device {
     }
 }
 
+/// What a fresh device holds.
+fn first_bytes() -> Vec<u8> {
+    (0..SIZE).map(|at| if at / PAGE % 3 == 1 { 0 } else { (at / 7) as u8 }).collect()
+}
+
 fn at(offset: u64) -> usize {
     usize::try_from(offset).unwrap()
 }
 
-/// Extents of pages that hold nothing but zeros, or something.
-fn extents(bytes: &[u8], offset: u64, length: u64, extents_max: usize) -> Vec<(u64, bool)> {
+/// Extents of pages of which the same can be said.
+fn extents(
+    offset: u64,
+    length: u64,
+    extents_max: usize,
+    say: impl Fn(std::ops::Range<usize>) -> bool,
+) -> Vec<(u64, bool)> {
     let (mut from, end) = (offset, offset + length);
     let mut found: Vec<(u64, bool)> = Vec::new();
     while from < end {
         let to = (from / PAGE + 1) * PAGE;
-        let page = &bytes[at(to - PAGE)..at(to)];
-        let (part, allocated) = (to.min(end) - from, page.iter().any(|&byte| byte != 0));
+        let (part, said) = (to.min(end) - from, say(at(to - PAGE)..at(to)));
         let full = found.len() == extents_max;
         match found.last_mut() {
-            Some((length, before)) if *before == allocated => *length += part,
+            Some((length, before)) if *before == said => *length += part,
             _ if full => break,
-            _ => found.push((part, allocated)),
+            _ => found.push((part, said)),
         }
         from = to;
     }
@@ -127,6 +166,7 @@ fn extents(bytes: &[u8], offset: u64, length: u64, extents_max: usize) -> Vec<(u
 
 impl BlockDevice for Device {
     type Error = Trouble;
+    type Earlier = Vec<u8>;
 
     fn info(&self) -> DeviceInfo {
         DeviceInfo { size_bytes: SIZE, read_only: self.read_only }
@@ -181,12 +221,37 @@ impl BlockDevice for Device {
         let work = |bytes: &mut [u8]| Done::Allocation {
             offset,
             length,
-            extents: extents(bytes, offset, length, extents_max),
+            extents: extents(offset, length, extents_max, |page| bytes[page].iter().any(|&byte| byte != 0)),
         };
         let Done::Allocation { extents, .. } = self.perform(offset, length, work).await? else {
             unreachable!()
         };
         let extent = |(length_bytes, allocated)| AllocationExtent { length_bytes, allocated };
+        Ok(extents.into_iter().map(extent).collect())
+    }
+
+    async fn earlier(&self) -> Result<Vec<String>, Trouble> {
+        Ok(vec!["first".to_owned()])
+    }
+
+    async fn open_earlier(&self, name: &str) -> Result<Option<Vec<u8>>, Trouble> {
+        Ok((name == "first").then(first_bytes))
+    }
+
+    async fn changes(
+        &self,
+        since: &Vec<u8>,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<ChangeExtent>, Trouble> {
+        let work = |bytes: &mut [u8]| Done::Changes {
+            offset,
+            length,
+            extents: extents(offset, length, extents_max, |page| bytes[page.clone()] != since[page]),
+        };
+        let Done::Changes { extents, .. } = self.perform(offset, length, work).await? else { unreachable!() };
+        let extent = |(length_bytes, changed)| ChangeExtent { length_bytes, changed };
         Ok(extents.into_iter().map(extent).collect())
     }
 }

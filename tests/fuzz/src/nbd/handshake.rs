@@ -13,6 +13,8 @@ use std::sync::{Arc, OnceLock};
 
 const SIZE: u64 = 1 << 16;
 const NAMES: [&[u8]; 6] = [b"disk", b"", b"second", b"nowhere", b"\xff\xfe", &[b'x'; 5000]];
+/// Earlier moments of every export.
+const EARLIER: [&str; 2] = ["monday", "tuesday"];
 const EXISTING: [&[u8]; 3] = [b"disk", b"", b"second"];
 
 const EXPORT_NAME: u32 = 1;
@@ -56,7 +58,13 @@ pub(crate) fn run(bytes: &[u8]) {
 }
 
 fn serve(mode: Option<TlsMode>, pace: cairn_nbd::fuzzing::Pace, wire: &[u8]) -> Vec<u8> {
-    let device = || Arc::new(MemoryDevice::new(SIZE));
+    let device = || {
+        let device = MemoryDevice::new(SIZE);
+        for name in EARLIER {
+            device.remember(name);
+        }
+        Arc::new(device)
+    };
     let exports = DeviceTable::new([("disk".to_owned(), device()), ("second".to_owned(), device())]);
     let tls = mode.map(tls);
     memory::bounded(SESSION_BYTES_MAX + 64 * wire.len(), || handshake_with(exports, tls, pace, wire))
@@ -129,7 +137,7 @@ fn info(input: &mut Input<'_>) -> Vec<u8> {
 
 fn selection(input: &mut Input<'_>) -> Vec<u8> {
     let mut data = string(input.one_of(&NAMES));
-    let queries = input.below(4);
+    let queries = input.below(24);
     data.extend_from_slice(&u32::from(queries).to_be_bytes());
     for _ in 0..queries {
         data.extend_from_slice(&string(input.one_of(&[
@@ -137,6 +145,12 @@ fn selection(input: &mut Input<'_>) -> Vec<u8> {
             b"base:",
             b"qemu:dirty",
             b"",
+            b"qemu:",
+            b"qemu:dirty-bitmap:",
+            b"qemu:dirty-bitmap:monday",
+            b"qemu:dirty-bitmap:tuesday",
+            b"qemu:dirty-bitmap:never",
+            b"qemu:dirty-bitmap:\xff",
         ])));
     }
     data
@@ -184,6 +198,7 @@ fn check(answer: &[u8], sent: &[Sent], no_zeroes: bool, tls_required: bool) {
 /// The replies to one option: the last one's type, and whether the export's size was told.
 fn replies(answer: &mut Answer<'_>, option: &Sent, tls_required: bool) -> (u32, bool) {
     let mut told_size = false;
+    let mut contexts = Vec::new();
     loop {
         assert_eq!(answer.u64(), 0x0003_e889_0455_65a9, "the magic of option replies");
         assert_eq!(answer.u32(), option.code, "a reply to another option");
@@ -193,7 +208,16 @@ fn replies(answer: &mut Answer<'_>, option: &Sent, tls_required: bool) -> (u32, 
             ACK => assert!(data.is_empty()),
             // An export of LIST, a context of LIST_META_CONTEXT and SET_META_CONTEXT.
             2 => assert_eq!((option.code, data.u32() as usize), (3, data.0.len())),
-            4 => assert!([9, 10].contains(&option.code) && data.0[4..] == *b"base:allocation"),
+            4 => {
+                assert!([9, 10].contains(&option.code));
+                // Listed without an identifier, selected with one of its own.
+                assert_eq!(data.u32() == 0, option.code == 9);
+                let name = std::str::from_utf8(data.0).expect("contexts have names");
+                let earlier = name.strip_prefix("qemu:dirty-bitmap:");
+                assert!(name == "base:allocation" || earlier.is_some_and(|name| EARLIER.contains(&name)));
+                assert!(!contexts.contains(&name), "a context was told twice");
+                contexts.push(name);
+            }
             3 => {
                 assert!([INFO, GO].contains(&option.code), "information that nobody asked for");
                 if data.u16() == 0 {
@@ -229,6 +253,11 @@ pub(crate) fn seeds() -> Seeds {
         seeds.push((format!("{name}-start"), [&[setup, 1, 3, 0], &script[..]].concat()));
     }
     seeds.push(("extended".to_owned(), [&[0, 3], &extended[..], &contexts, &go].concat()));
+    // Queries 4 to 9 are about earlier moments: listed by both wildcards and by name, selected with and without allocation.
+    let list = [7, 4, 0, 3, 4, 5, 7];
+    let select = [8, 4, 0, 5, 0, 6, 7, 8, 6];
+    seeds.push(("earlier".to_owned(), [&[0, 3], &structured[..], &list, &select, &go].concat()));
+    seeds.push(("earlier-extended".to_owned(), [&[0, 3], &extended[..], &list, &select, &go].concat()));
     seeds.push(("by-name".to_owned(), vec![0, 3, 0, 6, 0]));
     seeds.push(("by-name-padded".to_owned(), vec![0, 1, 0, 6, 2]));
     seeds.push(("abort".to_owned(), vec![0, 3, 1, 0, 2, 0]));

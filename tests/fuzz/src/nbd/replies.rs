@@ -13,7 +13,10 @@ pub(super) struct Outcome {
     /// 0 is success.
     pub(super) errno: u32,
     pub(super) data: Vec<u8>,
-    pub(super) extents: Vec<(u64, bool)>,
+    /// Of the context of allocation, if it was told.
+    pub(super) allocation: Option<Vec<(u64, bool)>>,
+    /// Of the context of what changed.
+    pub(super) changes: Option<Vec<(u64, bool)>>,
 }
 
 /// A reply that is arriving in chunks.
@@ -45,7 +48,7 @@ pub(super) fn decode(answer: &[u8], form: Form, sent: &[Sent]) -> HashMap<u64, O
                 assert!(!chunked, "a simple reply where chunks were negotiated: {request:?}");
                 let has_data = errno == 0 && request.command == READ;
                 let length = if has_data { usize::try_from(request.length).unwrap() } else { 0 };
-                (cookie, Outcome { errno, data: answer.take(length).to_vec(), extents: Vec::new() })
+                (cookie, Outcome { errno, data: answer.take(length).to_vec(), ..Outcome::default() })
             }
             (0x668e_33ef, Form::Structured) | (0x6e8a_278c, Form::Extended) => {
                 let (flags, kind, cookie) = (answer.u16(), answer.u16(), answer.u64());
@@ -91,7 +94,8 @@ impl Partial {
             }
             5 | 6 => {
                 assert_eq!((request.command, kind == 6), (STATUS, form == Form::Extended));
-                assert_eq!(payload.u32(), 1, "the identifier of base:allocation");
+                let context = payload.u32();
+                let mut extents = Vec::new();
                 let count = if kind == 6 { Some(payload.u32()) } else { None };
                 while !payload.is_empty() {
                     let (length, flags) = if kind == 6 {
@@ -99,10 +103,17 @@ impl Partial {
                     } else {
                         (u64::from(payload.u32()), u64::from(payload.u32()))
                     };
-                    assert!(flags == 0 || flags == 3, "unknown extent flags {flags}");
-                    self.outcome.extents.push((length, flags == 0));
+                    let set = if context == 1 { 3 } else { 1 };
+                    assert!(flags == 0 || flags == set, "unknown extent flags {flags} of context {context}");
+                    extents.push((length, (flags == 0) == (context == 1)));
                 }
-                assert!(count.is_none_or(|count| count as usize == self.outcome.extents.len()));
+                assert!(count.is_none_or(|count| count as usize == extents.len()));
+                let told = match context {
+                    1 => &mut self.outcome.allocation,
+                    2 => &mut self.outcome.changes,
+                    other => panic!("nobody selected context {other}"),
+                };
+                assert!(told.replace(extents).is_none(), "a context was told twice");
             }
             0x8001 => {
                 self.outcome.errno = payload.u32();
@@ -133,6 +144,8 @@ impl Partial {
             assert_eq!(self.covered.len() as u64, request.length, "a read came short");
             assert!(!self.covered.contains(&false), "a read has a gap");
         }
+        let is_told = self.outcome.allocation.is_some() || self.outcome.changes.is_some();
+        assert!(self.outcome.errno != 0 || request.command != STATUS || is_told, "a status tells nothing");
         self.outcome
     }
 }

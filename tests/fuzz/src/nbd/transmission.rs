@@ -60,12 +60,15 @@ pub(crate) fn run(bytes: &[u8]) {
         let outcome = outcomes.get(&request.cookie).unwrap_or_else(|| panic!("never answered: {request:?}"));
         let must_succeed = !failed && request.is_plain(terms, read_only);
         assert!(outcome.errno == 0 || !must_succeed, "refused with {}: {request:?}", outcome.errno);
-        if outcome.errno == 0
-            && let Some(expected) = request.effect(outcome)
-        {
+        let expected = if outcome.errno == 0 { request.effects(outcome) } else { Vec::new() };
+        for expected in expected {
             let found = done.iter().position(|done| *done == expected);
             done.swap_remove(found.unwrap_or_else(|| panic!("answered and not done: {request:?}")));
         }
+    }
+    if failed {
+        // One of two contexts may have been looked at before the other failed: nothing is changed by that.
+        done.retain(|done| !matches!(done, Done::Allocation { .. } | Done::Changes { .. }));
     }
     assert!(done.is_empty(), "done and not answered: {done:?}");
 }
@@ -153,26 +156,29 @@ impl Sent {
     }
 
     /// What the device must have done if this was answered with success.
-    fn effect(&self, outcome: &Outcome) -> Option<Done> {
+    fn effects(&self, outcome: &Outcome) -> Vec<Done> {
         let (offset, length, fua) = (self.offset, self.length, self.flags & FUA != 0);
         if self.command == FLUSH {
-            return Some(Done::Flush);
+            return vec![Done::Flush];
         }
         if self.command == STATUS {
             let length = if self.flags & PAYLOAD == 0 { length } else { Answer(&self.payload).u64() };
-            return Some(Done::Allocation { offset, length, extents: outcome.extents.clone() });
+            let allocation =
+                outcome.allocation.clone().map(|extents| Done::Allocation { offset, length, extents });
+            let changes = outcome.changes.clone().map(|extents| Done::Changes { offset, length, extents });
+            return allocation.into_iter().chain(changes).collect();
         }
         if length == 0 {
-            return None;
+            return Vec::new();
         }
-        Some(match self.command {
+        vec![match self.command {
             READ => Done::Read { offset, data: outcome.data.clone() },
             WRITE => Done::Write { offset, data: self.payload.clone(), fua },
             TRIM => Done::Discard { offset, length, fua },
             CACHE => Done::Prefetch { offset, length },
             ZEROES => Done::Zeroes { offset, length, fua },
             _ => panic!("an unknown command succeeded: {self:?}"),
-        })
+        }]
     }
 }
 
@@ -190,6 +196,14 @@ pub(crate) fn seeds() -> Seeds {
     }
     let selection: &[u8] = &[0x12, 0, 0x17, 0x20, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 1];
     seeds.push(("selection".to_owned(), selection.to_vec()));
+    // A write, and then what changed: chosen alone, with the other context, twice, and one that there is not.
+    let mut changes = vec![0x12, 0, 1, 0, 16, 0, 1, 77];
+    for ids in [&[2][..], &[2, 1], &[2, 2], &[3]] {
+        changes.extend([0x17, 0x20, 0, 0, 8 + 4 * u8::try_from(ids.len()).unwrap(), 0]);
+        changes.extend([0, 0, 0, 0, 0, 0, 0x20, 0]);
+        changes.extend(ids.iter().flat_map(|id| [0, 0, 0, *id]));
+    }
+    seeds.push(("changes".to_owned(), changes));
     seeds.push(("garbage".to_owned(), [&[0x11, 0], script, &[14, 1, 2, 3, 4]].concat()));
     seeds
 }

@@ -62,6 +62,7 @@ fn sealed_file() -> Sealed {
     };
     let plan = FilePlan {
         number: 0,
+        says_number: true,
         epoch: 1,
         previous_epoch: 0,
         first_lsn: 1,

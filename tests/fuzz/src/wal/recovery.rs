@@ -17,6 +17,9 @@ use std::sync::Arc;
 
 const PAGE: usize = 4096;
 
+/// In the setup: headers as early versions wrote them, which do not say whose they are.
+const EARLY: u8 = 4;
+
 /// A log as it was written.
 struct Log {
     plans: Vec<FilePlan>,
@@ -64,12 +67,13 @@ fn check(log: &Log, files: &[Vec<u8>], records: &[(Lsn, Record)], damaged: bool)
     let mut durable = 0;
     for ((plan, built), now) in claims() {
         let sound = |place: Range<usize>| now.get(place.clone()) == Some(&built.bytes[place]);
-        // The header of another file in the place of its own: a whole file is lost, and nothing tells.
+        // The header of another file in the place of its own: it says so. Early ones do not, and their whole file is lost.
         let replaced = log
             .files
             .iter()
             .any(|other| other.name != built.name && now.get(..PAGE) == Some(&other.bytes[..PAGE]));
         if replaced {
+            assert!(!plan.says_number, "{} has the header of another file", built.name);
             continue;
         }
         if sound(0..PAGE) {
@@ -100,6 +104,7 @@ fn write(input: &mut Input<'_>, setup: u8) -> Log {
         let mut synced = lsn - 1;
         let mut plan = FilePlan {
             number: u32::try_from(file).unwrap(),
+            says_number: setup & EARLY == 0,
             epoch: 1 + file as u64,
             previous_epoch: file as u64,
             first_lsn: lsn,
