@@ -242,6 +242,7 @@ impl Engine {
     pub async fn shutdown(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
         // No group runs from here on: what it took would be in the log alone.
+        shared.groups.close();
         let _turn = cairn_model::timeout(&*shared.ports.clock, RUN_LIMIT, shared.groups.own_turn()).await;
         let destaged =
             cairn_model::timeout(&*shared.ports.clock, SHUTDOWN_DESTAGE_LIMIT, shared.destage.all()).await;

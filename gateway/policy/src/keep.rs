@@ -1,5 +1,6 @@
 //! Which of a volume's snapshots stay: the last so many, and the last of each of the last so many hours, days, weeks, months and years that
-//! have one (grandfather, father, son). What one rule keeps stays, whatever the others say; the newest always stays.
+//! have one (grandfather, father, son). What one rule keeps stays, whatever the others say; the newest always stays. A clock that was set ahead
+//! or back may keep more, never less.
 
 use crate::{PolicyError, Zone};
 use cairn_model::WallTime;
@@ -21,25 +22,45 @@ pub enum Keep {
 
 impl Keep {
     /// Which of the snapshots that were cut at these times stay. `cuts` are in the order in which they were taken, the oldest first; where
-    /// the clock jumped, times are not.
+    /// the clock jumped, times are not. Which of two that contradict each other is wrong cannot be told, so what either reading keeps stays:
+    /// by the times alone, as if they were right; and by times that never lie after that of one taken later, so that those of a clock
+    /// that was ahead take no period from those that came after.
     pub fn kept(&self, cuts: &[WallTime], zone: &Zone) -> Vec<bool> {
         let Self::Of(counts) = self else { return vec![true; cuts.len()] };
         let last = usize::try_from(counts[0].max(1)).unwrap_or(usize::MAX);
         let mut kept: Vec<bool> = (0..cuts.len()).map(|at| cuts.len() - at <= last).collect();
-        let mut latest_first: Vec<usize> = (0..cuts.len()).collect();
-        latest_first.sort_by_key(|&at| std::cmp::Reverse((cuts[at], at)));
-        for (rule, &count) in counts.iter().enumerate().skip(1) {
-            let mut periods = BTreeSet::new();
-            for &at in &latest_first {
-                if periods.len() >= usize::try_from(count).unwrap_or(usize::MAX) {
-                    break;
-                }
-                if periods.insert(period(rule, cuts[at], zone)) {
-                    kept[at] = true;
-                }
-            }
+        let mut by_time: Vec<(WallTime, usize)> = cuts.iter().copied().zip(0..).collect();
+        by_time.sort_by_key(|&cut| std::cmp::Reverse(cut));
+        keep_periods(counts, &by_time, zone, &mut kept);
+        if !cuts.is_sorted() {
+            let mut latest = *cuts.last().expect("none is sorted");
+            let capped = cuts.iter().enumerate().rev().map(|(at, &time)| {
+                latest = latest.min(time);
+                (latest, at)
+            });
+            keep_periods(counts, &capped.collect::<Vec<_>>(), zone, &mut kept);
         }
         kept
+    }
+}
+
+/// Keeps the first of each of the last periods of each rule. The latest cut comes first.
+fn keep_periods(
+    counts: &[u32; RULES.len()],
+    latest_first: &[(WallTime, usize)],
+    zone: &Zone,
+    kept: &mut [bool],
+) {
+    for (rule, &count) in counts.iter().enumerate().skip(1) {
+        let mut periods = BTreeSet::new();
+        for &(time, at) in latest_first {
+            if periods.len() >= usize::try_from(count).unwrap_or(usize::MAX) {
+                break;
+            }
+            if periods.insert(period(rule, time, zone)) {
+                kept[at] = true;
+            }
+        }
     }
 }
 
@@ -131,15 +152,26 @@ mod tests {
         assert_eq!(left("monthly:2,yearly:2", 31 * 24), [30 * 24 - 1, 31 * 24 - 1]);
     }
 
+    fn days(days: &[u64]) -> Vec<WallTime> {
+        days.iter().map(|day| WallTime::from_unix_millis(day * 86_400_000)).collect()
+    }
+
     #[test]
-    fn times_out_of_order_keep_the_newest_taken() {
+    fn those_of_a_clock_that_was_ahead_take_no_period_from_others() {
         let zone = Zone::utc();
-        let day = |day: u64| WallTime::from_unix_millis(day * 86_400_000);
-        // One was taken while the clock was a year ahead.
-        let cuts = [day(10), day(375), day(11), day(12)];
+        let cuts = days(&[10, 375, 11, 12]);
         assert_eq!(keep("1").kept(&cuts, &zone), [false, false, false, true]);
         assert_eq!(keep("daily:1").kept(&cuts, &zone), [false, true, false, true]);
-        assert_eq!(keep("daily:3").kept(&cuts, &zone), [false, true, true, true]);
+        assert_eq!(keep("daily:3").kept(&cuts, &zone), [true, true, true, true]);
+        let cuts = days(&[10, 375, 376, 377, 378, 11, 12, 13]);
+        let kept = keep("daily:3").kept(&cuts, &zone);
+        assert_eq!(kept, [false, false, true, true, true, true, true, true]);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_costs_nothing_of_before() {
+        let kept = keep("daily:3").kept(&days(&[10, 11, 12, 13, 1]), &Zone::utc());
+        assert_eq!(kept, [false, true, true, true, true]);
     }
 
     #[test]
@@ -194,6 +226,29 @@ mod tests {
             }
             let at_once: Vec<_> = all.iter().zip(keep.kept(&all, &zone)).filter(|(_, kept)| *kept).map(|(at, _)| *at).collect();
             prop_assert_eq!(left, at_once);
+        }
+
+        /// Cuts of a clock that was ahead for a while cost no other cut its place.
+        #[test]
+        fn the_future_displaces_nothing(
+            gaps in proptest::collection::vec(1u64..100, 2..60), ahead in proptest::collection::vec((0usize..60, 0u64..1000), 0..20),
+            rules in prop_oneof![Just("hourly:5"), Just("hourly:6,daily:4,weekly:3"), Just("monthly:2"), Just("daily:7")],
+        ) {
+            let (zone, keep) = (Zone::named("America/New_York").unwrap(), keep(rules));
+            let hours = |hours: u64| WallTime::from_unix_millis(1_790_000_000_000 + hours * 1_200_000);
+            let real: Vec<_> = gaps.iter().scan(0, |time, gap| { *time += gap; Some(hours(*time)) }).collect();
+            // Not at the end: what is taken last is right, as far as anybody can know.
+            let mut all = Vec::new();
+            for (at, time) in real.iter().enumerate() {
+                let before = ahead.iter().filter(|(place, _)| place % real.len() == at);
+                all.extend(before.map(|(_, by)| (hours(100_000 + by), false)));
+                all.push((*time, true));
+            }
+            let cuts: Vec<_> = all.iter().map(|(time, _)| *time).collect();
+            let kept: Vec<_> = all.iter().zip(keep.kept(&cuts, &zone)).filter(|((_, is_real), _)| *is_real).map(|(_, kept)| kept).collect();
+            for (alone, kept) in keep.kept(&real, &zone).into_iter().zip(kept) {
+                prop_assert!(kept || !alone);
+            }
         }
     }
 }

@@ -61,12 +61,17 @@ impl Service {
 
     /// A changed schedule, and one that is resumed, begins now: no instant before is due.
     pub async fn update_group(&self, name: &str, change: &UpdateGroup) -> Result<GroupDetail> {
+        // A run that is under way ends by the rules it has; none goes by the old ones once this is answered.
+        let turn = match &self.engine {
+            Some((engine, _)) => Some(engine.hold_groups().await?),
+            None => None,
+        };
         let row = self.group_row(name).await?;
         let now = self.site.ports.clock.wall();
         let policy = change.policy.as_ref().map(|spec| Policy::new(spec, now)).transpose()?;
         let schedule = |policy: &Policy| {
             let spec = policy.spec();
-            (spec.every.clone(), spec.cron.clone(), spec.timezone.clone())
+            (spec.every.clone(), spec.cron.clone(), spec.timezone.clone(), spec.window.clone())
         };
         let old = Policy::decode(&row.policy).ok().as_ref().map(schedule);
         let is_resumed = row.paused && change.paused == Some(false);
@@ -77,6 +82,7 @@ impl Service {
             handled_through: (is_resumed || is_other).then_some(now),
         };
         self.site.catalog.update_group(row.id, &change).await?;
+        drop(turn);
         self.groups_changed();
         tracing::info!(group = name, "protection group changed");
         self.group(name, LimitQuery::default()).await

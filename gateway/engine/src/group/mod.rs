@@ -9,8 +9,9 @@
 //! - an instant of a schedule is dealt with by the transaction that writes the intent down: it is not run twice, whatever happens after;
 //! - a snapshot that is to be locked is locked before it is there, so there is no moment at which somebody could delete it;
 //! - one run of a group at a time, and one of any group in a gateway: runs are short;
-//! - retention deletes only what the group's own runs took, never a volume's newest, never what is locked, and by the way that everybody
-//!   deletes snapshots.
+//! - retention deletes only what the group's own runs took, never a volume's newest in the catalog, never what is locked, and by the way that
+//!   everybody deletes snapshots; it counts only what is in the catalog;
+//! - what a group is told to do is read right before it is done: a run begins, and snapshots are deleted, by the policy of then.
 //!
 //! Crash cases, by how far a run came:
 //! - before the intent: nothing happened; the instant is due at the next start;
@@ -37,6 +38,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Kinds of events.
 mod kind {
@@ -70,6 +72,8 @@ pub(crate) struct Groups {
     turn: Arc<tokio::sync::Mutex<Turn>>,
     /// Groups have changed.
     wake: Notify,
+    /// No run begins any more, and retention ends before its next deletion.
+    closing: CancellationToken,
     counters: Counters,
 }
 
@@ -101,6 +105,11 @@ impl Groups {
             pruned: read(&self.counters.pruned),
             prune_failures: read(&self.counters.prune_failures),
         }
+    }
+
+    /// From here on no run begins, and one that is under way deletes nothing more.
+    pub(crate) fn close(&self) {
+        self.closing.cancel();
     }
 
     /// Waits for the run that is under way. While what this returns is held, none begins.
@@ -142,6 +151,17 @@ impl Engine {
         .await
     }
 
+    /// Waits for the run that is under way. While what this returns is held, none begins and nothing is pruned: who changes a group in the catalog
+    /// holds it, so that when the change is answered nothing goes by the old rules any more.
+    pub async fn hold_groups(&self) -> Result<impl Drop + use<>, EngineError> {
+        let groups = &self.shared().groups;
+        tokio::select! {
+            biased;
+            () = groups.closing.cancelled() => Err(EngineError::Stopped),
+            turn = groups.own_turn() => Ok(turn),
+        }
+    }
+
     /// Groups were made or changed in the catalog: their schedules are looked at now.
     pub fn groups_changed(&self) {
         self.shared().groups.wake.notify_one();
@@ -174,6 +194,16 @@ impl Turn {
         self.has_settled = true;
         Ok(())
     }
+}
+
+/// The group as it is now; `None` when it was deleted.
+async fn current(shared: &Shared, group: &GroupRow) -> Result<Option<GroupRow>, EngineError> {
+    let groups = until_known(shared, || shared.catalog.groups()).await?;
+    Ok(groups.into_iter().find(|current| current.id == group.id))
+}
+
+fn is_ending(shared: &Shared) -> bool {
+    shared.stop.is_cancelled() || shared.groups.closing.is_cancelled()
 }
 
 fn policy_of(group: &GroupRow) -> Result<Policy, EngineError> {

@@ -1,6 +1,6 @@
 //! One run: who is in it, the intent, the snapshots, the end.
 
-use super::{event, kind_of, retain};
+use super::{current, event, is_ending, kind_of, retain};
 use crate::engine::{Shared, administer, until_known};
 use crate::error::EngineError;
 use crate::snapshot::{Taken, take_each};
@@ -27,7 +27,7 @@ pub(super) enum Why {
 type Candidate = (Arc<Volume>, SnapshotId, SnapshotName);
 
 /// Runs a group. The caller has the turn of groups. What members could not have their snapshot is told in the run; an error says that nothing
-/// is written down of it, or not how it ended.
+/// is written down of it, or not how it ended. None begins when the engine ends: what it took would be in the log alone.
 pub(super) async fn run(
     shared: &Arc<Shared>,
     group: &GroupRow,
@@ -37,11 +37,14 @@ pub(super) async fn run(
     let volumes = until_known(shared, || shared.catalog.volumes()).await?;
     let matched: Vec<&VolumeRow> =
         volumes.iter().filter(|volume| policy.matches(volume.name.as_str())).collect();
+    if is_ending(shared) {
+        return Err(EngineError::Stopped);
+    }
     let (begun, candidates) = begin(shared, group, policy, why, &matched).await?;
     let taken = take_all(shared, candidates, begun.began_at).await?;
     let end = end_of(shared, &begun, &taken);
     conclude(shared, group, &begun, &end).await?;
-    retain::prune(shared, group, policy, begun.id).await;
+    retain::prune(shared, group, begun.id).await;
     let runs = until_known(shared, || shared.catalog.group_runs(group.id, 1)).await?;
     runs.into_iter()
         .find(|run| run.id == begun.id)
@@ -80,7 +83,11 @@ async fn begin(
         }
         let (planned, missed, handled_through) = match why {
             Why::Due(due) => (Some(due.latest), due.count - 1, due.latest),
-            Why::Asked => (None, 0, group.handled_through),
+            // As it is now: what somebody else has dealt with meanwhile stays so.
+            Why::Asked => {
+                let current = current(shared, group).await?.ok_or_else(|| gone(group))?;
+                (None, 0, current.handled_through)
+            }
         };
         let run = GroupRunRow {
             id: GroupRunId::fresh(clock, entropy),
@@ -107,6 +114,10 @@ async fn begin(
             begun => return begun.map(|()| (run, candidates)),
         }
     }
+}
+
+fn gone(group: &GroupRow) -> EngineError {
+    CatalogError::NotFound { what: "group", name: group.name.to_string() }.into()
 }
 
 /// What the names of a run's snapshots end with.

@@ -8,7 +8,7 @@
 //!   set to now, an event tells of it, and instants that ran before, by the list of its runs, are not run again.
 
 use super::run::{Why, run};
-use super::{event, kind, policy_of};
+use super::{current, event, is_ending, kind, policy_of};
 use crate::engine::Shared;
 use crate::error::EngineError;
 use cairn_metadata::{GROUP_RUNS_MAX, GroupChange, GroupRow, RunOutcome};
@@ -39,6 +39,7 @@ pub(crate) async fn run_groups_until_stopped(shared: Arc<Shared>) {
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => return,
+            () = shared.groups.closing.cancelled() => return,
             () = shared.groups.wake.notified() => {}
             () = shared.ports.clock.sleep(pause) => {}
         }
@@ -48,17 +49,21 @@ pub(crate) async fn run_groups_until_stopped(shared: Arc<Shared>) {
 /// Runs what is due. Returns how long nothing will be, as far as the clock is not set.
 async fn look(shared: &Arc<Shared>) -> Result<Duration, EngineError> {
     let mut turn = Arc::clone(&shared.groups.turn).lock_owned().await;
+    if is_ending(shared) {
+        return Ok(LOOK);
+    }
     turn.settle(shared).await?;
     if !shared.config.run_schedules {
         return Ok(LOOK);
     }
     let mut next: Option<WallTime> = None;
     for group in shared.catalog.groups().await? {
-        if shared.stop.is_cancelled() {
+        if is_ending(shared) {
             break;
         }
         let wake = match look_at(shared, group.clone()).await {
             Ok(wake) => wake,
+            Err(EngineError::Stopped) => break,
             // It is due still; the others have nothing to do with it.
             Err(error) => {
                 tracing::warn!(group = %group.name, %error, "a protection group could not run; will try again");
@@ -107,6 +112,12 @@ async fn run_due(
     timetable: &Timetable,
     due: Due,
 ) -> Result<Option<WallTime>, EngineError> {
+    // Runs of others came before it: it may have been paused, changed or deleted meanwhile, and then what is due is looked at anew.
+    match current(shared, group).await? {
+        None => return Ok(None),
+        Some(current) if current != *group => return Ok(Some(shared.ports.clock.wall())),
+        Some(_) => {}
+    }
     run(shared, group, policy, Why::Due(due)).await?;
     Ok(timetable.next_after(due.latest.max(shared.ports.clock.wall())))
 }

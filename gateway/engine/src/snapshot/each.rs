@@ -1,15 +1,17 @@
 //! Snapshots of as many of several volumes as can have one, at one moment.
 //!
 //! A volume that cannot (not in service, name taken, too many on their way) is left out before the mark, and the others are marked together: one
-//! moment, one frame of the log. What goes wrong before the frame is handed to the log leaves no snapshot; what goes wrong after
-//! may leave one, and then nobody says there is none.
+//! moment, one frame of the log. What goes wrong before the marks are handed to destage, which writes the frame, leaves no snapshot; what goes
+//! wrong after may leave one, and then nobody says there is none.
 
-use super::{CROWDED_LIMIT, PAUSE, append, check_free, is_crowded};
-use crate::engine::Shared;
+use super::{CROWDED_LIMIT, PAUSE, check_free, encode_note, is_crowded};
+use crate::destage::{Mark, Marked};
+use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use crate::volume::Volume;
 use cairn_metadata::NewSnapshot;
 use cairn_model::Lsn;
+use parking_lot::Mutex;
 use std::sync::Arc;
 
 /// What became of one snapshot.
@@ -23,6 +25,16 @@ pub(crate) enum Taken {
     Unsure(EngineError),
 }
 
+/// What marks wait for.
+#[derive(Clone, Copy, Debug)]
+enum WaitsFor {
+    Catalog,
+    /// Room in the log.
+    Room,
+    /// Destage was asked and has not answered: whoever stops waiting does not know what becomes of them.
+    Answer,
+}
+
 /// Takes snapshots of different volumes at one moment; says of each what became of it. The caller has the turn of administration: nobody else
 /// takes the names.
 pub(crate) async fn take_each(shared: &Shared, wanted: &[(Arc<Volume>, NewSnapshot)]) -> Vec<Taken> {
@@ -33,12 +45,22 @@ pub(crate) async fn take_each(shared: &Shared, wanted: &[(Arc<Volume>, NewSnapsh
     }
     all_uncrowded(shared, wanted, &mut taken).await;
     let limit = shared.config.read_deadline;
-    let marked = cairn_model::timeout(&*shared.ports.clock, limit, mark(shared, wanted, &mut taken)).await;
-    // A mark that comes late may come all the same.
+    let waits_for = Mutex::new(WaitsFor::Catalog);
+    let marking = mark(shared, wanted, &mut taken, &waits_for);
+    let marked = cairn_model::timeout(&*shared.ports.clock, limit, marking).await;
     let rest = match marked {
         Ok(Ok(lsn)) => synced(shared, lsn).await,
         Ok(Err(error)) => Err(error),
-        Err(cairn_model::Elapsed) => Err(EngineError::SnapshotLate),
+        Err(cairn_model::Elapsed) => {
+            let waits_for = *waits_for.lock();
+            match waits_for {
+                WaitsFor::Catalog => left_out(&mut taken, &EngineError::CatalogSilent),
+                WaitsFor::Room => left_out(&mut taken, &EngineError::PoolSilent(limit.as_secs())),
+                // It comes late, or never.
+                WaitsFor::Answer => {}
+            }
+            Err(EngineError::SnapshotLate)
+        }
     };
     let mut all = Vec::with_capacity(wanted.len());
     for ((volume, _), taken) in wanted.iter().zip(taken) {
@@ -76,6 +98,7 @@ async fn mark(
     shared: &Shared,
     wanted: &[(Arc<Volume>, NewSnapshot)],
     taken: &mut [Option<Taken>],
+    waits_for: &Mutex<WaitsFor>,
 ) -> Result<Lsn, EngineError> {
     loop {
         for ((volume, _), taken) in wanted.iter().zip(&mut *taken) {
@@ -93,7 +116,7 @@ async fn mark(
         if left.is_empty() {
             return Ok(Lsn::ZERO);
         }
-        let error = match append(shared, &left).await {
+        let error = match append(shared, &left, waits_for).await {
             Ok(lsn) => return Ok(lsn),
             // The end of the engine, perhaps with the request on its way.
             Err(error @ EngineError::Stopped) => return Err(error),
@@ -101,10 +124,37 @@ async fn mark(
         };
         if left.iter().all(|(volume, _)| volume.state().lock().check_serving().is_ok()) {
             // Refused before the frame, and not for one of the volumes: all of them.
-            for taken in taken.iter_mut().filter(|taken| taken.is_none()) {
-                *taken = Some(Taken::No(error.clone()));
-            }
+            left_out(taken, &error);
             return Ok(Lsn::ZERO);
+        }
+    }
+}
+
+/// Those that are still in it have no snapshot.
+fn left_out(taken: &mut [Option<Taken>], error: &EngineError) {
+    for taken in taken.iter_mut().filter(|taken| taken.is_none()) {
+        *taken = Some(Taken::No(error.clone()));
+    }
+}
+
+/// Brings the marks into the log at one moment; returns where it must be synced through.
+async fn append(
+    shared: &Shared,
+    snapshots: &[(Arc<Volume>, NewSnapshot)],
+    waits_for: &Mutex<WaitsFor>,
+) -> Result<Lsn, EngineError> {
+    loop {
+        *waits_for.lock() = WaitsFor::Catalog;
+        until_known(shared, || shared.wal_state.make_dirty(&*shared.catalog)).await?;
+        *waits_for.lock() = WaitsFor::Room;
+        let mut marks = Vec::with_capacity(snapshots.len());
+        for (volume, snapshot) in snapshots {
+            let permit = shared.wal.reserve(encode_note(snapshot).len()).await?;
+            marks.push(Mark { volume: Arc::clone(volume), snapshot: snapshot.clone(), permit });
+        }
+        *waits_for.lock() = WaitsFor::Answer;
+        if let Marked::Through(lsn) = shared.destage.snapshot(marks).await? {
+            return Ok(lsn);
         }
     }
 }
