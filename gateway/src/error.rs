@@ -135,7 +135,10 @@ impl Kinded for GatewayError {
             Self::Key(error) => error.kind(),
             Self::Image(error) => match error {
                 ImageError::Io { source, .. } => ErrorKind::of_io(source),
-                ImageError::Exists { .. } | ImageError::Busy { .. } => ErrorKind::Conflict,
+                ImageError::Exists { .. }
+                | ImageError::Busy { .. }
+                | ImageError::Unfinished { .. }
+                | ImageError::UnknownUpdate { .. } => ErrorKind::Conflict,
                 ImageError::Damaged { .. } => ErrorKind::Corrupt,
                 ImageError::NotAnImage { .. }
                 | ImageError::Unsupported { .. }

@@ -8,7 +8,9 @@
 use crate::admin::types::{ChangedRange, CreateVolume, Snapshot, Volume};
 use crate::client::AdminClient;
 use crate::error::GatewayError;
-use crate::image::{ImageError, ImageFormat, ImagePatch, ImageReader, ImageWriter, PIECE_BYTES, Piece};
+use crate::image::{
+    Held, ImageError, ImageFormat, ImagePatch, ImageReader, ImageWriter, PIECE_BYTES, Pending, Piece,
+};
 use crate::names::SnapshotOf;
 use bytes::Bytes;
 use cairn_metadata::SnapshotName;
@@ -394,7 +396,7 @@ enum Patch {
 }
 
 /// Writes into a raw image that holds one snapshot what another has otherwise. When this returns the file is durable. When it fails, or `stop` returns
-/// first, the file is neither the one nor the other; made again, to the end, it is right.
+/// first, the file is neither the one nor the other; made again, to the end, it is right. Until then no other update of the file is made.
 pub async fn update(
     client: &AdminClient,
     job: &Update<'_>,
@@ -405,8 +407,14 @@ pub async fn update(
     let (old, new) = (client.snapshot(&from).await?, client.snapshot(job.to).await?);
     let (path, format) = (job.file.to_owned(), job.format);
     let opened = tokio::task::spawn_blocking(move || ImagePatch::open(&path, format)).await.map_err(died)?;
-    let mut image = opened.map_err(|error| no_image(error, job.file, &from))?;
+    let image = opened.map_err(|error| no_image(error, job.file, &from))?;
     check_size(&image, job.file, &old, &new)?;
+    let held =
+        |name: &SnapshotOf, snapshot: &Snapshot| Held { id: snapshot.id.clone(), name: name.to_string() };
+    let update = Pending { since: held(&from, &old), to: held(job.to, &new) };
+    let begun = tokio::task::spawn_blocking(move || image.begin(&update).map(|()| image));
+    let mut image = begun.await.map_err(died)??;
+    // From here on the file may be a mixture.
     observer.total(new.size_bytes);
     let (sender, mut receiver) = mpsc::channel::<Patch>(PIECES_QUEUED);
     let size_bytes = new.size_bytes;
@@ -428,18 +436,23 @@ pub async fn update(
         Ok((image, data_bytes, zero_bytes))
     });
     let copied = tokio::select! {
-        copied = copy_changes(client, &from, job.to, size_bytes, sender, observer) => copied,
+        copied = copy_changes(client, &from, job.to, size_bytes, sender, observer) => {
+            copied.map_err(|error| unfinished(&error, job.file))
+        }
         () = stop => Err(GatewayError::refused(
             ErrorKind::Unavailable,
             format!("the export was interrupted; {} holds a part of the changes", job.file.display()),
             "run it again, to the end, before the file is used",
         )),
     };
-    let (image, data_bytes, zero_bytes) = writing.await.map_err(died)??;
-    copied.map_err(|error| unfinished(error, job.file))?;
-    unchanged(client, &from, &old).await?;
-    unchanged(client, job.to, &new).await?;
-    tokio::task::spawn_blocking(move || image.finish()).await.map_err(died)??;
+    // A file that cannot be written explains a copy that could not go on.
+    let written = writing.await.map_err(died).flatten();
+    let (image, data_bytes, zero_bytes) = written.map_err(|error| unfinished(&error, job.file))?;
+    copied?;
+    unchanged(client, &from, &old, job.file).await?;
+    unchanged(client, job.to, &new, job.file).await?;
+    let finished = tokio::task::spawn_blocking(move || image.finish()).await.map_err(died);
+    finished.and_then(|done| Ok(done?)).map_err(|error| unfinished(&error, job.file))?;
     Ok(Updated {
         volume: job.to.to_string(),
         since: from.to_string(),
@@ -482,32 +495,32 @@ fn check_size(image: &ImagePatch, file: &Path, old: &Snapshot, new: &Snapshot) -
     ))
 }
 
-fn unfinished(error: GatewayError, file: &Path) -> GatewayError {
-    // An interruption says it itself.
-    if matches!(&error, GatewayError::Refused { next: Some(_), .. }) {
-        return error;
-    }
+/// After the first change, whatever went wrong.
+fn unfinished(error: &GatewayError, file: &Path) -> GatewayError {
     GatewayError::refused(
         error.kind(),
         format!("{}; {} holds a part of the changes", error.full_message(), file.display()),
-        "run it again, to the end, before the file is used; if that cannot be, export the whole snapshot",
+        "run it again, to the end, before the file is used; if that cannot be, export the whole snapshot with --force",
     )
 }
 
 /// A name may come to mean another snapshot: then some of the differences were of that one.
-async fn unchanged(client: &AdminClient, name: &SnapshotOf, before: &Snapshot) -> Result<()> {
+async fn unchanged(client: &AdminClient, name: &SnapshotOf, before: &Snapshot, file: &Path) -> Result<()> {
     let is_same = match client.snapshot(name).await {
         Ok(now) => now.id == before.id,
         Err(error) if error.kind() == ErrorKind::NotFound => false,
-        Err(error) => return Err(error),
+        Err(error) => return Err(unfinished(&error, file)),
     };
     if is_same {
         return Ok(());
     }
     Err(GatewayError::refused(
         ErrorKind::Conflict,
-        format!("snapshot {name} was deleted during the export, and what the file holds is not certain"),
-        "export a whole snapshot, and keep both snapshots until an export that compares them has ended",
+        format!(
+            "snapshot {name} was deleted during the export, and what {} holds is not certain",
+            file.display()
+        ),
+        "export a whole snapshot over it with --force, and keep both snapshots until an export that compares them has ended",
     ))
 }
 

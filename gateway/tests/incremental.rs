@@ -127,6 +127,64 @@ fn half(old: &Path, new: &Path, at: u64) {
 }
 
 #[test]
+fn after_an_interruption_only_the_same_two_snapshots_are_compared() {
+    let home = Home::ready();
+    let image = home.folder().join("image.raw");
+    sparse_file(&image, 8 * MIB, &[(0, &noise(1, 100_000)), (6 * MIB, &noise(2, 100_000))]);
+    let gateway = home.serve();
+    home.run(&["volume", "import", "disk", text(&image)]).ok();
+    home.run(&["snapshot", "create", "disk@a"]).ok();
+    let file = home.folder().join("backup.raw");
+    home.run(&["volume", "export", "disk@a", text(&file)]).ok();
+    sparse_file(&image, 8 * MIB, &[(0, &noise(3, 100_000)), (6 * MIB, &noise(4, 100_000))]);
+    home.run(&["volume", "import", "disk", text(&image), "--yes"]).ok();
+    home.run(&["snapshot", "create", "disk@b"]).ok();
+    home.run(&["revert", "disk@a", "--yes"]).ok();
+    home.run(&["snapshot", "create", "disk@c"]).ok();
+    assert_eq!(differences(&home, "disk@a", "disk@c"), []);
+    let whole = |name: &str| {
+        let path = home.folder().join(format!("{name}.raw"));
+        home.run(&["volume", "export", &format!("disk@{name}"), text(&path)]).ok();
+        path
+    };
+    let (a, b) = (whole("a"), whole("b"));
+    let note = home.folder().join("backup.raw.cairn-update");
+    let update = |since: &str, to: &str| {
+        home.run(&["volume", "export", &format!("disk@{to}"), text(&file), "--since", since])
+    };
+    // Writes beyond 2 MiB end the process: it has written the first change and not the second.
+    let interrupt = || {
+        let script = "ulimit -f 4096; exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_cairn"), "volume", "export", "disk@b", text(&file)]);
+        command.args(["--since", "a"]).env("CAIRN_DIR", home.directory()).current_dir(home.folder());
+        let ended = command.stdin(Stdio::null()).output().unwrap();
+        assert!(!ended.status.success(), "{ended:?}");
+        assert!(!same_content(&file, &a) && !same_content(&file, &b), "it is a mixture");
+        assert!(note.exists());
+    };
+    interrupt();
+    let mixture = std::fs::read(&file).unwrap();
+    for (since, to) in [("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")] {
+        let told = update(since, to).failed();
+        assert!(told.contains("from disk@a to disk@b was interrupted"), "{told}");
+        assert!(told.contains("--since a") && told.contains("--force"), "{told}");
+        assert!(std::fs::read(&file).unwrap() == mixture);
+    }
+    update("a", "b").ok();
+    assert!(same_content(&file, &b) && !note.exists());
+    update("b", "c").ok();
+    assert!(same_content(&file, &a) && !note.exists());
+    // A whole image in its place ends it as well.
+    interrupt();
+    home.run(&["volume", "export", "disk@c", text(&file), "--force"]).ok();
+    assert!(same_content(&file, &a) && !note.exists());
+    update("c", "b").ok();
+    assert!(same_content(&file, &b) && !note.exists());
+    assert_eq!(gateway.stop(), Some(0));
+}
+
+#[test]
 fn a_file_that_cannot_hold_the_earlier_snapshot_is_refused_and_left_alone() {
     let home = Home::ready();
     home.run(&["volume", "create", "disk", "8MiB"]).ok();

@@ -1,11 +1,11 @@
 //! The port to the catalog.
 
 use crate::{
-    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse, DomainName,
-    DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow, GroupRunEnd,
-    GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp, MapLeaf,
-    MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf,
-    SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse, CountedLeaves,
+    DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow,
+    GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
+    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor,
+    SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -151,9 +151,15 @@ pub trait Catalog: Send + Sync + Debug {
     ) -> Result<()>;
 
     /// A part of the answer to whose space something is, from one state of the catalog: what about `leaves_max` versions of leaves behind `from` say.
-    /// [`crate::space`] puts them together. Costs what the pins asked for do not share with those beside them, whatever else there is; in
+    /// [`crate::space`] puts them together. Leaves that have `counted` do not count again. Costs what the pins asked for do not share with those beside them, whatever else there is; in
     /// the background, and when somebody asks. Of a snapshot that is not settled, `NotSettled`.
-    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage>;
+    async fn space_page(
+        &self,
+        of: SpaceOf,
+        from: Option<SpaceCursor>,
+        counted: &CountedLeaves,
+        leaves_max: u32,
+    ) -> Result<SpacePage>;
 
     // ---- protection groups, locks, events
 

@@ -291,6 +291,7 @@ macro_rules! catalog_conformance {
                 a_chain_of_a_thousand_clones_shows_all_that_was_written
             }
             purging {
+                a_leaf_that_moves_between_pages_counts_once
                 a_pass_goes_on_where_it_stopped
                 what_is_let_go_of_during_a_pass_goes_too
                 holes_stay_over_what_was_inherited_whatever_became_of_the_parent

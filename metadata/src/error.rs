@@ -88,6 +88,11 @@ pub enum CatalogError {
     #[error("run {run} of group {name} has not ended yet: try again in a moment")]
     RunUnderWay { name: String, run: GroupRunId },
 
+    #[error(
+        "snapshots, clones or reverts came or went all the time while it was counted whose space it is: try again in a moment"
+    )]
+    Changing,
+
     #[error("there is no {what} {name}")]
     NotFound { what: &'static str, name: String },
 
@@ -156,7 +161,7 @@ impl Kinded for CatalogError {
             | Self::NewerFormat { .. }
             | Self::NotACatalog { .. }
             | Self::NewerBlob { .. } => ErrorKind::Unsupported,
-            Self::Unavailable { .. } => ErrorKind::Unavailable,
+            Self::Unavailable { .. } | Self::Changing => ErrorKind::Unavailable,
             Self::OutOfSpace { .. } => ErrorKind::OutOfSpace,
             Self::FoldBeyond { .. }
             | Self::FoldAcross { .. }

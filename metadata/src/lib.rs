@@ -53,7 +53,7 @@ pub use rows::{
     NewSnapshot, NewVolume, NodeRow, NodeState, SiteRow, SnapshotRow, Totals, VolumeRow, VolumeUsage,
     WalState,
 };
-pub use space::{ContainerShare, Space, SpaceBasis, SpaceCursor, SpaceOf, SpacePage, space};
+pub use space::{ContainerShare, CountedLeaves, Space, SpaceBasis, SpaceCursor, SpaceOf, SpacePage, space};
 pub use sqlite::SqliteCatalog;
 
 /// Version of what the rows and blobs mean. A catalog that says a higher one is refused, whatever its schema.

@@ -23,10 +23,10 @@ mod volumes;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerRow,
-    ContainerUse, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange,
-    GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion,
-    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow,
-    SpaceCursor, SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    ContainerUse, CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow,
+    GroupChange, GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex,
+    LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName,
+    SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -396,8 +396,14 @@ impl Catalog for MemoryCatalog {
         self.call("events", |tables| Ok(tables.last_events(limit))).await
     }
 
-    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage> {
-        self.call("space_page", |tables| tables.space_page(of, from, leaves_max)).await
+    async fn space_page(
+        &self,
+        of: SpaceOf,
+        from: Option<SpaceCursor>,
+        counted: &CountedLeaves,
+        leaves_max: u32,
+    ) -> Result<SpacePage> {
+        self.call("space_page", |tables| tables.space_page(of, from, counted, leaves_max)).await
     }
 
     async fn acquire_lease(

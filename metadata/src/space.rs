@@ -12,6 +12,13 @@
 //! A version goes if some pin of its gap shows it and none that stays does: it begins after the pin before the gap and its successor is
 //! there by the pin after it. Of the blocks in such versions those count that the pins on both sides of the gap map otherwise. So what is looked at is
 //! what was written between two pins, whatever the size of the volume and the number of its snapshots.
+//!
+//! Invariants, while batches are folded and versions purged between the pages:
+//! - Each leaf counts once, whole, as it was when it was first found: who puts the pages together remembers which have counted.
+//! - No leaf that had versions that go, all along, is left out: the row that it is found by moves only forwards, as long as a gap is looked at from
+//!   the same side; that is why the side is part of the cursor.
+//! - Pages are of the same pins. So the answer is exact where nothing is written meanwhile, as always of a snapshot between two others; of a head, each
+//!   leaf is of some moment while it was asked.
 
 use crate::{Catalog, CatalogError, LEAF_BLOCKS, LeafIndex, MapLeaf, MapPoint};
 use cairn_model::{BLOCK_SIZE, ChunkId, CommitSeq, ContainerId, LineageId, MapTarget, SnapshotId, VolumeId};
@@ -19,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Leaves of a page of [`Catalog::space_page`].
 const LEAVES_AT_ONCE: u32 = 256;
-/// Pins that come and go while a question is answered; beyond it the answer is of several moments.
+/// Pins that come and go while a question is answered; beyond it there is no answer.
 const RESTARTS_MAX: u32 = 8;
 
 /// Whose space is asked for.
@@ -68,9 +75,22 @@ impl ContainerShare {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SpaceCursor {
     pub(crate) gap: usize,
+    pub(crate) side: Side,
     /// The last row that was looked at: a version's commit and leaf.
     pub(crate) row: (CommitSeq, LeafIndex),
 }
+
+/// On which side of a gap the leaves are looked for. It may cost less on the one or the other; rows of both do not go together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Side {
+    /// The first versions after the pin before.
+    First,
+    /// The successors of the versions that the only pin of the gap shows.
+    Successors,
+}
+
+/// Leaves that have counted.
+pub type CountedLeaves = BTreeSet<LeafIndex>;
 
 /// The pins that an answer is about, to be compared: pages of other pins do not belong together.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -81,6 +101,8 @@ pub struct SpaceBasis(pub(crate) Vec<Gap>);
 pub struct SpacePage {
     pub basis: SpaceBasis,
     pub unique_blocks: u64,
+    /// The leaves that it is about. None of them had counted before.
+    pub leaves: CountedLeaves,
     /// Each container once, by identity.
     pub containers: Vec<ContainerShare>,
     /// `None` when this is the last page.
@@ -92,13 +114,17 @@ pub async fn space(catalog: &dyn Catalog, of: SpaceOf) -> Result<Space, CatalogE
     let mut restarts = 0;
     'again: loop {
         let (mut blocks, mut containers) = (0, BTreeMap::<ContainerId, ContainerShare>::new());
-        let (mut next, mut basis) = (None, None);
+        let (mut next, mut basis, mut counted) = (None, None, CountedLeaves::new());
         loop {
-            let page = catalog.space_page(of, next, LEAVES_AT_ONCE).await?;
-            if basis.get_or_insert_with(|| page.basis.clone()) != &page.basis && restarts < RESTARTS_MAX {
+            let page = catalog.space_page(of, next, &counted, LEAVES_AT_ONCE).await?;
+            if basis.get_or_insert_with(|| page.basis.clone()) != &page.basis {
+                if restarts == RESTARTS_MAX {
+                    return Err(CatalogError::Changing);
+                }
                 restarts += 1;
                 continue 'again;
             }
+            counted.extend(page.leaves);
             blocks += page.unique_blocks;
             for share in page.containers {
                 let empty = ContainerShare { blocks: 0, ..share };

@@ -43,10 +43,10 @@ mod tests;
 
 use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse,
-    DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow,
-    GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
-    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor,
-    SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange,
+    GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion,
+    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow,
+    SpaceCursor, SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -344,8 +344,14 @@ impl Catalog for SqliteCatalog {
         events::last(self, limit).await
     }
 
-    async fn space_page(&self, of: SpaceOf, from: Option<SpaceCursor>, leaves_max: u32) -> Result<SpacePage> {
-        space::page(self, of, from, leaves_max).await
+    async fn space_page(
+        &self,
+        of: SpaceOf,
+        from: Option<SpaceCursor>,
+        counted: &CountedLeaves,
+        leaves_max: u32,
+    ) -> Result<SpacePage> {
+        space::page(self, of, from, counted, leaves_max).await
     }
 
     async fn acquire_lease(

@@ -198,6 +198,36 @@ async fn a_volume_that_is_being_written_never_hides_a_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_with_more_changes_than_are_held_at_once_is_told_whole_in_parts() {
+    // Three leaves of which every other block was touched, and one that was not.
+    const BLOCKS: u64 = 4 * 64 * MIB / BLOCK;
+    let site = Site::with_volume(BLOCKS * BLOCK).await;
+    let engine = site.start().await;
+    let volume = engine.volume("disk").unwrap();
+    engine.create_snapshot("disk", &named("s")).await.unwrap();
+    let since = volume.open_earlier("s").await.unwrap().unwrap();
+    for block in (0..3 * BLOCKS / 4).step_by(2) {
+        volume.write_zeroes(block * BLOCK, BLOCK, WriteFlags::default()).await.unwrap();
+    }
+    let mut told = Vec::new();
+    while (told.len() as u64) < BLOCKS {
+        let at = told.len() as u64;
+        let length = (BLOCKS - at) * BLOCK;
+        let extents = volume.changes(&since, at * BLOCK, length, 1 << 16).await.unwrap();
+        for extent in extents {
+            let blocks = usize::try_from(extent.length_bytes / BLOCK).unwrap();
+            told.extend(std::iter::repeat_n(extent.changed, blocks));
+        }
+    }
+    for (block, told) in told.iter().enumerate() {
+        let touched = (block as u64) < 3 * BLOCKS / 4 && block % 2 == 0;
+        assert_eq!(*told, touched, "block {block}");
+    }
+    drop((volume, since));
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_earlier_moment_is_held_and_reverts_and_deletions_do_not_confuse_it() {
     let site = Site::with_volume(4 * MIB).await;
     let engine = site.start().await;

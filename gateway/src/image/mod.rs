@@ -5,6 +5,7 @@
 //! refused, because an image from elsewhere must not choose which files of this host are read.
 
 mod patch;
+mod pending;
 mod qcow2;
 mod raw;
 mod reader;
@@ -12,6 +13,7 @@ mod writer;
 mod zero;
 
 pub use patch::ImagePatch;
+pub use pending::{Held, Pending};
 pub use reader::{ImageReader, Piece};
 pub use writer::ImageWriter;
 pub use zero::is_zero;
@@ -57,6 +59,13 @@ pub enum ImageError {
     NotRaw { path: PathBuf },
     #[error("another command is writing {path}")]
     Busy { path: PathBuf },
+    #[error(
+        "bringing {path} from {} to {} was interrupted, and it holds a part of the changes: differences to anything else are not enough",
+        .update.since.name, .update.to.name
+    )]
+    Unfinished { path: PathBuf, update: Box<Pending> },
+    #[error("{note} says that a change of {path} was interrupted, and this version cannot read of which one")]
+    UnknownUpdate { path: PathBuf, note: PathBuf },
     #[error("the image {path} is empty")]
     Empty { path: PathBuf },
 }
@@ -77,6 +86,14 @@ impl ImageError {
                 "make a raw one with `cairn volume export`; if {} is the raw image of a disk that begins like this, say --format raw",
                 path.display()
             )),
+            Self::Unfinished { path, update } => {
+                let since = update.since.name.rsplit('@').next().unwrap_or_default();
+                let (to, path) = (&update.to.name, path.display());
+                Some(format!(
+                    "finish it first: cairn volume export {to} '{path}' --since {since}; if that cannot be, export a whole snapshot over it with --force"
+                ))
+            }
+            Self::UnknownUpdate { .. } => Some("export a whole snapshot over it with --force".to_owned()),
             Self::Busy { .. } => Some("wait until it has ended".to_owned()),
             Self::NotAnImage { .. } | Self::Empty { .. } | Self::Io { .. } => None,
         }

@@ -1,9 +1,10 @@
 //! Changing a raw image in place.
 //!
 //! Crash cases: until [`ImagePatch::finish`] returns the file holds some of the changes and not others, in any order. Making the same changes again,
-//! in whatever state it was left, gives the same file: a change says what a range holds afterwards, not what it held before.
+//! in whatever state it was left, gives the same file: a change says what a range holds afterwards, not what it held before. Which changes these
+//! are is noted durably beside the file before the first one, and no others are made until all of them are.
 
-use super::{ImageError, ImageFormat, zero};
+use super::{ImageError, ImageFormat, Pending, pending, zero};
 use cairn_model::BLOCK_SIZE;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -59,6 +60,11 @@ impl ImagePatch {
         self.size_bytes
     }
 
+    /// Before the first change: notes beside the file which update this is. Refused when another one was interrupted.
+    pub fn begin(&self, update: &Pending) -> Result<(), ImageError> {
+        pending::begin(&self.path, update)
+    }
+
     /// Cuts the file off, or adds zeros.
     pub fn resize(&mut self, size_bytes: u64) -> Result<(), ImageError> {
         self.file.set_len(size_bytes).map_err(|source| self.failed(source))?;
@@ -103,9 +109,16 @@ impl ImagePatch {
         Ok(())
     }
 
-    /// Makes it durable.
-    pub fn finish(self) -> Result<(), ImageError> {
+    /// Makes what was changed durable.
+    pub fn sync(&self) -> Result<(), ImageError> {
         self.file.sync_all().map_err(|source| self.failed(source))
+    }
+
+    /// Makes it durable, and then forgets that anything was being changed.
+    pub fn finish(self) -> Result<(), ImageError> {
+        self.sync()?;
+        // Still locked: nobody begins another one in between.
+        pending::end(&self.path)
     }
 
     fn failed(&self, source: io::Error) -> ImageError {

@@ -1,10 +1,11 @@
 //! Writing an image.
 //!
 //! The image is written beside its final name, as `.NAME.partial`, synced and renamed: an export that was interrupted
-//! leaves no file that looks complete, and an image that is replaced stays whole until then.
+//! leaves no file that looks complete, and an image that is replaced stays whole until then. What an interrupted update of that one left beside it is
+//! removed last: too long it does no harm.
 
 use super::qcow2::{CLUSTER_BYTES, Qcow2Writer};
-use super::{ImageError, ImageFormat, zero};
+use super::{ImageError, ImageFormat, pending, zero};
 use crate::durable;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -16,6 +17,8 @@ pub struct ImageWriter {
     sink: Option<Sink>,
     path: PathBuf,
     aside: PathBuf,
+    /// Held until the end, so that no update of the new image begins before what was left of an older one is removed.
+    _lock: File,
 }
 
 enum Sink {
@@ -52,7 +55,10 @@ impl ImageWriter {
         let aside = path.with_file_name(aside_name);
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&aside).map_err(io)?;
-        let mut writer = Self { sink: None, path: path.to_owned(), aside };
+        let lock = file.try_clone().map_err(io)?;
+        // Without it, where a file system has no locks, it is the operator who sees to it.
+        let _ = lock.try_lock();
+        let mut writer = Self { sink: None, path: path.to_owned(), aside, _lock: lock };
         let sink = match format {
             ImageFormat::Raw => file.set_len(size_bytes).map(|()| Sink::Raw(file)),
             ImageFormat::Qcow2 => Qcow2Writer::new(file, size_bytes).map(Sink::Qcow2),
@@ -97,7 +103,8 @@ impl ImageWriter {
         synced
             .and_then(|()| std::fs::rename(&self.aside, &self.path))
             .and_then(|()| durable::sync_directory(parent.unwrap_or(Path::new("."))))
-            .map_err(|source| ImageError::Io { path: self.path.clone(), source })
+            .map_err(|source| ImageError::Io { path: self.path.clone(), source })?;
+        pending::end(&self.path)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Taking away what nothing shows any more, step by step.
 
 use super::{CatalogStore, Held, World, blocks, hole, written};
-use crate::{LEAF_BLOCKS, MapLeaf, SnapshotRow};
+use crate::{CountedLeaves, LEAF_BLOCKS, MapLeaf, SnapshotRow, SpaceOf};
 use cairn_model::{CommitSeq, MapDelta};
 use std::collections::BTreeMap;
 
@@ -155,4 +155,37 @@ pub async fn a_volume_that_is_reverted_again_and_again_keeps_what_it_shows(store
         assert_eq!(left.len() as u64, expected);
         assert!(left.iter().all(|(_, commit)| CommitSeq::new(*commit) == snapshot.at.commit));
     }
+}
+
+/// Leaves are folded again and their older versions purged between the pages: each counts once all the same, and none is left out.
+pub async fn a_leaf_that_moves_between_pages_counts_once(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let mut held = world.held_volume("disk").await;
+    let write = async |held: &mut Held| {
+        let mut batch = world.batch(&[(held, blocks(0, 4))]);
+        let container = batch.containers[0].id;
+        let ops = (0..LEAVES).flat_map(|leaf| written(blocks(leaf * LEAF_BLOCKS, 8), container).ops);
+        batch.volumes[0].delta = MapDelta { ops: ops.collect() };
+        world.commit_batch(held, &batch).await;
+        world.fold(held).await;
+        world.purge().await;
+    };
+    write(&mut held).await;
+    let (mut next, mut counted, mut pages, mut unique_blocks) = (None, CountedLeaves::new(), 0, 0);
+    loop {
+        let page = world.catalog.space_page(SpaceOf::Head(held.volume), next, &counted, 4).await.unwrap();
+        assert!(counted.is_disjoint(&page.leaves), "a leaf counts twice");
+        counted.extend(page.leaves);
+        unique_blocks += page.unique_blocks;
+        pages += 1;
+        if pages <= 3 {
+            write(&mut held).await;
+        }
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    assert_eq!((counted.len() as u64, unique_blocks), (LEAVES, LEAVES * 8));
+    assert!(pages > 3);
 }

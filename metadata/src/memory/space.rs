@@ -1,7 +1,7 @@
 //! Whose space.
 
 use super::{Result, Tables};
-use crate::space::{Gap, LeafSpace, Thinned, gaps, leaf_space};
+use crate::space::{CountedLeaves, Gap, LeafSpace, Side, Thinned, gaps, leaf_space};
 use crate::{
     CatalogError, ContainerShare, LeafIndex, MapLeaf, MapPoint, SpaceBasis, SpaceCursor, SpaceOf, SpacePage,
 };
@@ -13,6 +13,7 @@ impl Tables {
         &self,
         of: SpaceOf,
         from: Option<SpaceCursor>,
+        counted: &CountedLeaves,
         leaves_max: u32,
     ) -> Result<SpacePage> {
         let gaps = gaps(&self.thinned(of)?);
@@ -34,8 +35,13 @@ impl Tables {
                     break 'page;
                 }
                 left -= 1;
-                page.next = Some(SpaceCursor { gap: number, row });
-                let space = self.space_of_row(of, &gaps, number, row);
+                page.next = Some(SpaceCursor { gap: number, side: Side::First, row });
+                let leaf = row.1;
+                if counted.contains(&leaf) || page.leaves.contains(&leaf) {
+                    continue;
+                }
+                let Some(space) = self.space_of_leaf(of, &gaps, leaf) else { continue };
+                page.leaves.insert(leaf);
                 page.unique_blocks += space.unique_blocks;
                 for (container, blocks) in space.containers {
                     *containers.entry(container).or_default() += blocks;
@@ -59,14 +65,8 @@ impl Tables {
         Ok(page)
     }
 
-    /// What goes of a leaf, if this row is the first of all that go: so each leaf counts once.
-    fn space_of_row(
-        &self,
-        of: SpaceOf,
-        gaps: &[Gap],
-        gap: usize,
-        (commit, leaf): (CommitSeq, LeafIndex),
-    ) -> LeafSpace {
+    /// What goes of a leaf, if any version of it does.
+    fn space_of_leaf(&self, of: SpaceOf, gaps: &[Gap], leaf: LeafIndex) -> Option<LeafSpace> {
         let going: Vec<(usize, CommitSeq)> = gaps
             .iter()
             .enumerate()
@@ -75,8 +75,8 @@ impl Tables {
                 gap.going_versions(&versions).map(|version| (number, version)).collect::<Vec<_>>()
             })
             .collect();
-        if going.first() != Some(&(gap, commit)) {
-            return LeafSpace::default();
+        if going.is_empty() {
+            return None;
         }
         let leaves: Vec<&MapLeaf> = going
             .iter()
@@ -85,7 +85,7 @@ impl Tables {
         let sides = gaps.iter().flat_map(|gap| &gap.sides);
         let staying: Vec<&MapLeaf> = sides.filter_map(|side| Some(&**self.shown(*side, leaf)?.1)).collect();
         let shown = leaves.first().copied().filter(|_| !matches!(of, SpaceOf::Volume(_)));
-        leaf_space(leaf, shown, &leaves, &staying)
+        Some(leaf_space(leaf, shown, &leaves, &staying))
     }
 
     /// The versions of a leaf after the pin before the gap, through the one after.

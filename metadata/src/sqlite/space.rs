@@ -6,7 +6,7 @@
 use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up, int};
 use super::versions::{LEAVES_AT_ONCE, commit_of, index_of, with_shown};
 use super::{Result, SqliteCatalog, failed, uncounted};
-use crate::space::{Gap, Thinned, gaps, leaf_space};
+use crate::space::{CountedLeaves, Gap, Side, Thinned, gaps, leaf_space};
 use crate::{
     CatalogError, ContainerShare, LeafIndex, MapLeaf, MapPoint, SnapshotName, SpaceBasis, SpaceCursor,
     SpaceOf, SpacePage,
@@ -25,6 +25,7 @@ pub(super) async fn page(
     catalog: &SqliteCatalog,
     of: SpaceOf,
     from: Option<SpaceCursor>,
+    counted: &CountedLeaves,
     leaves_max: u32,
 ) -> Result<SpacePage> {
     let mut state = catalog.readers.begin().await.map_err(failed(DOING))?;
@@ -33,15 +34,23 @@ pub(super) async fn page(
     let mut containers: BTreeMap<ContainerId, u64> = BTreeMap::new();
     let mut left = leaves_max.max(1);
     for (number, gap) in gaps.iter().enumerate().skip(from.map_or(0, |from| from.gap)) {
-        let behind = from.filter(|from| from.gap == number).map(|from| from.row);
-        let rows = Rows::of(&mut state, gap).await?.behind(&mut state, gap, behind, left).await?;
+        let (side, behind) = match from.filter(|from| from.gap == number) {
+            // Whatever is there now: rows of the other side would be others.
+            Some(from) => (from.side, Some(from.row)),
+            None => (cheaper(&mut state, gap).await?, None),
+        };
+        let rows = rows_behind(&mut state, gap, side, behind, left).await?;
         left -= u32::try_from(rows.len()).expect("no more than asked for");
         for some in rows.chunks(LEAVES_AT_ONCE) {
-            let leaves: Vec<LeafIndex> = some.iter().map(|(_, leaf)| *leaf).collect();
-            add_leaves(&mut state, (of, &gaps, number), &leaves, &mut page, &mut containers).await?;
+            let leaves = some.iter().map(|(_, leaf)| *leaf);
+            let leaves: Vec<LeafIndex> =
+                leaves.filter(|leaf| !counted.contains(leaf) && !page.leaves.contains(leaf)).collect();
+            if !leaves.is_empty() {
+                add_leaves(&mut state, (of, &gaps), &leaves, &mut page, &mut containers).await?;
+            }
         }
         if left == 0 {
-            page.next = rows.last().map(|row| SpaceCursor { gap: number, row: *row });
+            page.next = rows.last().map(|row| SpaceCursor { gap: number, side, row: *row });
             break;
         }
     }
@@ -51,67 +60,58 @@ pub(super) async fn page(
     Ok(page)
 }
 
-/// On which side of a gap the leaves are looked for.
-enum Rows {
-    /// The first versions after the pin before.
-    First,
-    /// The successors of the versions that the only pin of the gap shows.
-    Successors,
+/// The side of a gap with fewer rows.
+async fn cheaper(state: &mut SqliteConnection, gap: &Gap) -> Result<Side> {
+    let (Some(_), [pin]) = (gap.high, &gap.going[..]) else { return Ok(Side::First) };
+    if *pin == MapPoint::END {
+        return Ok(Side::First);
+    }
+    let first = count(state, gap, bounds(gap, Side::First)).await?;
+    let successors = count(state, gap, bounds(gap, Side::Successors)).await?;
+    Ok(if successors < first { Side::Successors } else { Side::First })
 }
 
-impl Rows {
-    async fn of(state: &mut SqliteConnection, gap: &Gap) -> Result<Self> {
-        let (Some(_), [pin]) = (gap.high, &gap.going[..]) else { return Ok(Self::First) };
-        if *pin == MapPoint::END {
-            return Ok(Self::First);
-        }
-        let first = count(state, gap, Self::First.bounds(gap)).await?;
-        let successors = count(state, gap, Self::Successors.bounds(gap)).await?;
-        Ok(if successors < first { Self::Successors } else { Self::First })
+/// Commits of the rows: after the one, through the other.
+fn bounds(gap: &Gap, side: Side) -> (i64, i64) {
+    let sql = |commit: CommitSeq| commit_of(MapPoint { lineage: gap.lineage, commit });
+    match side {
+        Side::First => (gap.low.map_or(-1, sql), sql(gap.last())),
+        Side::Successors => (sql(gap.last()), gap.high.map_or(i64::MAX, sql)),
     }
+}
 
-    /// Commits of the rows: after the one, through the other.
-    fn bounds(&self, gap: &Gap) -> (i64, i64) {
-        let sql = |commit: CommitSeq| commit_of(MapPoint { lineage: gap.lineage, commit });
-        match self {
-            Self::First => (gap.low.map_or(-1, sql), sql(gap.last())),
-            Self::Successors => (sql(gap.last()), gap.high.map_or(i64::MAX, sql)),
-        }
-    }
-
-    /// The next rows, by commit and leaf; of each leaf only the first, so that it is looked at once.
-    async fn behind(
-        &self,
-        state: &mut SqliteConnection,
-        gap: &Gap,
-        behind: Option<(CommitSeq, LeafIndex)>,
-        limit: u32,
-    ) -> Result<Vec<(CommitSeq, LeafIndex)>> {
-        let sql = "SELECT l.commit_seq, l.leaf FROM leaves l INDEXED BY leaves_by_commit WHERE l.lineage = $1 \
+/// The next rows, by commit and leaf; of each leaf only the first, so that it is looked at once.
+async fn rows_behind(
+    state: &mut SqliteConnection,
+    gap: &Gap,
+    side: Side,
+    behind: Option<(CommitSeq, LeafIndex)>,
+    limit: u32,
+) -> Result<Vec<(CommitSeq, LeafIndex)>> {
+    let sql = "SELECT l.commit_seq, l.leaf FROM leaves l INDEXED BY leaves_by_commit WHERE l.lineage = $1 \
                    AND (l.commit_seq, l.leaf) > ($4, $5) AND l.commit_seq <= $3 AND NOT EXISTS \
                    (SELECT 1 FROM leaves o INDEXED BY leaves_by_version WHERE o.lineage = $1 AND o.leaf = l.leaf \
                    AND o.commit_seq > $2 AND o.commit_seq < l.commit_seq) ORDER BY l.commit_seq, l.leaf LIMIT $6";
-        let (low, high) = self.bounds(gap);
-        let (commit, leaf) = match behind {
-            Some((commit, leaf)) => (int(commit.get())?, i64::from(leaf.get())),
-            None => (low, i64::MAX),
-        };
-        let rows = sqlx::query(sql)
-            .bind(gap.lineage.as_bytes().to_vec())
-            .bind(low)
-            .bind(high)
-            .bind(commit)
-            .bind(leaf)
-            .bind(i64::from(limit))
-            .fetch_all(state)
-            .await
-            .map_err(failed(DOING))?;
-        let row = |row: &SqliteRow| {
-            let columns = Columns::new(row, "map leaf");
-            Ok((CommitSeq::new(columns.number("commit_seq")?), index_of(&columns)?))
-        };
-        rows.iter().map(row).collect()
-    }
+    let (low, high) = bounds(gap, side);
+    let (commit, leaf) = match behind {
+        Some((commit, leaf)) => (int(commit.get())?, i64::from(leaf.get())),
+        None => (low, i64::MAX),
+    };
+    let rows = sqlx::query(sql)
+        .bind(gap.lineage.as_bytes().to_vec())
+        .bind(low)
+        .bind(high)
+        .bind(commit)
+        .bind(leaf)
+        .bind(i64::from(limit))
+        .fetch_all(state)
+        .await
+        .map_err(failed(DOING))?;
+    let row = |row: &SqliteRow| {
+        let columns = Columns::new(row, "map leaf");
+        Ok((CommitSeq::new(columns.number("commit_seq")?), index_of(&columns)?))
+    };
+    rows.iter().map(row).collect()
 }
 
 async fn count(state: &mut SqliteConnection, gap: &Gap, (low, high): (i64, i64)) -> Result<i64> {
@@ -127,10 +127,10 @@ async fn count(state: &mut SqliteConnection, gap: &Gap, (low, high): (i64, i64))
         .map_err(failed(DOING))
 }
 
-/// Adds what goes of leaves that are found in gap `number`, unless an earlier gap has them too.
+/// Adds what goes of leaves, whole: of all gaps.
 async fn add_leaves(
     state: &mut SqliteConnection,
-    (of, gaps, number): (SpaceOf, &[Gap], usize),
+    (of, gaps): (SpaceOf, &[Gap]),
     leaves: &[LeafIndex],
     page: &mut SpacePage,
     containers: &mut BTreeMap<ContainerId, u64>,
@@ -142,11 +142,12 @@ async fn add_leaves(
             going.entry(leaf).or_default().extend(goes);
         }
     }
-    going.retain(|_, versions| versions.first().is_some_and(|(gap, _)| *gap == number));
+    going.retain(|_, versions| !versions.is_empty());
     if going.is_empty() {
         return Ok(());
     }
     let wanted: Vec<LeafIndex> = going.keys().copied().collect();
+    page.leaves.extend(&wanted);
     let mut staying: BTreeMap<LeafIndex, Vec<MapLeaf>> = BTreeMap::new();
     for side in gaps.iter().flat_map(|gap| &gap.sides) {
         for (leaf, shown) in shown(state, *side, &wanted).await? {

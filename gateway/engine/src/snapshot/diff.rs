@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// Versions of leaves asked for at once.
 const VERSIONS_AT_ONCE: u32 = 256;
 /// Leaves of each state compared at once.
-pub(crate) const LEAVES_AT_ONCE: usize = 16;
+const LEAVES_AT_ONCE: usize = 16;
 
 /// A run of blocks that one state maps otherwise than the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

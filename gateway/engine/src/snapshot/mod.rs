@@ -23,7 +23,7 @@ mod revert;
 mod views;
 
 pub use diff::{Difference, DifferencePage};
-pub(crate) use diff::{LEAVES_AT_ONCE, changed, compare, leaves, versions};
+pub(crate) use diff::{changed, compare, leaves, versions};
 pub(crate) use each::{Taken, take_each};
 pub(crate) use mark::{decode_note, encode_note};
 pub(crate) use views::Views;

@@ -303,6 +303,11 @@ impl Extents {
         self.merged.len() > self.extents_max
     }
 
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.merged.len()
+    }
+
     pub(super) fn push(&mut self, length_bytes: u64, said: bool) {
         match self.merged.last_mut() {
             Some((length, last)) if *last == said => *length += length_bytes,

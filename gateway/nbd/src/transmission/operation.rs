@@ -61,11 +61,18 @@ impl Operation {
         match self {
             Self::Read { length, .. } => *length as usize,
             Self::Write { data, .. } => data.len(),
-            Self::Status { extents_max, contexts, .. } => extents_max * contexts.len() * size_of::<Extent>(),
+            Self::Status { extents_max, contexts, .. } => {
+                let compares = contexts.ids().any(|id| id != ContextSet::ALLOCATION);
+                let working = if compares { COMPARED_BYTES } else { 0 };
+                extents_max * contexts.len() * size_of::<Extent>() + working
+            }
             Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } | Self::Prefetch { .. } => 0,
         }
     }
 }
+
+/// What a device may hold while it compares itself with an earlier moment, one context after the other, however few extents are asked for.
+const COMPARED_BYTES: usize = 4 << 20;
 
 /// A run of bytes as a context describes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -239,4 +246,18 @@ fn failure<E: Kinded>(error: &E, command: Command, offset: u64) -> Outcome {
         }
     }
     Outcome::Failed { errno: errno_of(kind, command), message: message_of(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comparison_is_charged_however_few_extents_are_asked_for() {
+        let allocation = ContextSet::default().with(ContextSet::ALLOCATION).expect("it is not there yet");
+        let both = allocation.with(ContextSet::ALLOCATION + 1).expect("it is not there yet");
+        let cost = |contexts| Operation::Status { offset: 0, length: 1, extents_max: 1, contexts }.cost();
+        assert!(cost(allocation) < 100);
+        assert!(cost(both) >= COMPARED_BYTES);
+    }
 }

@@ -1,7 +1,7 @@
 //! Whose space, against a model that looks at whole states and knows no versions.
 
 use super::{Model, SLOT_BLOCKS, State};
-use crate::{ContainerShare, MapPoint, SpaceOf, SpacePage};
+use crate::{ContainerShare, CountedLeaves, MapPoint, SpaceOf, SpacePage};
 use cairn_model::{ContainerId, LineageId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,11 +48,13 @@ impl Model {
     /// All pages, of random lengths.
     async fn told_space(&self, of: SpaceOf) -> (u64, Vec<ContainerShare>) {
         let (mut blocks, mut containers) = (0, BTreeMap::<ContainerId, ContainerShare>::new());
-        let mut next = None;
+        let (mut next, mut counted) = (None, CountedLeaves::new());
         loop {
             let limit = u32::try_from(1 + self.below(4)).unwrap();
-            let SpacePage { unique_blocks, containers: found, next: behind, .. } =
-                self.world.catalog.space_page(of, next, limit).await.unwrap();
+            let SpacePage { unique_blocks, leaves, containers: found, next: behind, .. } =
+                self.world.catalog.space_page(of, next, &counted, limit).await.unwrap();
+            assert!(counted.is_disjoint(&leaves), "a leaf counts twice");
+            counted.extend(leaves);
             blocks += unique_blocks;
             for share in found {
                 let empty = ContainerShare { blocks: 0, ..share };
