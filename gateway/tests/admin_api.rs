@@ -203,8 +203,7 @@ fn what_nothing_points_at_is_told_and_taken_back() {
         assert_eq!(status, 200, "{answer}");
         answer
     };
-    let nothing =
-        json!({"dry_run": false, "containers": 0, "container_bytes": 0, "objects": 0, "object_bytes": 0});
+    let nothing = json!({"dry_run": false, "containers": 0, "container_bytes": 0, "moved_containers": 0, "moved_bytes": 0, "objects": 0, "object_bytes": 0});
     assert_eq!(reclaim(false), nothing);
     assert_eq!(api.json("POST /v1/volumes/a/zeroes", &json!({"offset": 0, "length": 1 << 20})).0, 200);
     // What is on its way to the pool counts.

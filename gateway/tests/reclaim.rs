@@ -108,8 +108,7 @@ fn what_was_just_overwritten_counts_and_what_a_snapshot_shows_does_not() {
     home.run(&["snapshot", "create", "a@one"]).ok();
     home.run(&["volume", "import", "a", text(&second)]).ok();
     let nothing = home.run(&["reclaim", "--json"]).json();
-    let expected =
-        json!({"dry_run": false, "containers": 0, "container_bytes": 0, "objects": 0, "object_bytes": 0});
+    let expected = json!({"dry_run": false, "containers": 0, "container_bytes": 0, "moved_containers": 0, "moved_bytes": 0, "objects": 0, "object_bytes": 0});
     assert_eq!(nothing, expected);
     assert_exports_as(&home, "a@one", &first);
     home.run(&["snapshot", "delete", "a@one"]).ok();

@@ -105,7 +105,8 @@ impl Pool {
         chunks: Range<u32>,
     ) -> Result<FetchedChunks, PoolError> {
         let node = self.node(location.node)?;
-        let mut present = directory.iter_within(chunks.clone()).map(|(_, entry)| entry);
+        let known = if chunks.end as usize <= directory.len() { chunks.clone() } else { 0..0 };
+        let mut present = directory.iter_within(known).map(|(_, entry)| entry);
         let first = present.next();
         let Some((first, last)) = first.map(|first| (first, present.last().unwrap_or(first))) else {
             return Err(PoolError::Corrupt {

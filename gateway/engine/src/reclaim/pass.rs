@@ -26,6 +26,8 @@ struct Plan {
     uses: HashMap<ContainerId, ContainerUse>,
     /// Of all segments with something live, when the plan is carried out.
     space: Space,
+    /// Twice as much is dead as may be.
+    is_urgent: bool,
     /// Live bytes that move.
     moving_bytes: u64,
     /// Stored bytes of containers that move, without what lives.
@@ -83,9 +85,7 @@ impl<'a> Pass<'a> {
     /// dealt with.
     pub(super) async fn take_back(&mut self) -> Result<(), EngineError> {
         self.delete_doomed().await?;
-        let began = self.shared.ports.clock.now();
         settle(self.shared).await?;
-        self.looking += self.shared.ports.clock.now().since(began);
         let mut after = None;
         loop {
             let (plan, next) = self.look(after).await?;
@@ -179,7 +179,7 @@ impl<'a> Pass<'a> {
                 self.forgot = true;
                 return Ok(());
             }
-            self.move_unit(closed, unit, &of_units).await?;
+            self.move_unit(closed, unit, &of_units, plan.is_urgent).await?;
             if number % UNITS_PER_DELETION == 0 {
                 self.delete_doomed().await?;
             }
@@ -192,9 +192,16 @@ impl<'a> Pass<'a> {
         closed: &mut Closed<'_>,
         unit: &Unit,
         uses: &HashMap<ContainerId, ContainerUse>,
+        is_urgent: bool,
     ) -> Result<(), EngineError> {
+        let began = self.shared.ports.clock.now();
         let rewritten = match rewrite(self.shared, unit, uses).await {
-            Ok(rewritten) => rewritten,
+            Ok(rewritten) => {
+                // Guests come first: half of the time at most, unless dead bytes grow faster than that takes them back.
+                let took = if is_urgent { PAUSE } else { self.shared.ports.clock.now().since(began) };
+                self.shared.ports.clock.sleep(PAUSE.max(took)).await;
+                rewritten
+            }
             // Another gateway's pass took them over.
             Err(error) if is_refused(&error) => Rewritten::default(),
             Err(error) => {
@@ -277,6 +284,7 @@ async fn plan(shared: &Shared, page: UsePage, moves: bool) -> Result<Plan, Engin
     let now_ms = shared.ports.clock.wall().unix_millis();
     let victims = choose(&segments, shared.config.reclaim_dead_percent_max, MOVED_BYTES_MAX, now_ms);
     let mut space = Space::of(&segments);
+    let is_urgent = space.is_above(shared.config.reclaim_dead_percent_max.saturating_mul(2).min(100));
     let moving = Space::of(victims.iter().copied());
     space.object_bytes -= moving.dead_bytes();
     let units = group(shared, &victims, &held);
@@ -294,7 +302,7 @@ async fn plan(shared: &Shared, page: UsePage, moves: bool) -> Result<Plan, Engin
     dead.sort_unstable_by_key(|container| container.id);
     let live_bytes = uses.keys().filter_map(|id| Some(held.get(id)?.stored_bytes)).sum::<u64>();
     let (moving_bytes, left_out_bytes) = (moving.live_bytes, stored.saturating_sub(live_bytes));
-    Ok(Plan { dead, units, uses, space, moving_bytes, left_out_bytes })
+    Ok(Plan { dead, units, uses, space, is_urgent, moving_bytes, left_out_bytes })
 }
 
 /// Containers of a segment that something points at.

@@ -15,7 +15,6 @@
 //! objects are doomed and the next pass deletes them. A move whose answer is lost is repeated; one whose outcome stays unknown leaves its object
 //! where it is.
 
-use super::PAUSE;
 use super::victims::Segment;
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
@@ -152,7 +151,6 @@ pub(super) async fn rewrite(
     unit: &Unit,
     uses: &HashMap<ContainerId, ContainerUse>,
 ) -> Result<Rewritten, EngineError> {
-    let began = shared.ports.clock.now();
     let mut rewritten = Rewritten::default();
     let Some(filling) = fill(shared, unit, uses, &mut rewritten).await? else { return Ok(rewritten) };
     let Filling { regrouped, present, left_out_bytes } = filling;
@@ -170,8 +168,6 @@ pub(super) async fn rewrite(
     move_to(shared, unit.pass, &segment, receipt, &present).await?;
     rewritten.left_out_bytes = left_out_bytes;
     rewritten.moved = segment.containers().to_vec();
-    // Guests come first: half of the time at most.
-    shared.ports.clock.sleep(PAUSE.max(shared.ports.clock.now().since(began))).await;
     Ok(rewritten)
 }
 
