@@ -84,6 +84,14 @@ impl<'a> Pass<'a> {
     /// Takes back all there is. What an error leaves is for the next pass; one that concerns an object or a unit alone comes back after the others were
     /// dealt with.
     pub(super) async fn take_back(&mut self) -> Result<(), EngineError> {
+        let done = self.look_through().await;
+        if self.forgot {
+            self.shared.dedupe.relearn();
+        }
+        done.and(self.problem.take().map_or(Ok(()), Err))
+    }
+
+    async fn look_through(&mut self) -> Result<(), EngineError> {
         self.delete_doomed().await?;
         settle(self.shared).await?;
         let mut after = None;
@@ -95,13 +103,9 @@ impl<'a> Pass<'a> {
             done?;
             match next {
                 Some(next) if !self.shared.stop.is_cancelled() => after = Some(next),
-                _ => break,
+                _ => return Ok(()),
             }
         }
-        if self.forgot {
-            self.shared.dedupe.relearn();
-        }
-        self.problem.take().map_or(Ok(()), Err)
     }
 
     /// A page of segments, and where the next one begins. However long it takes: who waits is in no hurry, and what is away is an error.
