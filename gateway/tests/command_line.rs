@@ -89,7 +89,7 @@ fn reclaim_says_what_comes_back_and_when() {
         "overwritten or discarded",
         "deleted volumes and snapshots",
         "by itself every so often",
-        "stays whole for now",
+        "written together anew",
         "not everything dead comes back at once",
         "changes nothing",
     ] {
