@@ -262,6 +262,7 @@ fn rounds(seed: u64) -> Result<()> {
     cairn(&gateway, &["volume", "delete", "vol", "--force", "--yes"]).run()?;
     reclaim(&gateway, &[])?;
     let left = super::pool_bytes(&gateway)?;
-    ensure!(full > 8 * MIB && left * 100 < full, "{left} of {full} bytes are still there");
+    // How much the volume held is chance: zeroes take back most of it now and then.
+    ensure!(full > MIB && left * 100 < full, "{left} of {full} bytes are still there");
     gateway.stop()
 }
