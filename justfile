@@ -37,6 +37,18 @@ crashes ROUNDS="60":
     cargo build --release --bin cairn
     CAIRN_E2E_CRASHES={{ROUNDS}} cargo nextest run --release -p system-tests --no-capture crash::kinds::no_mixture
 
+# COUNT snapshots under load, some of them deleted, cloned, reverted to, while reclaim runs: all bit for bit as at their moment.
+snapshots COUNT="200":
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    CAIRN_E2E_SNAPSHOTS={{COUNT}} cargo nextest run --release -p system-tests --no-capture every_snapshot_stays
+
+# ROUNDS of SIGKILL with writers, passes of reclaim, snapshots, deletions, clones and reverts at once.
+kills ROUNDS="100":
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    CAIRN_E2E_ROUNDS={{ROUNDS}} cargo nextest run --release -p system-tests --no-capture reclaim::kills
+
 # Fuzz one target, or `all`, for SECONDS; see docs/testing.md.
 fuzz TARGET="all" SECONDS="60":
     CAIRN_FUZZ_SECONDS={{SECONDS}} tests/fuzz/run $([ {{TARGET}} = all ] || echo {{TARGET}})

@@ -15,3 +15,4 @@ mod reclaim;
 mod reduction;
 mod secrecy;
 mod snapshots;
+mod timeline;

@@ -1,6 +1,7 @@
 //! Snapshots, clones, reverts and differences: what a snapshot shows is one moment of the write order, whatever comes after.
 
 mod load;
+mod many;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};

@@ -72,6 +72,11 @@ impl Gateway {
         self.home.path().join("log")
     }
 
+    /// Where the admin API is.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.join("admin.sock")
+    }
+
     pub fn export(&self, volume: &str) -> Export {
         Export::new(&self.socket(), volume)
     }

@@ -10,6 +10,7 @@
     reason = "tests from outside live on the machine's own clock, threads and randomness"
 )]
 
+pub mod admin;
 pub mod checks;
 pub mod crash;
 pub mod export;

@@ -56,6 +56,11 @@ pub fn crash_rounds() -> Result<u32> {
     number("CAIRN_E2E_ROUNDS", 5)
 }
 
+/// How many snapshots of a volume under load: `CAIRN_E2E_SNAPSHOTS`.
+pub fn snapshots_under_load() -> Result<u32> {
+    number("CAIRN_E2E_SNAPSHOTS", 30)
+}
+
 /// How many rounds of mixed crashes: `CAIRN_E2E_CRASHES`. Six are one of each kind.
 pub fn mixed_crash_rounds() -> Result<u32> {
     number("CAIRN_E2E_CRASHES", 6)

@@ -1,23 +1,20 @@
-//! SIGKILL in the middle of passes, under a writer whose every write is known.
+//! SIGKILL in the middle of everything: passes of reclaim, writes that repeat others, snapshots, deletions, clones and reverts.
 
 use super::{MIB, cairn, gateway_with, number, objects, reclaim};
+use crate::timeline::{Broken, Clock, Disk, Done, Past, start_writers};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use system_tests::gateway::Gateway;
-use system_tests::nbd::Client;
 use system_tests::process::Process;
 use system_tests::random::Random;
 use system_tests::settings;
 use system_tests::tool::Tool;
-
-const BYTES: usize = 32 << 20;
-const PIECE: usize = 256 << 10;
-const BLOCK: usize = 4096;
 
 /// Objects that one refused batch may have put.
 const OBJECTS_PER_BATCH: u64 = 4;
@@ -25,82 +22,8 @@ const OBJECTS_PER_BATCH: u64 = 4;
 /// Batches that are small and many, so that there is always something that is about to die, and survivors that are to be moved.
 const SMALL_BATCHES: &str = "dead_percent = 5\n[destage]\nbatch_bytes = \"2MiB\"\nbatch_age = \"100ms\"\n";
 
-/// One connection that overwrites, repeats and zeroes, and what the volume must hold then.
-struct Load {
-    random: Random,
-    /// Contents that come again and again: each may be shared at the moment at which it is taken back.
-    repeated: Vec<Vec<u8>>,
-    held: Vec<u8>,
-    /// Sent and not answered.
-    pending: Option<(usize, Vec<u8>)>,
-}
-
-impl Load {
-    fn new(seed: u64) -> Self {
-        let mut random = Random::seeded(seed);
-        let repeated = (0..4).map(|_| noise(&mut random)).collect();
-        Self { random, repeated, held: vec![0; BYTES], pending: None }
-    }
-
-    fn step(&mut self, client: &mut Client) -> Result<()> {
-        let at = self.random.index(BYTES / PIECE) * PIECE;
-        let (is_zero, bytes) = match self.random.below(8) {
-            0 => (true, vec![0; (16 * PIECE).min(BYTES - at)]),
-            1..=3 => (false, self.repeated[self.random.index(self.repeated.len())].clone()),
-            _ => (false, noise(&mut self.random)),
-        };
-        let (offset, length) = (at as u64, bytes.len());
-        self.pending = Some((at, bytes.clone()));
-        if is_zero {
-            client.write_zeroes(offset, length)?;
-        } else {
-            client.write(offset, &bytes)?;
-        }
-        self.held[at..at + length].copy_from_slice(&bytes);
-        self.pending = None;
-        Ok(())
-    }
-
-    /// Until it is over. Before that, nothing may fail.
-    fn run(&mut self, gateway: &Gateway, over: &AtomicBool) -> Result<()> {
-        let mut client = gateway.export("vol").connect()?;
-        while !over.load(Ordering::SeqCst) {
-            match self.step(&mut client) {
-                Err(_) if over.load(Ordering::SeqCst) => return Ok(()),
-                done => done?,
-            }
-            std::thread::sleep(Duration::from_millis(3));
-        }
-        Ok(())
-    }
-
-    /// Reads everything. Of a write without an answer each block may be old or new, and stays as it is from then on.
-    fn verify(&mut self, gateway: &Gateway) -> Result<()> {
-        let mut client = gateway.export("vol").connect()?;
-        let mut seen = Vec::with_capacity(BYTES);
-        while seen.len() < BYTES {
-            seen.extend(client.read(seen.len() as u64, 1 << 20)?);
-        }
-        client.disconnect()?;
-        if let Some((at, bytes)) = self.pending.take() {
-            for (from, new) in (at..).step_by(BLOCK).zip(bytes.chunks(BLOCK)) {
-                if seen[from..from + BLOCK] == *new {
-                    self.held[from..from + BLOCK].copy_from_slice(new);
-                }
-            }
-        }
-        let differs = |block: &usize| seen[block * BLOCK..][..BLOCK] != self.held[block * BLOCK..][..BLOCK];
-        let wrong: Vec<usize> = (0..BYTES / BLOCK).filter(differs).collect();
-        ensure!(wrong.is_empty(), "{} blocks are wrong, the first is {}", wrong.len(), wrong[0]);
-        Ok(())
-    }
-}
-
-fn noise(random: &mut Random) -> Vec<u8> {
-    let mut bytes = vec![0; PIECE];
-    random.fill(&mut bytes);
-    bytes
-}
+/// Rounds beyond those asked for, until everything has happened that the test is about: in which round it does is chance.
+const MORE_ROUNDS_MAX: u32 = 60;
 
 /// What the catalog says of the pool.
 struct Catalog {
@@ -149,77 +72,92 @@ fn assert_whole(gateway: &Gateway, catalog: &Catalog) -> Result<()> {
     Ok(())
 }
 
-/// One pass after the other, until it is over. Before that, none may fail. All keys that the catalog has in between become known. How many containers were taken back, and
-/// how many were moved.
-fn reclaim_on(gateway: &Gateway, over: &AtomicBool, known: &mut BTreeSet<String>) -> Result<(u64, u64)> {
-    let mut touched = (0, 0);
-    while !over.load(Ordering::SeqCst) {
-        match Catalog::of(gateway) {
-            Err(_) if over.load(Ordering::SeqCst) => break,
-            catalog => known.extend(catalog?.keys().cloned()),
-        }
-        let finished = cairn(gateway, &["reclaim", "--json"]).finish()?;
-        if finished.status.success() {
-            let done = serde_json::from_str(&finished.stdout)?;
-            touched.0 += number(&done, "containers")?;
-            touched.1 += number(&done, "moved_containers")?;
-        } else {
-            ensure!(over.load(Ordering::SeqCst), "{}", finished.describe());
-            ensure!(!finished.said().contains("panicked"), "{}", finished.describe());
-        }
-    }
-    Ok(touched)
+/// What lives have done.
+#[derive(Debug, Default)]
+struct Account {
+    /// All keys that the catalog ever had, as far as somebody looked.
+    known: BTreeSet<String>,
+    containers_taken_back: u64,
+    containers_moved: u64,
+    blocks_shared: u64,
 }
 
-/// Writes and passes side by side for a while, then the end that `end` is. How many containers were taken back and moved.
+impl Account {
+    /// Whether there was all that kills are to hit.
+    fn is_full(&self, done: &Done) -> bool {
+        let reclaimed = self.containers_taken_back > 0 && self.containers_moved > 0;
+        reclaimed && self.blocks_shared > 0 && done.everything() && done.unanswered > 0
+    }
+
+    /// One pass after the other, until it is over. Before that, none may fail. All keys that the catalog has in between become known.
+    fn reclaim_on(&mut self, gateway: &Gateway, over: &AtomicBool) -> Result<()> {
+        let before = self.blocks_shared;
+        while !over.load(Ordering::SeqCst) {
+            match Catalog::of(gateway) {
+                Err(_) if over.load(Ordering::SeqCst) => break,
+                catalog => self.known.extend(catalog?.keys().cloned()),
+            }
+            // Without a gateway that runs the command answers by itself, and knows nothing of dedupe.
+            match gateway.status().and_then(|status| number(&status["dedupe"], "hits")) {
+                Err(_) if over.load(Ordering::SeqCst) => break,
+                hits => self.blocks_shared = before + hits?,
+            }
+            let finished = cairn(gateway, &["reclaim", "--json"]).finish()?;
+            if finished.status.success() {
+                let done = serde_json::from_str(&finished.stdout)?;
+                self.containers_taken_back += number(&done, "containers")?;
+                self.containers_moved += number(&done, "moved_containers")?;
+            } else {
+                ensure!(over.load(Ordering::SeqCst), "{}", finished.describe());
+                ensure!(!finished.said().contains("panicked"), "{}", finished.describe());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One action after the other, until it is over. Before that, none may fail, and whatever an answer says is right at any time.
+fn act_on(past: &mut Past, gateway: &Gateway, clock: &Clock, over: &AtomicBool) -> Result<()> {
+    while !over.load(Ordering::SeqCst) {
+        match past.act(gateway, clock) {
+            Err(Broken::Unanswered(_)) if over.load(Ordering::SeqCst) => break,
+            acted => acted?,
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Writers, passes and everything else side by side for a while, then the end that `end` is.
 fn life(
     gateway: &Gateway,
-    load: &mut Load,
-    known: &mut BTreeSet<String>,
-    length: Duration,
+    past: &mut Past,
+    account: &mut Account,
+    random: &mut Random,
+    clock: &Clock,
     end: impl FnOnce() -> Result<()>,
-) -> Result<(u64, u64)> {
+) -> Result<()> {
     let over = AtomicBool::new(false);
+    let disks = past.disks.clone();
+    let length = Duration::from_millis(500 + random.below(2000));
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| load.run(gateway, &over));
-        let passes = scope.spawn(|| reclaim_on(gateway, &over, known));
+        let writers = start_writers(scope, gateway, &disks, random, clock, &over);
+        let passes = scope.spawn(|| account.reclaim_on(gateway, &over));
+        let actions = scope.spawn(|| act_on(past, gateway, clock, &over));
         std::thread::sleep(length);
         over.store(true, Ordering::SeqCst);
         let ended = end();
-        writer.join().expect("the writer does not panic")?;
-        let touched = passes.join().expect("passes do not panic")?;
-        ended.map(|()| touched)
+        let passes = passes.join().expect("passes do not panic");
+        let actions = actions.join().expect("actions do not panic");
+        for writer in writers {
+            writer.join().expect("the writer does not panic")?;
+        }
+        actions.and(passes).and(ended)
     })
 }
 
-#[test]
-fn sigkill_during_a_pass_loses_nothing_and_leaves_nothing() -> Result<()> {
-    let seed = Random::seed_from_environment()?;
-    rounds(seed).with_context(|| format!("CAIRN_E2E_SEED={seed}"))
-}
-
-fn rounds(seed: u64) -> Result<()> {
-    let mut gateway = gateway_with(SMALL_BATCHES)?;
-    gateway.start()?;
-    gateway.create_volume("vol", BYTES as u64)?;
-    let (mut load, mut random) = (Load::new(seed), Random::seeded(!seed));
-    // All keys that the catalog ever had, as far as somebody looked.
-    let mut known = BTreeSet::new();
-    let (mut taken_back, mut moved) = (0, 0);
-    for _ in 0..settings::crash_rounds()? {
-        let length = Duration::from_millis(500 + random.below(2000));
-        let touched =
-            life(&gateway, &mut load, &mut known, length, || gateway.process()?.signal(Signal::KILL))?;
-        (taken_back, moved) = (taken_back + touched.0, moved + touched.1);
-        gateway.kill()?;
-        gateway.start()?;
-        load.verify(&gateway)?;
-        let catalog = Catalog::of(&gateway)?;
-        assert_whole(&gateway, &catalog)?;
-        known.extend(catalog.keys().cloned());
-    }
-    // A command that works on its own is killed like any other.
-    gateway.stop()?;
+/// A command that works on its own is killed like any other.
+fn kill_passes_without_a_gateway(gateway: &Gateway, random: &mut Random) -> Result<()> {
     for _ in 0..3 {
         let mut command = Command::new(settings::cairn_binary()?);
         command.args(["reclaim", "--dir"]).arg(gateway.dir());
@@ -227,42 +165,96 @@ fn rounds(seed: u64) -> Result<()> {
         std::thread::sleep(Duration::from_millis(random.below(300)));
         pass.kill()?;
     }
-    gateway.start()?;
-    load.verify(&gateway)?;
-    let before = strays(&gateway, &Catalog::of(&gateway)?)?;
-    // A life that ends well leaves nothing behind, but for what a refused batch had put.
-    let touched = life(&gateway, &mut load, &mut known, Duration::from_secs(3), || Ok(()))?;
-    (taken_back, moved) = (taken_back + touched.0, moved + touched.1);
+    Ok(())
+}
+
+/// Two passes after the last write and the last deletion, everything is in its place, and nothing else is there but strays.
+fn assert_no_orphans(gateway: &Gateway, account: &Account, strays_before: &BTreeSet<String>) -> Result<()> {
     gateway.destage()?;
-    reclaim(&gateway, &[])?;
-    let nothing = reclaim(&gateway, &[])?;
+    for _ in 0..2 {
+        reclaim(gateway, &[])?;
+    }
+    let nothing = reclaim(gateway, &[])?;
     ensure!(number(&nothing, "containers")? == 0 && number(&nothing, "objects")? == 0, "{nothing}");
-    ensure!(taken_back > 0 && moved > 0, "{taken_back} containers died, {moved} moved");
-    let catalog = Catalog::of(&gateway)?;
+    let catalog = Catalog::of(gateway)?;
     ensure!(catalog.doomed.is_empty(), "{:?} are still to be deleted", catalog.doomed);
-    assert_whole(&gateway, &catalog)?;
-    let after = strays(&gateway, &catalog)?;
-    let forgotten: Vec<_> = after.intersection(&known).collect();
+    assert_whole(gateway, &catalog)?;
+    let after = strays(gateway, &catalog)?;
+    let forgotten: Vec<_> = after.intersection(&account.known).collect();
     ensure!(forgotten.is_empty(), "the catalog forgot, and the pool still has {forgotten:?}");
-    let new: Vec<_> = after.difference(&before).collect();
+    let new: Vec<_> = after.difference(strays_before).collect();
     let refused = number(&gateway.status()?["dedupe"], "refused_batches")?;
     ensure!(
         new.len() as u64 <= refused * OBJECTS_PER_BATCH,
         "{refused} batches were refused, and the catalog does not know {new:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn sigkill_during_passes_snapshots_clones_and_reverts_loses_nothing_and_leaves_nothing() -> Result<()> {
+    let seed = Random::seed_from_environment()?;
+    rounds(seed).with_context(|| format!("CAIRN_E2E_SEED={seed}"))
+}
+
+fn rounds(seed: u64) -> Result<()> {
+    let mut random = Random::seeded(seed);
+    let mut gateway = gateway_with(SMALL_BATCHES)?;
+    gateway.start()?;
+    let disks = vec![Disk::create(&gateway, "two", 16, 2)?, Disk::create(&gateway, "one", 8, 1)?];
+    let mut past = Past::new(&gateway, disks, random.word());
+    let (mut account, clock) = (Account::default(), Clock::default());
+    let wanted = settings::crash_rounds()?;
+    for round in 0..wanted + MORE_ROUNDS_MAX {
+        if round >= wanted && account.is_full(&past.done) {
+            break;
+        }
+        let kill = || gateway.process()?.signal(Signal::KILL);
+        life(&gateway, &mut past, &mut account, &mut random, &clock, kill)
+            .with_context(|| format!("in round {round}"))?;
+        gateway.kill()?;
+        gateway.start()?;
+        past.settle(&gateway).with_context(|| format!("after round {round}"))?;
+        past.verify(&gateway).with_context(|| format!("after round {round}"))?;
+        let catalog = Catalog::of(&gateway)?;
+        assert_whole(&gateway, &catalog)?;
+        account.known.extend(catalog.keys().cloned());
+    }
+    let Account { containers_taken_back, containers_moved, blocks_shared, .. } = &account;
+    println!(
+        "{:?}; {containers_taken_back} containers taken back, {containers_moved} moved, {blocks_shared} look-ups of dedupe hit",
+        past.done
+    );
+    ensure!(account.is_full(&past.done), "{:?}, {account:?}: the test does not reach its point", past.done);
+    gateway.stop()?;
+    kill_passes_without_a_gateway(&gateway, &mut random)?;
+    gateway.start()?;
+    past.verify(&gateway)?;
+    // A life that ends well leaves nothing behind, but for what a refused batch had put.
+    let before = strays(&gateway, &Catalog::of(&gateway)?)?;
+    life(&gateway, &mut past, &mut account, &mut random, &clock, || Ok(()))?;
+    past.verify(&gateway)?;
+    assert_no_orphans(&gateway, &account, &before)?;
+    past.verify(&gateway)?;
     // What the catalog does not know, nobody needs.
+    let after = strays(&gateway, &Catalog::of(&gateway)?)?;
     gateway.stop()?;
     for stray in &after {
         fs::remove_file(gateway.dir().join("pool").join(stray))?;
     }
     gateway.start()?;
-    load.verify(&gateway)?;
-    // And with the volume all of it goes.
+    past.verify(&gateway)?;
+    // And with the volumes all of it goes. How much they hold is chance; now it is something.
+    let disk = Arc::clone(&past.disks[0]);
+    disk.renew(&gateway, false, &clock)?;
+    gateway.destage()?;
     let full: u64 = objects(&gateway)?.values().sum();
-    cairn(&gateway, &["volume", "delete", "vol", "--force", "--yes"]).run()?;
-    reclaim(&gateway, &[])?;
+    ensure!(full > 8 * MIB, "{full} bytes are all there is");
+    past.clear()?;
+    for _ in 0..2 {
+        reclaim(&gateway, &[])?;
+    }
     let left = super::pool_bytes(&gateway)?;
-    // How much the volume held is chance: zeroes take back most of it now and then.
-    ensure!(full > MIB && left * 100 < full, "{left} of {full} bytes are still there");
+    ensure!(left * 100 < full, "{left} of {full} bytes are still there");
     gateway.stop()
 }
