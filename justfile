@@ -75,6 +75,12 @@ overwrites *ARGS:
     cargo build --release --bin cairn
     tests/perf/overwrites {{ARGS}}
 
+# Whether snapshots and clones of 10 TiB with 1,000 snapshots are felt by a 4 KiB load; `just snapshot-pauses --help` for the settings.
+snapshot-pauses *ARGS:
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    tests/perf/snapshots {{ARGS}}
+
 # Everything at once for HOURS on a real Ceph RGW, memory and files watched; results in target/soak. `just soak 0.05` for a smoke run.
 soak HOURS="1" *ARGS:
     tests/install-tools.sh
