@@ -2,7 +2,7 @@
 //!
 //! `--every` counts real time: its instants are the multiples of the period since 1970, whatever clocks show. Cron counts by the calendar of a
 //! zone: a time that clocks skip is due right after, one that they show twice is due the first time; so each day has what the
-//! expression says, once. Instants outside the window are none.
+//! expression says, once. Instants outside the window are none; of cron the time that the expression says counts, also where clocks skip it.
 
 use crate::{PolicyError, Span, Window, Zone};
 use cairn_model::WallTime;
@@ -73,17 +73,10 @@ pub struct Due {
 impl Timetable {
     /// The first instant after `at`. `None` when there is none any more.
     pub fn next_after(&self, at: WallTime) -> Option<WallTime> {
-        let mut at = at;
-        for _ in 0..OUTSIDE_MAX {
-            let next = self.unlimited_after(at)?;
-            let Some(window) = self.window else { return Some(next) };
-            if window.contains(next, &self.zone) {
-                return Some(next);
-            }
-            // The opening itself may be an instant.
-            at = WallTime::from_unix_millis(window.opens(next, &self.zone)?.unix_millis() - 1);
+        match &self.when {
+            When::Every(span) => self.every_after(*span, at),
+            When::Cron(cron) => self.cron_after(cron, at),
         }
-        None
     }
 
     /// Those after `after` up to and including `through`.
@@ -123,29 +116,39 @@ impl Timetable {
         last
     }
 
-    fn unlimited_after(&self, at: WallTime) -> Option<WallTime> {
-        match &self.when {
-            When::Every(span) => {
-                let period = span.millis();
-                let next = (at.unix_millis() / period).checked_add(1)?.checked_mul(period)?;
-                Some(WallTime::from_unix_millis(next))
-            }
-            When::Cron(cron) => self.cron_after(cron, at),
+    fn every_after(&self, span: Span, at: WallTime) -> Option<WallTime> {
+        let period = span.millis();
+        let mut at = at;
+        for _ in 0..OUTSIDE_MAX {
+            let next = (at.unix_millis() / period).checked_add(1)?.checked_mul(period)?;
+            let next = WallTime::from_unix_millis(next);
+            let Some(window) = self.window.filter(|window| !window.contains(next, &self.zone)) else {
+                return Some(next);
+            };
+            // The opening itself may be an instant.
+            at = WallTime::from_unix_millis(window.opens(next, &self.zone)?.unix_millis() - 1);
         }
+        None
     }
 
     /// By the order of civil times, which is that of their instants: see [`Zone`].
     fn cron_after(&self, cron: &Cron, at: WallTime) -> Option<WallTime> {
         let mut civil = self.zone.civil(at);
-        loop {
-            let next = cron.find_next_occurrence(&civil, false).ok()?;
+        let mut is_inclusive = false;
+        for _ in 0..OUTSIDE_MAX {
+            let next = cron.find_next_occurrence(&civil, is_inclusive).ok()?;
+            if let Some(window) = self.window.filter(|window| !window.has(next.time())) {
+                (civil, is_inclusive) = (window.next_from(next)?, true);
+                continue;
+            }
             let instant = self.zone.instant(next)?;
             if instant > at {
                 return Some(instant);
             }
             // Clocks show these times for the second time, and were asked the first.
-            civil = next;
+            (civil, is_inclusive) = (next, false);
         }
+        None
     }
 }
 
@@ -226,6 +229,41 @@ mod tests {
     }
 
     #[test]
+    fn a_cron_time_that_is_skipped_is_due_in_its_window() {
+        let spring = instant("Europe/Berlin", date(2026, 3, 28).at(12, 0, 0, 0));
+        for window in ["02:00-03:00", "02:15-02:45", "02:30-03:30", "22:00-02:31"] {
+            let table = table(When::cron("30 2 * * *").unwrap(), Some(window), "Europe/Berlin");
+            let expected = ["2026-03-29 03:00:00 CEST", "2026-03-30 02:30:00 CEST"];
+            assert_eq!(shown(&table, spring, 2), expected, "{window}");
+            assert!(table.is_open(table.next_after(spring).unwrap()), "{window}");
+        }
+        // Never is never, also on that day.
+        for window in ["02:31-03:30", "03:00-04:00", "01:00-02:30"] {
+            let table = table(When::cron("30 2 * * *").unwrap(), Some(window), "Europe/Berlin");
+            assert_eq!(table.next_after(spring), None, "{window}");
+        }
+        let hourly = table(When::every("30m").unwrap(), Some("02:00-02:45"), "Europe/Berlin");
+        let expected =
+            ["29 03:00:00", "29 03:30:00", "30 02:00:00"].map(|time| format!("2026-03-{time} CEST"));
+        assert_eq!(shown(&hourly, spring, 3), expected);
+    }
+
+    #[test]
+    fn a_window_in_the_hour_that_repeats_has_its_instants_both_times() {
+        let often = table(When::every("15m").unwrap(), Some("02:30-03:00"), "Europe/Berlin");
+        let autumn = instant("Europe/Berlin", date(2026, 10, 24).at(12, 0, 0, 0));
+        let expected =
+            ["25 02:30:00 CEST", "25 02:45:00 CEST", "25 02:30:00 CET", "25 02:45:00 CET", "26 02:30:00 CET"]
+                .map(|time| format!("2026-10-{time}"));
+        assert_eq!(shown(&often, autumn, 5), expected);
+        // A run of the first time that did not begin then may begin the second time.
+        let closed = instant("Europe/Berlin", date(2026, 10, 25).at(3, 0, 0, 0));
+        let between = WallTime::from_unix_millis(closed.unix_millis() - 3_600_000);
+        assert!(!often.is_open(between));
+        assert_eq!(often.zone.show(often.opens(between).unwrap()), "2026-10-25 02:30:00 CET");
+    }
+
+    #[test]
     fn missed_instants_are_counted_and_the_last_one_told() {
         let hourly = table(When::every("1h").unwrap(), None, "UTC");
         let at = |hours: u64| WallTime::from_unix_millis(hours * 3_600_000);
@@ -276,8 +314,13 @@ mod tests {
         #[test]
         fn each_day_has_exactly_one_run_of_a_daily_cron(
             zone in 0..ZONES.len(), year in 2005i16..2037, month in 1i8..=12, hour in 0i8..24, minute in 0i8..60,
+            is_windowed: bool, before in 0i16..1440, length in 1i16..1440,
         ) {
-            let table = cron(&format!("{minute} {hour} * * *"), ZONES[zone]);
+            let mut table = cron(&format!("{minute} {hour} * * *"), ZONES[zone]);
+            let begins = (i16::from(hour) * 60 + i16::from(minute) - before.min(length - 1)).rem_euclid(1440);
+            let ends = (begins + length) % 1440;
+            let text = format!("{:02}:{:02}-{:02}:{:02}", begins / 60, begins % 60, ends / 60, ends % 60);
+            table.window = is_windowed.then(|| text.parse().unwrap());
             let first = date(year, month, 1);
             let mut at = WallTime::from_unix_millis(
                 table.zone.instant(first.at(hour, minute, 0, 0)).unwrap().unix_millis() - 1,
@@ -286,7 +329,8 @@ mod tests {
             for _ in 0..70 {
                 let expected = table.zone.instant(day.at(hour, minute, 0, 0)).unwrap();
                 let next = table.next_after(at).unwrap();
-                prop_assert_eq!(next, expected, "{} {}", day, ZONES[zone]);
+                prop_assert_eq!(next, expected, "{} {} {}", day, ZONES[zone], text);
+                prop_assert!(table.is_open(next), "{} {} {}", day, ZONES[zone], text);
                 at = next;
                 day = day.tomorrow().unwrap();
             }

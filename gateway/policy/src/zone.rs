@@ -17,6 +17,14 @@ pub struct Zone {
     name: String,
 }
 
+/// Civil times that clocks skip, from one to another, and when.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Gap {
+    pub(crate) at: WallTime,
+    pub(crate) from: DateTime,
+    pub(crate) to: DateTime,
+}
+
 /// The last moment that calendars reach, with room for every offset.
 const MILLIS_MAX: u64 = 250_000_000_000_000;
 
@@ -45,6 +53,28 @@ impl Zone {
         self.zone.to_datetime(timestamp(at))
     }
 
+    /// The last time up to `at` that clocks were set ahead, if the last time that they were set was one.
+    pub(crate) fn last_gap(&self, at: WallTime) -> Option<Gap> {
+        let nanosecond = jiff::SignedDuration::from_nanos(1);
+        let change = self.zone.preceding(timestamp(at).checked_add(nanosecond).ok()?).next()?.timestamp();
+        let before = self.zone.to_offset(change.checked_sub(nanosecond).ok()?);
+        let (from, to) = (before.to_datetime(change), self.zone.to_datetime(change));
+        (to > from).then(|| Some(Gap { at: wall(change)?, from, to }))?
+    }
+
+    /// When clocks are set after `at`, in order.
+    pub(crate) fn changes_after(&self, at: WallTime) -> impl Iterator<Item = WallTime> + '_ {
+        self.zone.following(timestamp(at)).filter_map(|change| wall(change.timestamp()))
+    }
+
+    /// The second instant of a civil time that clocks show twice.
+    pub(crate) fn second_instant(&self, civil: DateTime) -> Option<WallTime> {
+        match self.zone.to_ambiguous_timestamp(civil).offset() {
+            AmbiguousOffset::Fold { after, .. } => wall(after.to_timestamp(civil).ok()?),
+            _ => None,
+        }
+    }
+
     /// The instant of a civil time; `None` beyond the calendar, or before 1970.
     pub(crate) fn instant(&self, civil: DateTime) -> Option<WallTime> {
         let found = match self.zone.to_ambiguous_timestamp(civil).offset() {
@@ -58,8 +88,7 @@ impl Zone {
                 Ok(change.map_or(after, |change| change.timestamp()))
             }
         };
-        let millis = u64::try_from(found.ok()?.as_millisecond()).ok()?;
-        Some(WallTime::from_unix_millis(millis))
+        wall(found.ok()?)
     }
 
     /// An instant for people: `2026-11-28 16:30:00 CET`.
@@ -72,6 +101,11 @@ impl fmt::Display for Zone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
+}
+
+/// `None` before 1970.
+fn wall(at: Timestamp) -> Option<WallTime> {
+    Some(WallTime::from_unix_millis(u64::try_from(at.as_millisecond()).ok()?))
 }
 
 fn timestamp(at: WallTime) -> Timestamp {
