@@ -330,6 +330,7 @@ async fn nobody_deletes_a_locked_snapshot_before_its_time() {
     for _ in 0..2 {
         let listed = engine.snapshots("disk").await.unwrap();
         assert_eq!(listed[0].locked_until.unwrap().unix_millis(), BEGIN + 2 * HOUR);
+        assert_eq!(engine.snapshot("disk", &first).await.unwrap(), listed[0], "by its name as in the list");
         let refused = engine.delete_snapshot("disk", &first).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Conflict);
         assert!(refused.to_string().contains("is locked until 2026-11-28 17:30:00Z"), "{refused}");

@@ -65,6 +65,11 @@ async fn a_snapshot_shows_its_moment_for_ever() {
     disk.check_all().await;
     let listed = engine.snapshots("disk").await.unwrap();
     assert_eq!(listed.len(), moments.len());
+    for snapshot in &listed {
+        assert_eq!(engine.snapshot("disk", &snapshot.name).await.unwrap(), *snapshot);
+    }
+    let absent = engine.snapshot("disk", &SnapshotName::new("never").unwrap()).await.unwrap_err();
+    assert!(matches!(absent, EngineError::NoSuchSnapshot(_)), "{absent}");
     assert!(listed.is_sorted_by_key(|snapshot| snapshot.created_at));
     assert!(
         listed

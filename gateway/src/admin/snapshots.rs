@@ -10,7 +10,7 @@ use crate::human::counted;
 use crate::names::{SEPARATOR, SnapshotOf, stamped};
 use cairn_engine::{EngineError, SnapshotPhase, SnapshotStatus, Volume as EngineVolume};
 use cairn_metadata::{SnapshotName, SnapshotRow, VolumeName, VolumeRow};
-use cairn_model::{BLOCK_SIZE, ErrorKind, Lba, WallTime};
+use cairn_model::{BLOCK_SIZE, ErrorKind, Kinded, Lba, WallTime};
 use std::sync::Arc;
 
 /// Ranges from which on a part of the differences ends, unless another number is asked for; and the highest.
@@ -45,8 +45,17 @@ impl Service {
 
     pub async fn snapshot(&self, volume: &str, name: &str) -> Result<Snapshot> {
         let name = SnapshotName::new(name)?;
-        let found = self.snapshots(volume).await?.into_iter().find(|snapshot| snapshot.name == name.as_str());
-        found.ok_or_else(|| no_such_snapshot(volume, &name))
+        let row = self.row(volume).await?;
+        if let Some((engine, _)) = &self.engine {
+            match engine.snapshot(volume, &name).await {
+                Err(EngineError::NoSuchVolume(_)) => {}
+                found => return Ok(self.tell(&row, found?)),
+            }
+        }
+        match self.site.catalog.snapshot_by_name(row.id, &name).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(no_such_snapshot(volume, &name)),
+            found => Ok(self.tell(&row, status_of(found?))),
+        }
     }
 
     pub async fn create_snapshot(&self, volume: &str, asked: &CreateSnapshot) -> Result<Snapshot> {

@@ -120,6 +120,23 @@ impl Engine {
         Ok(committed.into_iter().map(SnapshotStatus::committed).chain(logged).collect())
     }
 
+    /// One snapshot of a volume, in a time that does not depend on how many there are.
+    pub async fn snapshot(&self, volume: &str, name: &SnapshotName) -> Result<SnapshotStatus, EngineError> {
+        let shared = self.shared();
+        let volume = shared.registry.named(volume)?;
+        let logged = volume.state().lock().buffer.snapshots().find(|new| new.name == *name).cloned();
+        match (shared.catalog.snapshot_by_name(volume.id(), name).await, logged) {
+            // Perhaps committed in between.
+            (Ok(row), _) => Ok(SnapshotStatus::committed(row)),
+            (Err(error), Some(new)) if error.kind() == ErrorKind::NotFound => {
+                let locks = shared.catalog.snapshot_locks(volume.id()).await?;
+                let locked_until = locks.into_iter().find(|(id, _)| *id == new.id).map(|(_, until)| until);
+                Ok(SnapshotStatus { locked_until, ..SnapshotStatus::logged(new) })
+            }
+            (Err(error), _) => Err(absent(error.into(), &volume, name)),
+        }
+    }
+
     /// Deletes a snapshot, unless somebody reads it. Clones of it live on.
     pub async fn delete_snapshot(&self, volume: &str, name: &SnapshotName) -> Result<(), EngineError> {
         // Nobody else's turn waits for the pool.
