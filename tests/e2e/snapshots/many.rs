@@ -15,7 +15,8 @@ const CONFIG: &str = "[memory]\nblock_cache = \"16MiB\"\n[flash]\nsize = \"0\"\n
 
 /// What a pass took back: containers, and those that it moved.
 fn pass(gateway: &Gateway) -> Result<(u64, u64)> {
-    let said = gateway.command(["reclaim", "--json"]).run()?.stdout;
+    // It may wait for destage and for folds before it begins.
+    let said = gateway.command(["reclaim", "--json"]).timeout(Duration::from_mins(5)).run()?.stdout;
     let done: serde_json::Value = serde_json::from_str(&said).context(said)?;
     let number = |name: &str| done[name].as_u64().with_context(|| format!("no {name} in {done}"));
     Ok((number("containers")?, number("moved_containers")?))
