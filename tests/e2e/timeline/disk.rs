@@ -237,7 +237,10 @@ impl Disk {
         clock: &Clock,
         over: &AtomicBool,
     ) -> Result<()> {
-        let mut client = gateway.export(&self.name).connect()?;
+        let mut client = match gateway.export(&self.name).connect() {
+            Err(_) if over.load(Ordering::SeqCst) => return Ok(()),
+            connected => connected?,
+        };
         let mut random = Random::seeded(seed ^ connection as u64);
         while !over.load(Ordering::SeqCst) {
             let turn = self.gate.read().expect("no writer panics");
@@ -248,7 +251,9 @@ impl Disk {
             drop(turn);
             std::thread::sleep(Duration::from_millis(3));
         }
-        client.disconnect()
+        // Nobody may be there any more to take leave of.
+        drop(client.disconnect());
+        Ok(())
     }
 
     /// A few changes by a connection of its own.
