@@ -9,7 +9,7 @@
 //!   pointers, and the catalog refuses batches that point anew at a chunk that is not there any more.
 //! - A container moves in one transaction, after the new object was acknowledged. Until then, and after a failure, it is where it was.
 //! - Readers that located a container before find its old object gone, and locate it again (`read`).
-//! - One container is in memory beside the segment that is being filled.
+//! - Beside the segment that is being filled, what fills it is in memory at most, with its gaps.
 //!
 //! Crash cases: before the move an object is left that the catalog does not know, as by a batch that was not committed; after it, the old
 //! objects are doomed and the next pass deletes them. A move whose answer is lost is repeated; one whose outcome stays unknown leaves its object
@@ -30,10 +30,13 @@ use cairn_segment_writer::{
     BatchHeader, ContainerCipher, ContainerDirectory, ContainerLocation, Damaged, Domain, FetchedChunks,
     PoolError, Regrouped, SealedSegment, SegmentContainer,
 };
-use std::collections::{BTreeMap, HashMap};
+use futures::{StreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Containers, or footers, fetched at the same time: the pool may be far, and what is left of an old container is little.
+const REQUESTS_AT_ONCE: usize = 8;
 /// Containers asked for in one go.
 const CONTAINERS_AT_ONCE: usize = 256;
 /// Bytes between survivors that are fetched with them, rather than by another request; never more than the survivors before them.
@@ -99,15 +102,19 @@ fn directory_of(located: &Located, live: &ChunkSet) -> Option<ContainerDirectory
     sound
 }
 
-/// Groups the containers of the segments: those of one domain, in the order of their age, as many as make a segment. What was written together stays
-/// together, and what is old is kept from what is young.
+/// Groups the containers of the segments: those of one domain, segment by segment in the order of their age, as many as make a segment. What was written
+/// together stays together, what is old is kept from what is young, and an old object is empty, and goes, soon after the first of it moved.
 pub(super) fn group(shared: &Shared, victims: &[&Segment], held: &HashMap<ContainerId, Held>) -> Vec<Unit> {
-    let mut containers: Vec<&Held> =
-        victims.iter().flat_map(|victim| &victim.containers).filter_map(|id| held.get(id)).collect();
-    containers.sort_unstable_by_key(|container| (container.domain, container.id));
+    let mut containers = Vec::new();
+    for victim in victims {
+        let age = (victim.containers.iter().max(), victim.id);
+        let of_victim = victim.containers.iter().filter_map(|id| held.get(id));
+        containers.extend(of_victim.map(|container| (container.domain, age, container)));
+    }
+    containers.sort_unstable_by_key(|(domain, age, container)| (*domain, *age, container.id));
     let bytes_max = u64::from(shared.config.pack.container_bytes_max);
     let (mut units, mut domain, mut bytes, mut chunks) = (Vec::<Unit>::new(), None, 0, 0);
-    for container in containers {
+    for (_, _, container) in containers {
         let fits = domain == Some(container.domain)
             && bytes + container.stored_bytes <= bytes_max
             && chunks + container.chunks <= CHUNKS_PER_CONTAINER_MAX
@@ -137,11 +144,30 @@ pub(super) struct Rewritten {
     pub(super) stuck: Vec<ContainerId>,
 }
 
-/// The new segment and what is in it.
+/// Fingerprints of the containers of an object.
+type Fingerprints = HashMap<ContainerId, Arc<ContainerFingerprints>>;
+
+/// What is to move of a container.
+struct Survivors {
+    located: Located,
+    directory: ContainerDirectory,
+    live: ChunkSet,
+}
+
+/// The new segment and what is in it so far.
 struct Filling {
     regrouped: Regrouped,
+    filled: Filled,
+}
+
+/// What is in a new segment.
+#[derive(Default)]
+struct Filled {
     present: BTreeMap<ContainerId, ChunkSet>,
+    /// Stored bytes that are left behind.
     left_out_bytes: u64,
+    /// Containers that fail verification and are not in it.
+    damaged: Vec<ContainerId>,
 }
 
 /// Moves the containers of a unit; `uses` is what the look found after they were closed. Containers that have more in them than before, so that they find no
@@ -152,9 +178,19 @@ pub(super) async fn rewrite(
     uses: &HashMap<ContainerId, ContainerUse>,
 ) -> Result<Rewritten, EngineError> {
     let mut rewritten = Rewritten::default();
-    let Some(filling) = fill(shared, unit, uses, &mut rewritten).await? else { return Ok(rewritten) };
-    let Filling { regrouped, present, left_out_bytes } = filling;
-    let segment = shared.compute.run(move || regrouped.seal()).await?;
+    let fetched = fetch_all(shared, unit, uses, &mut rewritten.stuck).await?;
+    // All of a unit is of one domain.
+    let Some((first, _)) = fetched.first() else { return Ok(rewritten) };
+    let domain = shared.domains.get(first.located.domain)?;
+    let footers = footers(shared, &fetched, &domain).await;
+    let bytes_max = shared.config.pack.container_bytes_max;
+    let regrouped = Regrouped::new(&domain, batch(shared), bytes_max as usize, &shared.ports);
+    let filling = Filling { regrouped, filled: Filled::default() };
+    // In one go: between two pieces of work others have their turn, and all of a segment is less work than one slice of a batch.
+    let fill = move || filling.fill(&domain, fetched, &footers, bytes_max);
+    let (sealed, Filled { present, left_out_bytes, damaged }) = shared.compute.run(fill).await?;
+    rewritten.stuck.extend(damaged);
+    let Some(segment) = sealed else { return Ok(rewritten) };
     let receipt = match shared.pool.put(&segment).await {
         Ok(receipt) => receipt,
         Err(error) => {
@@ -171,62 +207,93 @@ pub(super) async fn rewrite(
     Ok(rewritten)
 }
 
-/// Fetches and verifies what is to survive, container by container, into a new segment. `None` when that is nothing.
-async fn fill(
+/// Fetches what is to survive, those of one object after each other.
+async fn fetch_all(
     shared: &Shared,
     unit: &Unit,
     uses: &HashMap<ContainerId, ContainerUse>,
-    rewritten: &mut Rewritten,
-) -> Result<Option<Filling>, EngineError> {
+    stuck: &mut Vec<ContainerId>,
+) -> Result<Vec<(Survivors, Vec<FetchedChunks>)>, EngineError> {
     let mut located = until_known(shared, || shared.catalog.containers(&unit.containers)).await?;
-    // Those of one object follow each other.
     located.sort_unstable_by(|one, other| (&one.key, one.id).cmp(&(&other.key, other.id)));
-    let bytes_max = shared.config.pack.container_bytes_max;
-    let mut filling: Option<Filling> = None;
-    let mut footer: Option<(String, HashMap<ContainerId, Arc<ContainerFingerprints>>)> = None;
-    for located in located {
-        let live = uses.get(&located.id).map(|container| &container.live).filter(|live| !live.is_empty());
-        let Some(live) = live.cloned() else { continue };
-        let Some(directory) = directory_of(&located, &live) else { continue };
-        let domain = shared.domains.get(located.domain)?;
-        let mut into = filling.take().unwrap_or_else(|| Filling {
-            regrouped: Regrouped::new(&domain, batch(shared), bytes_max as usize, &shared.ports),
-            present: BTreeMap::new(),
-            left_out_bytes: 0,
-        });
-        if !into.regrouped.has_room(live.len(), directory.stored_bytes_of(&live), bytes_max) {
-            filling = Some(into);
-            continue;
-        }
-        if footer.as_ref().is_none_or(|(key, _)| *key != located.key) {
-            footer = Some((located.key.clone(), fingerprints(shared, &located, &domain).await));
-        }
-        let fingerprints = footer.as_ref().and_then(|(_, containers)| containers.get(&located.id)).cloned();
-        let fetched = match fetch(shared, &located, &directory, &live).await {
-            Ok(fetched) => fetched,
+    let survivors = located.into_iter().filter_map(|located| {
+        let live = &uses.get(&located.id)?.live;
+        let directory = if live.is_empty() { None } else { directory_of(&located, live) }?;
+        Some(Survivors { located, directory, live: live.clone() })
+    });
+    let mut incoming = stream::iter(survivors)
+        .map(|survivors| async {
+            let fetched = fetch(shared, &survivors).await;
+            (survivors, fetched)
+        })
+        .buffered(REQUESTS_AT_ONCE);
+    let mut all = Vec::new();
+    while let Some((survivors, fetched)) = incoming.next().await {
+        match fetched {
+            Ok(fetched) => all.push((survivors, fetched)),
             // Lost or damaged: whoever reads it is told. The others must not stay for it.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
-                tracing::warn!(%error, container = %located.id, "a container cannot be read and is not moved");
-                rewritten.stuck.push(located.id);
-                filling = Some(into);
-                continue;
+                let id = survivors.located.id;
+                tracing::warn!(%error, container = %id, "a container cannot be read and is not moved");
+                stuck.push(id);
             }
             Err(error) => return Err(error.into()),
-        };
-        let id = located.id;
-        let added = shared.compute.run(move || {
-            let cipher = ContainerCipher::new(&domain, id);
-            let added = add(&mut into, &cipher, &directory, live, fingerprints.as_deref(), &fetched);
-            (into, added)
-        });
-        let (into, added) = added.await?;
-        if let Err(damaged) = added {
-            tracing::warn!(%damaged, container = %id, key = located.key, "a container fails verification and is not moved");
-            rewritten.stuck.push(id);
         }
-        filling = Some(into);
     }
-    Ok(filling.filter(|filling| !filling.regrouped.is_empty()))
+    Ok(all)
+}
+
+impl Filling {
+    /// Verifies what was fetched and takes in what has room. CPU work.
+    fn fill(
+        mut self,
+        domain: &Domain,
+        fetched: Vec<(Survivors, Vec<FetchedChunks>)>,
+        footers: &HashMap<String, Fingerprints>,
+        bytes_max: u32,
+    ) -> (Option<SealedSegment>, Filled) {
+        for (survivors, fetched) in fetched {
+            let Survivors { located, directory, live } = survivors;
+            if !self.regrouped.has_room(live.len(), directory.stored_bytes_of(&live), bytes_max) {
+                continue;
+            }
+            let cipher = ContainerCipher::new(domain, located.id);
+            // Of this object: an older one of the same container had other chunks.
+            let fingerprints = footers.get(&located.key).and_then(|of_object| of_object.get(&located.id));
+            let fingerprints = fingerprints.map(|fingerprints| &**fingerprints);
+            if let Err(damaged) = self.add(&cipher, &directory, live, fingerprints, &fetched) {
+                let key = located.key;
+                tracing::warn!(%damaged, container = %located.id, key, "a container fails verification and is not moved");
+                self.filled.damaged.push(located.id);
+            }
+        }
+        let Self { regrouped, filled } = self;
+        ((!regrouped.is_empty()).then(|| regrouped.seal()), filled)
+    }
+
+    /// Adds what lives in a container, if all of it is what it was.
+    fn add(
+        &mut self,
+        cipher: &ContainerCipher,
+        directory: &ContainerDirectory,
+        live: ChunkSet,
+        fingerprints: Option<&ContainerFingerprints>,
+        fetched: &[FetchedChunks],
+    ) -> Result<(), Damaged> {
+        let (mut verified, mut scratch) = (Vec::with_capacity(live.len()), Vec::new());
+        let mut runs = fetched.iter().peekable();
+        for index in live.iter() {
+            while runs.peek().is_some_and(|run| !run.holds(index)) {
+                runs.next();
+            }
+            let run: &FetchedChunks = runs.peek().copied().ok_or(Damaged("a chunk was not fetched"))?;
+            verified.push((index, run.verified(directory, cipher, index, &mut scratch)?));
+        }
+        self.regrouped.add(cipher.container(), directory, &live, fingerprints, verified);
+        self.filled.left_out_bytes += u64::from(directory.stored_bytes()) - directory.stored_bytes_of(&live);
+        self.filled.present.insert(cipher.container(), live);
+        Ok(())
+    }
 }
 
 /// A batch that changes no volume.
@@ -235,36 +302,8 @@ fn batch(shared: &Shared) -> BatchHeader {
     BatchHeader { site: shared.site, gateway: shared.gateway, batch, attempt: 1, previous: None }
 }
 
-/// Adds what lives in a container, if all of it is what it was. CPU work.
-fn add(
-    into: &mut Filling,
-    cipher: &ContainerCipher,
-    directory: &ContainerDirectory,
-    live: ChunkSet,
-    fingerprints: Option<&ContainerFingerprints>,
-    fetched: &[FetchedChunks],
-) -> Result<(), Damaged> {
-    let (mut verified, mut scratch) = (Vec::with_capacity(live.len()), Vec::new());
-    let mut runs = fetched.iter().peekable();
-    for index in live.iter() {
-        while runs.peek().is_some_and(|run| !run.holds(index)) {
-            runs.next();
-        }
-        let run: &FetchedChunks = runs.peek().copied().ok_or(Damaged("a chunk was not fetched"))?;
-        verified.push((index, run.verified(directory, cipher, index, &mut scratch)?));
-    }
-    into.regrouped.add(cipher.container(), directory, &live, fingerprints, verified);
-    into.left_out_bytes += u64::from(directory.stored_bytes()) - directory.stored_bytes_of(&live);
-    into.present.insert(cipher.container(), live);
-    Ok(())
-}
-
-async fn fetch(
-    shared: &Shared,
-    located: &Located,
-    directory: &ContainerDirectory,
-    live: &ChunkSet,
-) -> Result<Vec<FetchedChunks>, PoolError> {
+async fn fetch(shared: &Shared, survivors: &Survivors) -> Result<Vec<FetchedChunks>, PoolError> {
+    let Survivors { located, directory, live } = survivors;
     let place = ContainerLocation { node: located.node, key: located.key.clone(), offset: located.offset };
     let mut fetched = Vec::new();
     for run in runs(directory, live) {
@@ -295,14 +334,31 @@ fn runs(directory: &ContainerDirectory, live: &ChunkSet) -> Vec<Range<u32>> {
     runs.into_iter().map(|run| run.chunks).collect()
 }
 
-/// Fingerprints of all that the segment holds. Without them the survivors are not shared any more: that is no reason to keep what is dead.
-async fn fingerprints(
+/// What the footers of the objects say of containers, by key. Without them the survivors are not shared any more: that is no reason to keep what is dead.
+async fn footers(
     shared: &Shared,
-    located: &Located,
+    fetched: &[(Survivors, Vec<FetchedChunks>)],
     domain: &Domain,
-) -> HashMap<ContainerId, Arc<ContainerFingerprints>> {
-    let footer = match shared.pool.node(located.node) {
-        Ok(node) => node.read_footer(&located.key, domain).await,
+) -> HashMap<String, Fingerprints> {
+    let object = |survivors: &Survivors| (survivors.located.node, survivors.located.key.clone());
+    let objects: BTreeSet<(NodeId, String)> =
+        fetched.iter().map(|(survivors, _)| object(survivors)).collect();
+    let mut incoming = stream::iter(objects)
+        .map(|(node, key)| async move {
+            let fingerprints = fingerprints(shared, node, &key, domain).await;
+            (key, fingerprints)
+        })
+        .buffered(REQUESTS_AT_ONCE);
+    let mut footers = HashMap::new();
+    while let Some((key, fingerprints)) = incoming.next().await {
+        footers.insert(key, fingerprints);
+    }
+    footers
+}
+
+async fn fingerprints(shared: &Shared, node: NodeId, key: &str, domain: &Domain) -> Fingerprints {
+    let footer = match shared.pool.node(node) {
+        Ok(node) => node.read_footer(key, domain).await,
         Err(error) => Err(error),
     };
     match footer {
@@ -311,8 +367,8 @@ async fn fingerprints(
             containers.filter_map(|container| Some((container.id, container.fingerprints?))).collect()
         }
         Err(error) => {
-            tracing::debug!(%error, key = located.key, "what moves from a segment without its footer is not shared");
-            HashMap::new()
+            tracing::debug!(%error, key, "what moves from a segment without its footer is not shared");
+            Fingerprints::new()
         }
     }
 }
