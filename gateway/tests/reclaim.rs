@@ -137,6 +137,9 @@ fn the_status_tells_what_came_back() {
     let status = home.run(&["status", "--json"]).json();
     assert_eq!((number(&status["reclaim"], "passes"), &status["reclaim"]["total"]), (1, &done));
     assert!(number(&status["reclaim"], "last_at_ms") > 1_700_000_000_000, "{status}");
+    let look = &status["reclaim"]["last_look"];
+    assert!(number(look, "object_bytes") >= number(&done, "object_bytes"), "{status}");
+    assert_eq!(number(look, "live_bytes"), 0, "the volume was all there was");
     assert_eq!(status["pool"]["deletes"], done["objects"]);
     assert_eq!(status["pool"]["nodes"][0]["health"]["deletes"], done["objects"]);
     assert!(number(&status["pool"], "delete_requests") >= number(&done, "objects"), "{status}");

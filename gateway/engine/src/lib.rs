@@ -49,7 +49,7 @@ pub use engine::{Engine, EngineParts};
 pub use error::EngineError;
 pub use group::GroupCounters;
 pub use options::VolumeOptions;
-pub use reclaim::{ReclaimReport, ReclaimStatus};
+pub use reclaim::{PoolUse, ReclaimReport, ReclaimStatus};
 pub use snapshot::{Difference, DifferencePage, SnapshotPhase, SnapshotStatus};
 pub use status::{CpuStatus, DedupeStatus, DestageStatus, EngineStatus, VolumeStatus, WalStatus};
 pub use volume::Volume;

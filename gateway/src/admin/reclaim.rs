@@ -1,9 +1,9 @@
 //! What the admin API does to take space back.
 
 use super::Service;
-use super::types::{AskReclaim, Reclaim, Reclaimed, ReclaimedAmount};
+use super::types::{AskReclaim, LastLook, Reclaim, Reclaimed, ReclaimedAmount};
 use crate::error::GatewayError;
-use cairn_engine::{Engine, ReclaimReport, ReclaimStatus};
+use cairn_engine::{Engine, PoolUse, ReclaimReport, ReclaimStatus};
 use std::time::Duration;
 
 /// How long a pass waits for what was acknowledged to reach the pool.
@@ -39,7 +39,9 @@ impl Service {
 }
 
 pub(super) fn reclaim(status: &ReclaimStatus) -> Reclaim {
-    Reclaim { passes: status.passes, total: amount(status.total), last_at_ms: status.last_at_ms }
+    let last_look =
+        status.last_look.map(|PoolUse { object_bytes, live_bytes }| LastLook { object_bytes, live_bytes });
+    Reclaim { passes: status.passes, total: amount(status.total), last_at_ms: status.last_at_ms, last_look }
 }
 
 const fn amount(report: ReclaimReport) -> ReclaimedAmount {

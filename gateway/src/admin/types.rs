@@ -5,7 +5,7 @@ mod reclaim;
 mod snapshots;
 
 pub use groups::{CreateGroup, Event, Group, GroupDetail, GroupMember, GroupRun, LimitQuery, UpdateGroup};
-pub use reclaim::{AskReclaim, Reclaim, Reclaimed, ReclaimedAmount};
+pub use reclaim::{AskReclaim, LastLook, Reclaim, Reclaimed, ReclaimedAmount};
 pub use snapshots::{
     ChangedRange, CloneSnapshot, CreateSnapshot, CreateSnapshots, Difference, DifferenceQuery, RevertVolume,
     Reverted, Snapshot, SnapshotWanted, Space, SpaceQuery,

@@ -21,6 +21,7 @@
 //! Crash cases: closed containers stay closed, which costs sharing, until the next start opens them; doomed objects are deleted by the
 //! next pass, again if need be.
 
+mod pace;
 mod pass;
 mod rewrite;
 mod victims;
@@ -31,6 +32,7 @@ use crate::error::EngineError;
 use crate::volume::Condition;
 use cairn_metadata::ContainerUse;
 use cairn_model::ContainerId;
+use pace::{Dying, Pace};
 use parking_lot::Mutex;
 use pass::Pass;
 use serde::Serialize;
@@ -55,11 +57,12 @@ const FOLD_LIMIT: Duration = Duration::from_mins(1);
 /// The part of the time that passes may take: looking through the maps of a large site is much work.
 const REST_FACTOR: u32 = 20;
 /// The same where so much was written since the last pass that too much may be dead.
-const REST_FACTOR_BEHIND: u32 = 3;
+const REST_FACTOR_BEHIND: u32 = 1;
 /// Containers that could not be moved that are remembered.
 const STUCK_MAX: usize = 100_000;
-/// Part of the pool below which what was written since the last pass is no reason for another.
+/// Part of the pool below which what was written since the last pass is no reason for another; nor is what fills fewer than so many objects.
 const ALLOWANCE_PART: u64 = 50;
+const ALLOWANCE_OBJECTS: u64 = 2;
 
 /// What a pass found or did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -84,8 +87,17 @@ pub struct ReclaimStatus {
     pub total: ReclaimReport,
     /// When the last pass ended.
     pub last_at_ms: Option<u64>,
+    /// What the last pass that may move found in the pool.
+    pub last_look: Option<PoolUse>,
     /// Why it did not come to its end, if it did not.
     pub problem: Option<String>,
+}
+
+/// What objects take, and what of that something points at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct PoolUse {
+    pub object_bytes: u64,
+    pub live_bytes: u64,
 }
 
 /// See the module.
@@ -98,9 +110,12 @@ pub(crate) struct Reclaim {
     changes: AtomicU64,
     /// Bytes of segments that batches stored since the start.
     stored: AtomicU64,
+    /// The last batch's share of it.
+    last_batch: AtomicU64,
     /// How much of that makes the next pass due.
     due_at: AtomicU64,
     due: Notify,
+    pace: Mutex<Pace>,
     /// Containers that could not be moved, for as long as this process lives: they would be tried again and again.
     stuck: Mutex<HashSet<ContainerId>>,
     /// A pass waits for folding: what is overwritten is pointed at until its delta is folded.
@@ -147,6 +162,7 @@ impl Reclaim {
 
     /// A batch stored segments of so many bytes: as much may be dead that it replaced.
     pub(crate) fn batch_stored(&self, bytes: u64) {
+        self.last_batch.store(bytes, Ordering::Relaxed);
         let stored = self.stored.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if stored >= self.due_at.load(Ordering::Relaxed) {
             self.due.notify_one();
@@ -163,20 +179,33 @@ impl Reclaim {
         self.due.notify_one();
     }
 
-    /// A pass that began when `stored` was stored leaves the pool so full of live bytes.
-    fn took_stock(&self, stored: u64, space: Space, config: &EngineConfig) {
+    /// A pass that began when `stored` was stored found the pool so full of live bytes, and leaves it so.
+    fn took_stock(&self, stored: u64, found: Space, left: Space, config: &EngineConfig) {
+        let batch = self.last_batch.load(Ordering::Relaxed);
+        self.pace.lock().look(stored, self.stored(), batch, found, left);
+        self.due_after(stored, left, config);
+    }
+
+    /// When the next pass is due, if the pool was so when `stored` was stored.
+    fn due_after(&self, stored: u64, left: Space, config: &EngineConfig) {
         let percent = config.reclaim_dead_percent_max;
         let due_at = if percent == 100 {
             u64::MAX
-        } else if space.is_above(percent) {
+        } else if left.is_above(percent) {
             // No more was moved than is good at once.
             0
         } else {
-            let bearable = space.object_bytes / 100 * u64::from(percent);
-            let least = (space.object_bytes / ALLOWANCE_PART).max(2 * config.batch_bytes);
-            stored + bearable.saturating_sub(space.dead_bytes()).max(least)
+            let bearable = left.object_bytes / 100 * u64::from(percent);
+            let dead = left.dead_bytes() + self.pace.lock().dying(percent).bytes(left.live_bytes);
+            let objects = ALLOWANCE_OBJECTS * u64::from(config.pack.container_bytes_max);
+            stored + bearable.saturating_sub(dead).max(left.object_bytes / ALLOWANCE_PART).max(objects)
         };
         self.due_at.store(due_at, Ordering::Relaxed);
+    }
+
+    /// What is likely to die during a pass.
+    fn dying(&self, config: &EngineConfig) -> Dying {
+        self.pace.lock().dying(config.reclaim_dead_percent_max)
     }
 
     /// Containers that could not be moved.
@@ -239,11 +268,15 @@ async fn pass(shared: &Shared) -> (Result<ReclaimReport, EngineError>, Duration)
     let mut pass = Pass::new(shared);
     let done = pass.take_back().await;
     if done.is_ok() {
-        shared.reclaim.took_stock(stored, pass.space, &shared.config);
+        shared.reclaim.took_stock(stored, pass.found, pass.left, &shared.config);
     }
     let mut status = shared.reclaim.status.lock();
     status.total.add(&pass.report);
     status.last_at_ms = Some(shared.ports.clock.wall().unix_millis());
+    if done.is_ok() && shared.config.reclaim_dead_percent_max < 100 {
+        let Space { object_bytes, live_bytes } = pass.found;
+        status.last_look = Some(PoolUse { object_bytes, live_bytes });
+    }
     status.problem = done.as_ref().err().map(ToString::to_string);
     status.passes += u64::from(done.is_ok());
     (done.map(|()| pass.report), pass.looking)
@@ -259,7 +292,7 @@ pub(crate) async fn reclaim_until_stopped(shared: Arc<Shared>) {
     let Some(interval) = shared.config.reclaim_interval else { return };
     let (clock, reclaim) = (&*shared.ports.clock, &shared.reclaim);
     // Nobody knows yet how much of the pool is dead.
-    reclaim.took_stock(0, Space::default(), &shared.config);
+    reclaim.due_after(0, Space::default(), &shared.config);
     let (mut wait, mut rest, mut seen) = (interval, Duration::ZERO, None);
     loop {
         let behind = async {

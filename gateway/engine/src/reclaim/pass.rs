@@ -1,7 +1,7 @@
 //! One pass over the site's segments.
 
 use super::rewrite::{Rewritten, Unit, group, is_refused, rewrite, weigh};
-use super::victims::{Segment, Space, choose};
+use super::victims::{Segment, Space, Wanted, choose};
 use super::{OBJECTS_AT_ONCE, PAUSE, ROWS_AT_ONCE, ReclaimReport, WINDOW, settle};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
@@ -11,8 +11,6 @@ use cairn_model::{ContainerId, PassId, SegmentId};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// Units after which what they doomed is deleted: the pool holds old and new until then.
-const UNITS_PER_DELETION: usize = 8;
 /// Live bytes that move between two looks: what is closed meanwhile is not shared.
 const MOVED_BYTES_MAX: u64 = 4 << 30;
 
@@ -24,10 +22,12 @@ struct Plan {
     units: Vec<Unit>,
     /// What the look found of these.
     uses: HashMap<ContainerId, ContainerUse>,
+    /// Of all segments, as the look found them.
+    found: Space,
     /// Of all segments with something live, when the plan is carried out.
-    space: Space,
-    /// Twice as much is dead as may be.
-    is_urgent: bool,
+    left: Space,
+    /// More is dead already than may be, or will soon be.
+    is_late: bool,
     /// Live bytes that move.
     moving_bytes: u64,
     /// Stored bytes of containers that move, without what lives.
@@ -38,8 +38,10 @@ struct Plan {
 pub(super) struct Pass<'a> {
     shared: &'a Shared,
     pub(super) report: ReclaimReport,
-    /// Of what was looked at so far.
-    pub(super) space: Space,
+    /// Of what was looked at so far, as it was found.
+    pub(super) found: Space,
+    /// The same, as this pass leaves it.
+    pub(super) left: Space,
     /// How long looking took. Moving and deleting have pauses of their own.
     pub(super) looking: Duration,
     /// The first thing that went wrong and did not end the pass.
@@ -55,7 +57,8 @@ impl<'a> Pass<'a> {
         Self {
             shared,
             report: ReclaimReport::default(),
-            space: Space::default(),
+            found: Space::default(),
+            left: Space::default(),
             looking: Duration::ZERO,
             problem: None,
             no_more_moves: false,
@@ -93,11 +96,17 @@ impl<'a> Pass<'a> {
 
     async fn look_through(&mut self) -> Result<(), EngineError> {
         self.delete_doomed().await?;
+        let began = self.shared.ports.clock.now();
         settle(self.shared).await?;
+        tracing::debug!(
+            took_ms = self.shared.ports.clock.now().since(began).as_millis(),
+            "reclaim waited for folding"
+        );
         let mut after = None;
         loop {
             let (plan, next) = self.look(after).await?;
-            self.space.add(plan.space);
+            self.found.add(plan.found);
+            self.left.add(plan.left);
             let done = self.carry_out(plan).await;
             self.delete_doomed().await?;
             done?;
@@ -115,7 +124,19 @@ impl<'a> Pass<'a> {
         let next = page.next;
         let moves = !self.no_more_moves && self.shared.config.reclaim_dead_percent_max < 100;
         let plan = plan(self.shared, page, moves).await?;
-        self.looking += self.shared.ports.clock.now().since(began);
+        let took = self.shared.ports.clock.now().since(began);
+        self.looking += took;
+        tracing::debug!(
+            took_ms = took.as_millis(),
+            object_bytes = plan.found.object_bytes,
+            dead_bytes = plan.found.dead_bytes(),
+            dead_containers = plan.dead.len(),
+            units = plan.units.len(),
+            moving_bytes = plan.moving_bytes,
+            moving_containers = plan.uses.len(),
+            dead_bytes_after = plan.left.dead_bytes(),
+            "reclaim looked at the maps"
+        );
         Ok((plan, next))
     }
 
@@ -152,7 +173,9 @@ impl<'a> Pass<'a> {
         // Pointers are made from pointers alone now: what nothing points at in this look, nothing ever will.
         let began = shared.ports.clock.now();
         let uses = shared.catalog.container_uses(&ids).await?;
-        self.looking += shared.ports.clock.now().since(began);
+        let took = shared.ports.clock.now().since(began);
+        self.looking += took;
+        tracing::debug!(took_ms = took.as_millis(), "reclaim looked again");
         // Whatever the look saw of a commit of this gateway, that commit is shown when its turn is over.
         let (clock, limit) = (&*shared.ports.clock, shared.config.read_deadline);
         if cairn_model::timeout(clock, limit, shared.commit_turn.lock()).await.is_err() {
@@ -178,15 +201,14 @@ impl<'a> Pass<'a> {
             // Room for what moves.
             self.delete_doomed().await?;
         }
-        for (number, unit) in (1..).zip(&plan.units) {
+        for unit in &plan.units {
             if shared.stop.is_cancelled() || self.no_more_moves {
                 self.forgot = true;
                 return Ok(());
             }
-            self.move_unit(closed, unit, &of_units, plan.is_urgent).await?;
-            if number % UNITS_PER_DELETION == 0 {
-                self.delete_doomed().await?;
-            }
+            self.move_unit(closed, unit, &of_units, plan.is_late).await?;
+            // The pool holds old and new until then.
+            self.delete_doomed().await?;
         }
         Ok(())
     }
@@ -196,13 +218,19 @@ impl<'a> Pass<'a> {
         closed: &mut Closed<'_>,
         unit: &Unit,
         uses: &HashMap<ContainerId, ContainerUse>,
-        is_urgent: bool,
+        is_late: bool,
     ) -> Result<(), EngineError> {
         let began = self.shared.ports.clock.now();
         let rewritten = match rewrite(self.shared, unit, uses).await {
             Ok(rewritten) => {
+                tracing::debug!(
+                    took_ms = self.shared.ports.clock.now().since(began).as_millis(),
+                    containers = rewritten.moved.len(),
+                    bytes = rewritten.put_bytes,
+                    "survivors moved"
+                );
                 // Guests come first: half of the time at most, unless dead bytes grow faster than that takes them back.
-                let took = if is_urgent { PAUSE } else { self.shared.ports.clock.now().since(began) };
+                let took = if is_late { PAUSE } else { self.shared.ports.clock.now().since(began) };
                 self.shared.ports.clock.sleep(PAUSE.max(took)).await;
                 rewritten
             }
@@ -285,16 +313,26 @@ async fn plan(shared: &Shared, page: UsePage, moves: bool) -> Result<Plan, Engin
             (!containers.is_empty()).then_some(Segment { id, object_bytes, live_bytes, containers })
         }));
     }
-    let now_ms = shared.ports.clock.wall().unix_millis();
-    let victims = choose(&segments, shared.config.reclaim_dead_percent_max, MOVED_BYTES_MAX, now_ms);
-    let mut space = Space::of(&segments);
-    let is_urgent = space.is_above(shared.config.reclaim_dead_percent_max.saturating_mul(2).min(100));
+    let percent = shared.config.reclaim_dead_percent_max;
+    let wanted = Wanted {
+        dead_percent_max: percent,
+        dying: shared.reclaim.dying(&shared.config),
+        moved_bytes_max: MOVED_BYTES_MAX,
+        now_ms: shared.ports.clock.wall().unix_millis(),
+    };
+    let victims = choose(&segments, &wanted);
+    let mut left = Space::of(&segments);
+    let (mut found, is_late) = (left, left.is_above(percent) || wanted.dying.is_fast(percent));
     let moving = Space::of(victims.iter().copied());
-    space.object_bytes -= moving.dead_bytes();
+    left.object_bytes -= moving.dead_bytes();
     let units = group(shared, &victims, &held);
     let chosen: HashSet<ContainerId> =
         units.iter().flat_map(|unit| unit.containers.iter().copied()).collect();
     let (mut dead, mut uses, mut stored) = (Vec::new(), HashMap::new(), 0);
+    // One that never held a container says what its batch changed, and stays.
+    let is_dead = |segment: &&SegmentUse| !segment.containers.is_empty() && living(segment).next().is_none();
+    let wholly_dead = page.segments.iter().filter(is_dead);
+    found.object_bytes += wholly_dead.map(|segment| segment.length_bytes).sum::<u64>();
     for container in page.segments.into_iter().flat_map(|segment| segment.containers) {
         if container.live.is_empty() {
             dead.push(container);
@@ -306,7 +344,7 @@ async fn plan(shared: &Shared, page: UsePage, moves: bool) -> Result<Plan, Engin
     dead.sort_unstable_by_key(|container| container.id);
     let live_bytes = uses.keys().filter_map(|id| Some(held.get(id)?.stored_bytes)).sum::<u64>();
     let (moving_bytes, left_out_bytes) = (moving.live_bytes, stored.saturating_sub(live_bytes));
-    Ok(Plan { dead, units, uses, space, is_urgent, moving_bytes, left_out_bytes })
+    Ok(Plan { dead, units, uses, found, left, is_late, moving_bytes, left_out_bytes })
 }
 
 /// Containers of a segment that something points at.

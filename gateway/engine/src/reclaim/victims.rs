@@ -5,6 +5,7 @@
 //! benefit over cost, `(1 - u) * age / (1 + u)`; only live bytes are read here, so the cost is `2 u`. Age counts by its root, and no more than a month of it: what is
 //! nearly full would come before what is nearly empty for being years old.
 
+use super::pace::Dying;
 use cairn_model::{ContainerId, SegmentId};
 use std::cmp::Reverse;
 
@@ -70,23 +71,43 @@ impl Segment {
     }
 }
 
-/// What to rewrite so that at most `percent` of the bytes are dead, best first, as far as `bytes_max` of live bytes go. When less is, nothing; else somewhat more than it
+/// What a choice is to reach.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// So much of the bytes may be dead.
+    pub(super) dead_percent_max: u8,
+    /// What is written meanwhile lets so much die.
+    pub(super) dying: Dying,
+    /// Live bytes that are moved at once.
+    pub(super) moved_bytes_max: u64,
+    pub(super) now_ms: u64,
+}
+
+impl Wanted {
+    /// With what dies meanwhile: as much takes its place.
+    const fn soon(&self, space: Space) -> Space {
+        Space { object_bytes: space.object_bytes + self.dying.bytes(space.live_bytes), ..space }
+    }
+}
+
+/// What to rewrite so that no more than is wanted is dead when that is done, best first. When that is so already, nothing; else somewhat more than it
 /// takes, so that the next time does not come at once. Segments that are no emptier than the whole is to be are left alone: to write them anew gains little, and
 /// when all are such, the whole is.
-pub(super) fn choose(segments: &[Segment], percent: u8, bytes_max: u64, now_ms: u64) -> Vec<&Segment> {
-    let mut space = Space::of(segments);
+pub(super) fn choose<'a>(segments: &'a [Segment], wanted: &Wanted) -> Vec<&'a Segment> {
+    let percent = wanted.dead_percent_max;
+    let mut space = wanted.soon(Space::of(segments));
     if !space.is_above(percent) {
         return Vec::new();
     }
     let goal = percent - percent / 4;
     let mut sparse: Vec<_> = segments.iter().filter(|segment| segment.space().is_above(goal)).collect();
-    sparse.sort_by_cached_key(|segment| (Reverse(segment.merit(now_ms)), segment.id));
+    sparse.sort_by_cached_key(|segment| (Reverse(segment.merit(wanted.now_ms)), segment.id));
     let mut moved = 0;
     let chosen = sparse.into_iter().take_while(|segment| {
-        let wanted = space.is_above(goal) && moved < bytes_max;
+        let is_wanted = space.is_above(goal) && moved < wanted.moved_bytes_max;
         space.object_bytes -= segment.space().dead_bytes();
         moved += segment.live_bytes;
-        wanted
+        is_wanted
     });
     chosen.collect()
 }
@@ -106,8 +127,12 @@ mod tests {
         Segment { id: SegmentId::from_bytes(id), object_bytes, live_bytes, containers }
     }
 
+    fn wanted(dead_percent_max: u8) -> Wanted {
+        Wanted { dead_percent_max, dying: Dying::per_mille(0), moved_bytes_max: u64::MAX, now_ms: NOW }
+    }
+
     fn chosen(segments: &[Segment], percent: u8) -> Vec<u8> {
-        let chosen = choose(segments, percent, u64::MAX, NOW);
+        let chosen = choose(segments, &wanted(percent));
         chosen.iter().map(|segment| segment.id.as_bytes()[15]).collect()
     }
 
@@ -145,7 +170,17 @@ mod tests {
     #[test]
     fn only_so_much_moves_at_once() {
         let segments: Vec<_> = (0..10).map(|number| segment(number, HOUR, 100, 40)).collect();
-        assert_eq!(choose(&segments, 10, 100, NOW).len(), 3);
+        assert_eq!(choose(&segments, &Wanted { moved_bytes_max: 100, ..wanted(10) }).len(), 3);
+    }
+
+    #[test]
+    fn more_is_rewritten_where_more_dies_meanwhile() {
+        let segments: Vec<_> = (0..100).map(|number| segment(number, HOUR, 10_000, 8_100)).collect();
+        let count = |dying| choose(&segments, &Wanted { dying: Dying::per_mille(dying), ..wanted(20) }).len();
+        assert_eq!(count(0), 0, "19 % is dead");
+        // 100 * 1900 + 810 * 20 of 1000000 + 810 * 20 are; down to 15 %.
+        assert_eq!(count(20), 34);
+        assert!(count(50) > count(20));
     }
 
     proptest! {
@@ -156,7 +191,7 @@ mod tests {
             let segments: Vec<_> = (0u8..).zip(&sizes).map(|(number, (object, live, age))| {
                 segment(number, *age, *object, object * live / 100)
             }).collect();
-            let chosen = choose(&segments, percent, u64::MAX, NOW);
+            let chosen = choose(&segments, &wanted(percent));
             let after = |chosen: &[&Segment]| {
                 let mut space = Space::default();
                 for segment in &segments {

@@ -41,4 +41,14 @@ pub struct Reclaim {
     /// When the last pass ended, in milliseconds since the Unix epoch; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_at_ms: Option<u64>,
+    /// What the last pass found in the pool; absent before the first, and where nothing is moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_look: Option<LastLook>,
+}
+
+/// How full of live data the pool was. Whatever something points at is live, with all of its chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LastLook {
+    pub object_bytes: u64,
+    pub live_bytes: u64,
 }
