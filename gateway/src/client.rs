@@ -3,10 +3,10 @@
 //! Commands know only this client, so that they do the same thing the same way in both cases.
 
 use crate::admin::types::{
-    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateGroup, CreateSnapshot,
-    CreateSnapshots, CreateVolume, Difference, Domain, Event, Extent, Failure, Group, GroupDetail, GroupRun,
-    Key, Node, PublishKeys, RangeQuery, Reclaimed, ReplaceKey, RevertVolume, Reverted, Snapshot, Status,
-    UpdateGroup, UpdateVolume, Volume,
+    AddNode, AddedNode, AskReclaim, ChangeCpu, ChangeNode, ChangePool, CloneSnapshot, Cpu, CreateDomain,
+    CreateGroup, CreateSnapshot, CreateSnapshots, CreateVolume, Difference, Domain, Event, Extent, Failure,
+    Group, GroupDetail, GroupRun, Key, Node, PoolState, PublishKeys, RangeQuery, Reclaimed, ReplaceKey,
+    RevertVolume, Reverted, Scrubbed, Snapshot, Status, UpdateGroup, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use crate::names::SnapshotOf;
@@ -216,6 +216,11 @@ impl AdminClient {
         self.json(Method::POST, "/v1/reclaim", &how).await
     }
 
+    /// Reads and verifies everything in the pool.
+    pub async fn scrub(&self) -> Result<Scrubbed> {
+        self.json(Method::POST, "/v1/scrub", &()).await
+    }
+
     pub async fn cpu(&self) -> Result<Cpu> {
         self.json(Method::GET, "/v1/cpu", &()).await
     }
@@ -234,6 +239,23 @@ impl AdminClient {
 
     pub async fn add_node(&self, new: &AddNode) -> Result<AddedNode> {
         self.json(Method::POST, "/v1/nodes", new).await
+    }
+
+    pub async fn change_node(&self, name: &str, change: &ChangeNode) -> Result<Node> {
+        self.json(Method::PATCH, &format!("/v1/nodes/{}", encoded(name)), change).await
+    }
+
+    pub async fn remove_node(&self, name: &str, force: bool) -> Result<()> {
+        let path = format!("/v1/nodes/{}?force={force}", encoded(name));
+        self.exchange(Method::DELETE, &path, JSON, Body::empty()).await.map(drop)
+    }
+
+    pub async fn pool(&self) -> Result<PoolState> {
+        self.json(Method::GET, "/v1/pool", &()).await
+    }
+
+    pub async fn change_pool(&self, change: &ChangePool) -> Result<PoolState> {
+        self.json(Method::PATCH, "/v1/pool", change).await
     }
 
     pub async fn domains(&self) -> Result<Vec<Domain>> {

@@ -3,8 +3,8 @@
 use crate::{CatalogError, LeafIndex, MapLeaf, NewSnapshot};
 use bytes::Bytes;
 use cairn_model::{
-    BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta, NodeId,
-    Reduction, SegmentId, UploadReceipt, VolumeId, WriteSeq,
+    BatchId, CommitSeq, ContainerId, DomainId, GatewayId, Generation, LbaRange, LineageId, MapDelta,
+    ObjectPlace, Reduction, SegmentId, UploadReceipt, VolumeId, WriteSeq,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -120,9 +120,8 @@ impl FoldPlan {
 pub struct ContainerLocation {
     pub id: ContainerId,
     pub segment: SegmentId,
-    pub node: NodeId,
-    /// Object key inside the node's prefix.
-    pub key: String,
+    /// Of the segment.
+    pub place: ObjectPlace,
     /// First byte within the segment.
     pub offset: u64,
     pub length: u32,

@@ -4,14 +4,15 @@ use crate::{
     BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse, CountedLeaves,
     DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow,
     GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
-    MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow, SpaceCursor,
-    SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage, PlacementChange, PoolSettings,
+    SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals, UsePage,
+    VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
     CommitSeq, ContainerId, DomainId, GatewayId, Generation, GroupId, GroupRunId, LbaRange, LineageId,
-    MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    MapDelta, NodeId, ObjectPlace, PassId, Profile, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use std::fmt::Debug;
 use std::time::Duration;
@@ -83,10 +84,21 @@ pub trait Catalog: Send + Sync + Debug {
 
     async fn node_by_name(&self, name: &str) -> Result<NodeRow>;
 
-    async fn set_node_state(&self, id: NodeId, state: NodeState) -> Result<()>;
+    async fn update_node(&self, id: NodeId, change: &NodeChange) -> Result<()>;
 
-    /// Forgets a node that holds no segment; `NodeInUse` otherwise.
-    async fn remove_node(&self, id: NodeId) -> Result<()>;
+    /// What each node holds, by identity: kept by every change, so as cheap to read as the nodes.
+    async fn node_usage(&self) -> Result<Vec<NodeUsage>>;
+
+    /// Forgets a node that holds no shard and no doomed object; `NodeInUse` otherwise. With `force` its shards are missing from then on, and what was doomed on
+    /// it stays on it; but not when a segment would be left with too few shards to read, where those on failed nodes count only if the node is failed itself: `SegmentsLost`, and nothing happens. That is one
+    /// transaction, which takes time for a node that holds much: move its shards to other nodes first where there are any.
+    async fn remove_node(&self, id: NodeId, force: bool) -> Result<()>;
+
+    // ---- the pool
+
+    async fn pool_settings(&self) -> Result<PoolSettings>;
+
+    async fn set_pool_settings(&self, settings: &PoolSettings) -> Result<()>;
 
     // ---- volumes
 
@@ -262,7 +274,7 @@ pub trait Catalog: Send + Sync + Debug {
     /// Commits a destaged batch, once: the same batch id again returns the first receipt. Refused whole
     /// when a volume is not held by the gateway in the given term (`Fenced`), when a batch is not the one that follows
     /// (`NotNext`), or when a map would point at a container that nobody has, at a chunk that was left out of it, or at one of another domain than the volume's
-    /// (`UnknownContainer`).
+    /// (`UnknownContainer`). The state of a node does not matter for segments: they were put while it was another.
     async fn commit_batch(&self, batch: &BatchCommit) -> Result<CommitReceipt>;
 
     /// Where containers are; those that the catalog does not know are left out. In no particular order, each once.
@@ -322,11 +334,54 @@ pub trait Catalog: Send + Sync + Debug {
     /// out. Segments that are empty then become doomed objects. The same move again changes nothing.
     async fn move_containers(&self, moved: &ContainerMove) -> Result<()>;
 
-    /// The first `limit` objects that are to be deleted after the one that was segment `after`, in the order of these identities.
-    async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>>;
+    /// The first `limit` objects that are to be deleted after number `after`, in the order of their numbers.
+    async fn doomed_objects(&self, after: Option<u64>, limit: u32) -> Result<Vec<DoomedObject>>;
 
-    /// The object is deleted.
-    async fn forget_doomed(&self, segment: SegmentId) -> Result<()>;
+    /// The object of that number is deleted.
+    async fn forget_doomed(&self, id: u64) -> Result<()>;
+
+    // ---- where segments are
+
+    /// Gives a segment another place, if it is exactly where the change says; `PlacementChanged`, and nothing happens, if it is elsewhere or gone. What it
+    /// needs no more is doomed in the same transaction. The same change again is no error as long as nothing else changed the segment since.
+    ///
+    /// After `PlacementChanged` objects that were put for the change may be in the pool without anything that knows them, or may be shards of the
+    /// segment after all, if this was the second attempt and others changed it in between: look where the segment is before deleting them.
+    async fn place_shards(&self, change: &PlacementChange) -> Result<()>;
+
+    /// The shard is not there, or damaged: it is missing from then on, and its object doomed. Otherwise as [`Catalog::place_shards`].
+    ///
+    /// `LastShards` when too few would be left to read the segment: the shard stays on record. What is damaged may be a few chunks of it, and the
+    /// rest can be read yet; what a node does not show today it may show when it is back. A segment that is on record with too few shards
+    /// could not be told from one that never was. That something is lost is for the caller to say, who knows what.
+    async fn lose_shard(&self, segment: SegmentId, from: ObjectPlace, shard: usize) -> Result<()> {
+        self.place_shards(&PlacementChange::without(segment, from, shard)?).await
+    }
+
+    /// The first `limit` segments after `after`, in the order of their identities.
+    async fn segment_places(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<SegmentPlace>>;
+
+    /// The last of all segments in the order of their identities.
+    async fn last_segment(&self) -> Result<Option<SegmentId>>;
+
+    /// Of these, those with a shard on the node.
+    async fn segments_on(
+        &self,
+        node: NodeId,
+        after: Option<SegmentId>,
+        limit: u32,
+    ) -> Result<Vec<SegmentPlace>>;
+
+    /// Of these, those of which a shard is missing.
+    async fn degraded_segments(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<SegmentPlace>>;
+
+    /// Of these, those with another profile.
+    async fn segments_of_other_profile(
+        &self,
+        than: Profile,
+        after: Option<SegmentId>,
+        limit: u32,
+    ) -> Result<Vec<SegmentPlace>>;
 
     // ---- the whole
 

@@ -14,6 +14,7 @@ pub mod histories;
 pub mod leases;
 pub mod locks;
 pub mod maps;
+pub mod placements;
 pub mod purging;
 pub mod reclaim;
 pub mod reverts;
@@ -33,7 +34,8 @@ use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
     BLOCK_SIZE, ChunkId, ChunkIndex, ChunkRef, ContainerId, ErrorKind, Generation, Kinded, Lba, LbaRange,
-    MapDelta, MapOp, MapTarget, NodeId, Reduction, SegmentId, UploadReceipt, WallTime,
+    MapDelta, MapOp, MapTarget, NodeId, ObjectPlace, Placement, Reduction, SegmentId, UploadReceipt,
+    WallTime,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +62,7 @@ pub fn node_row(id: NodeId, name: &str) -> NodeRow {
         state: NodeState::Active,
         created_at: at(7),
         options: "{\"weight\":2}".to_owned(),
+        capacity_bytes: Some(1 << 40),
     }
 }
 
@@ -87,9 +90,14 @@ pub fn packed(blocks: u64) -> Reduction {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the suite plays the pool")]
 pub fn segment_row(segment: SegmentId, node: NodeId, length: u64) -> SegmentRow {
-    SegmentRow { receipt: UploadReceipt::attest(segment, node, format!("segments/{segment}"), length) }
+    placed_segment(segment, Placement::single(node), length)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the suite plays the pool")]
+pub fn placed_segment(segment: SegmentId, placement: Placement, length_bytes: u64) -> SegmentRow {
+    let place = ObjectPlace { key: format!("segments/{segment}"), length_bytes, placement };
+    SegmentRow { receipt: UploadReceipt::attest(segment, place) }
 }
 
 pub fn blocks(start: u64, length: u64) -> LbaRange {
@@ -178,6 +186,26 @@ macro_rules! catalog_conformance {
                 a_moved_container_is_in_its_new_place_and_the_old_object_doomed
                 only_what_the_pass_itself_closed_is_moved
                 what_was_left_out_of_a_container_is_shared_no_more
+            }
+            placements {
+                a_segment_is_where_its_receipt_says
+                a_shard_on_an_unknown_node_commits_nothing
+                nodes_in_any_state_may_be_named
+                the_pool_keeps_its_settings
+                a_changed_place_dooms_what_it_left
+                a_change_from_another_place_changes_nothing
+                a_change_done_again_is_no_error
+                a_change_that_cannot_be_is_refused
+                a_segment_is_converted_to_another_profile
+                a_lost_shard_is_missing_and_the_last_ones_stay
+                pages_tell_segments_of_each_kind
+                a_node_is_removed_by_force_unless_data_would_be_lost
+                every_object_of_a_removed_segment_is_doomed
+                doomed_objects_have_numbers_of_their_own
+                a_move_may_have_any_placement
+                one_of_two_changes_at_once_happens
+                a_change_and_a_removal_at_once_leave_no_object_behind
+                sums_add_up_after_any_history
             }
             usage {
                 commits_add_what_packing_did
@@ -312,6 +340,7 @@ macro_rules! catalog_conformance {
                 a_dropped_clone_revert_or_deletion_leaves_nothing_or_everything
                 a_dropped_replacement_of_keys_leaves_nothing_or_everything
                 a_dropped_run_of_a_group_leaves_nothing_or_everything
+                a_dropped_change_of_a_place_leaves_nothing_or_everything
                 a_dropped_change_does_not_hinder_the_next
             }
         }

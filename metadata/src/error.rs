@@ -4,8 +4,8 @@ use crate::{DomainName, KeyRow, LeaseStamp, NewVolume, SnapshotName, VolumeName}
 use cairn_model::crypto::KeyId;
 use cairn_model::map::codec::MapCodecError;
 use cairn_model::{
-    CommitSeq, ContainerId, ErrorKind, Generation, GroupRunId, Kinded, LineageId, VolumeId, WallTime,
-    WriteSeq, utc,
+    CommitSeq, ContainerId, ErrorKind, Generation, GroupRunId, Kinded, LineageId, SegmentId, VolumeId,
+    WallTime, WriteSeq, utc,
 };
 use std::fmt::Display;
 use std::time::Duration;
@@ -36,8 +36,24 @@ pub enum CatalogError {
     #[error("{what} {id} exists already")]
     AlreadyExists { what: &'static str, id: String },
 
-    #[error("node {name} still holds segments: move them to other nodes before removing it")]
+    #[error(
+        "node {name} still holds segments: move them to other nodes with `cairn node drain {name}` before removing it"
+    )]
     NodeInUse { name: String },
+
+    #[error(
+        "removing node {name} would lose {segments} segments, which have no shard to spare: bring the node back, or delete first what needs them"
+    )]
+    SegmentsLost { name: String, segments: u64 },
+
+    #[error("segment {segment} was moved, repaired or removed in the meantime: look again where it is")]
+    PlacementChanged { segment: SegmentId },
+
+    #[error(
+        "shard {shard} of segment {segment} stays on record although it is not there or damaged: without it too few are left to read anything of \
+         the segment. What it alone held is lost unless its node comes back with it"
+    )]
+    LastShards { segment: SegmentId, shard: usize },
 
     #[error("domain {name} still has volumes or stored data: it can be deleted when both are gone")]
     DomainInUse { name: DomainName },
@@ -145,6 +161,9 @@ impl Kinded for CatalogError {
             | Self::NameTaken { .. }
             | Self::AlreadyExists { .. }
             | Self::NodeInUse { .. }
+            | Self::SegmentsLost { .. }
+            | Self::PlacementChanged { .. }
+            | Self::LastShards { .. }
             | Self::DomainInUse { .. }
             | Self::DefaultDomain
             | Self::KeyLost { .. }

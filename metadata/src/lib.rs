@@ -3,6 +3,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`Catalog`] | the port; one conformance suite for every implementation |
+//! | `placements` | the pool's settings, where segments are, and how that changes |
 //! | `rows` | what the catalog holds, as types |
 //! | `batch` | one destaged batch and one step of folding: the two big transactions |
 //! | `reclaim` | what is in use, and where containers move |
@@ -30,6 +31,7 @@ mod leaf;
 #[doc(hidden)]
 pub mod memory;
 mod name;
+mod placements;
 mod reclaim;
 mod rows;
 mod space;
@@ -47,6 +49,7 @@ pub use groups::{
 };
 pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
 pub use name::{DomainName, GroupName, InvalidName, SnapshotName, VolumeName};
+pub use placements::{NodeChange, NodeUsage, PlacementChange, PoolSettings, SegmentPlace};
 pub use reclaim::{ContainerMove, ContainerUse, DoomedObject, MovedContainer, SegmentUse, UsePage};
 pub use rows::{
     DomainRow, GatewayRow, HeldLease, KeyRow, LeafVersion, Lease, LeaseHolder, LeaseStamp, MapPoint,

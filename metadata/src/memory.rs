@@ -12,6 +12,7 @@ mod fold;
 mod groups;
 mod keys;
 mod leases;
+mod placements;
 mod prune;
 mod reclaim;
 mod site;
@@ -25,16 +26,18 @@ use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerRow,
     ContainerUse, CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow,
     GroupChange, GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex,
-    LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName,
-    SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage,
+    PlacementChange, PoolSettings, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf,
+    SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
     BatchId, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, Generation, GroupId, GroupRunId,
-    LbaRange, LineageId, MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    LbaRange, LineageId, MapDelta, NodeId, ObjectPlace, PassId, Placement, Profile, SegmentId, SnapshotId,
+    VolumeId, WallTime, WriteSeq,
 };
-use commit::{Receipt, Segment};
+use commit::Receipt;
 use domains::Domains;
 use groups::Groups;
 use leases::LeaseState;
@@ -77,19 +80,23 @@ struct Tables {
     domains: Domains,
     gateways: BTreeMap<GatewayId, Gateway>,
     nodes: BTreeMap<NodeId, NodeRow>,
+    pool: PoolSettings,
     /// Deleted ones too, until they are purged.
     volumes: BTreeMap<VolumeId, Volume>,
     lineages: BTreeMap<LineageId, Lineage>,
     /// Of volumes that are not deleted.
     snapshots: BTreeMap<SnapshotId, SnapshotRow>,
     groups: Groups,
-    segments: BTreeMap<SegmentId, Segment>,
+    segments: BTreeMap<SegmentId, ObjectPlace>,
     containers: BTreeMap<ContainerId, ContainerRow>,
     /// No batch may point at them anew.
     closed: BTreeMap<ContainerId, PassId>,
     /// Of containers that chunks were left out of: those that are there.
     thinned: BTreeMap<ContainerId, ChunkSet>,
-    doomed: BTreeMap<SegmentId, DoomedObject>,
+    /// By their numbers.
+    doomed: BTreeMap<u64, DoomedObject>,
+    /// The last number of a doomed object.
+    last_doomed: u64,
     receipts: BTreeMap<BatchId, Receipt>,
     totals: Totals,
 }
@@ -245,12 +252,28 @@ impl Catalog for MemoryCatalog {
         self.call("node_by_name", |tables| tables.node_by_name(name)).await
     }
 
-    async fn set_node_state(&self, id: NodeId, state: NodeState) -> Result<()> {
-        self.call("set_node_state", |tables| tables.set_node_state(id, state)).await
+    async fn update_node(&self, id: NodeId, change: &NodeChange) -> Result<()> {
+        self.call("update_node", |tables| tables.update_node(id, change)).await
     }
 
-    async fn remove_node(&self, id: NodeId) -> Result<()> {
-        self.call("remove_node", |tables| tables.remove_node(id)).await
+    async fn node_usage(&self) -> Result<Vec<NodeUsage>> {
+        self.call("node_usage", |tables| Ok(tables.node_usage())).await
+    }
+
+    async fn remove_node(&self, id: NodeId, force: bool) -> Result<()> {
+        self.call("remove_node", |tables| tables.remove_node(id, force)).await
+    }
+
+    async fn pool_settings(&self) -> Result<PoolSettings> {
+        self.call("pool_settings", |tables| Ok(tables.pool.clone())).await
+    }
+
+    async fn set_pool_settings(&self, settings: &PoolSettings) -> Result<()> {
+        self.call("set_pool_settings", |tables| {
+            tables.pool = settings.clone();
+            Ok(())
+        })
+        .await
     }
 
     async fn create_volume(&self, volume: &NewVolume) -> Result<()> {
@@ -504,20 +527,58 @@ impl Catalog for MemoryCatalog {
         self.call("move_containers", |tables| tables.move_containers(moved)).await
     }
 
-    async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>> {
+    async fn doomed_objects(&self, after: Option<u64>, limit: u32) -> Result<Vec<DoomedObject>> {
         self.call("doomed_objects", |tables| Ok(tables.doomed_objects(after, limit))).await
     }
 
-    async fn forget_doomed(&self, segment: SegmentId) -> Result<()> {
+    async fn forget_doomed(&self, id: u64) -> Result<()> {
         self.call("forget_doomed", |tables| {
-            tables.forget_doomed(segment);
+            tables.doomed.remove(&id);
             Ok(())
         })
         .await
     }
 
+    async fn place_shards(&self, change: &PlacementChange) -> Result<()> {
+        self.call("place_shards", |tables| tables.place_shards(change)).await
+    }
+
+    async fn segment_places(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<SegmentPlace>> {
+        self.call("segment_places", |tables| Ok(tables.segments_where(after, limit, |_| true))).await
+    }
+
+    async fn last_segment(&self) -> Result<Option<SegmentId>> {
+        self.call("last_segment", |tables| Ok(tables.segments.last_key_value().map(|(id, _)| *id))).await
+    }
+
+    async fn segments_on(
+        &self,
+        node: NodeId,
+        after: Option<SegmentId>,
+        limit: u32,
+    ) -> Result<Vec<SegmentPlace>> {
+        let is_on = |placement: &Placement| placement.present().any(|(_, shard)| shard.node == node);
+        self.call("segments_on", |tables| Ok(tables.segments_where(after, limit, is_on))).await
+    }
+
+    async fn degraded_segments(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<SegmentPlace>> {
+        let is_degraded = |placement: &Placement| placement.missing() > 0;
+        self.call("degraded_segments", |tables| Ok(tables.segments_where(after, limit, is_degraded))).await
+    }
+
+    async fn segments_of_other_profile(
+        &self,
+        than: Profile,
+        after: Option<SegmentId>,
+        limit: u32,
+    ) -> Result<Vec<SegmentPlace>> {
+        let is_other = |placement: &Placement| placement.profile() != than;
+        self.call("segments_of_other_profile", |tables| Ok(tables.segments_where(after, limit, is_other)))
+            .await
+    }
+
     async fn totals(&self) -> Result<Totals> {
-        self.call("totals", |tables| Ok(tables.totals)).await
+        self.call("totals", |tables| Ok(tables.totals())).await
     }
 
     async fn close(&self) {}

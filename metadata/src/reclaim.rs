@@ -48,10 +48,12 @@ pub struct MovedContainer {
     pub present: ChunkSet,
 }
 
-/// An object of the pool that is no segment any more and waits to be deleted.
+/// An object of the pool that is no shard of a segment any more and waits to be deleted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DoomedObject {
-    /// The segment that it was.
+    /// Its number: grows, and is never used again.
+    pub id: u64,
+    /// The segment that it was of.
     pub segment: SegmentId,
     pub node: NodeId,
     /// Object key inside the node's prefix.

@@ -91,6 +91,9 @@ pub enum NodeState {
     Active,
     /// Is read, takes nothing new.
     Draining,
+    /// Declared lost: whoever repairs takes its shards for missing. In the catalog they are there, also for its counts, until they are replaced one by
+    /// one or the node is removed by force; what is left to do is what the node holds.
+    Failed,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -104,6 +107,8 @@ pub struct NodeRow {
     pub created_at: WallTime,
     /// Further settings as a JSON object, read and written by whoever opens nodes.
     pub options: String,
+    /// What it can hold; `None` when nobody said.
+    pub capacity_bytes: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -279,4 +284,8 @@ pub struct Totals {
     pub container_bytes: u64,
     /// Plaintext of all containers: the unique blocks.
     pub container_raw_bytes: u64,
+    /// Segments of which a shard is missing. One on a node that is declared lost is not.
+    pub degraded_segments: u64,
+    /// Those of them that can be read and no more: the next loss loses data.
+    pub at_risk_segments: u64,
 }

@@ -17,6 +17,7 @@ mod columns;
 mod commit;
 mod containers;
 mod domains;
+mod doomed;
 mod events;
 mod fold;
 mod group_runs;
@@ -27,11 +28,14 @@ mod maps;
 mod moves;
 mod nodes;
 mod open;
+mod placements;
 mod prune;
 mod reclaim;
+mod segments;
 mod site;
 mod snapshots;
 mod space;
+mod tally;
 mod uncounted;
 mod usage;
 mod uses;
@@ -45,14 +49,15 @@ use crate::{
     BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse,
     CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange,
     GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion,
-    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeRow, NodeState, SiteRow, SnapshotName, SnapshotRow,
-    SpaceCursor, SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage, PlacementChange,
+    PoolSettings, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals,
+    UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
     CommitSeq, ContainerId, DomainId, GatewayId, Generation, GroupId, GroupRunId, LbaRange, LineageId,
-    MapDelta, NodeId, PassId, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    MapDelta, NodeId, PassId, Profile, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use std::path::{Path, PathBuf};
@@ -198,12 +203,24 @@ impl Catalog for SqliteCatalog {
         nodes::by_name(self, name).await
     }
 
-    async fn set_node_state(&self, id: NodeId, state: NodeState) -> Result<()> {
-        nodes::set_state(self, id, state).await
+    async fn update_node(&self, id: NodeId, change: &NodeChange) -> Result<()> {
+        nodes::update(self, id, change).await
     }
 
-    async fn remove_node(&self, id: NodeId) -> Result<()> {
-        nodes::remove(self, id).await
+    async fn node_usage(&self) -> Result<Vec<NodeUsage>> {
+        nodes::usage(self).await
+    }
+
+    async fn remove_node(&self, id: NodeId, force: bool) -> Result<()> {
+        nodes::remove(self, id, force).await
+    }
+
+    async fn pool_settings(&self) -> Result<PoolSettings> {
+        site::pool_settings(self).await
+    }
+
+    async fn set_pool_settings(&self, settings: &PoolSettings) -> Result<()> {
+        site::set_pool_settings(self, settings).await
     }
 
     async fn create_volume(&self, volume: &NewVolume) -> Result<()> {
@@ -444,12 +461,46 @@ impl Catalog for SqliteCatalog {
         moves::move_containers(self, moved).await
     }
 
-    async fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<DoomedObject>> {
-        reclaim::doomed(self, after, limit).await
+    async fn doomed_objects(&self, after: Option<u64>, limit: u32) -> Result<Vec<DoomedObject>> {
+        doomed::after(self, after, limit).await
     }
 
-    async fn forget_doomed(&self, segment: SegmentId) -> Result<()> {
-        reclaim::forget_doomed(self, segment).await
+    async fn forget_doomed(&self, id: u64) -> Result<()> {
+        doomed::forget(self, id).await
+    }
+
+    async fn place_shards(&self, change: &PlacementChange) -> Result<()> {
+        placements::change(self, change).await
+    }
+
+    async fn segment_places(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<SegmentPlace>> {
+        segments::all(self, after, limit).await
+    }
+
+    async fn last_segment(&self) -> Result<Option<SegmentId>> {
+        segments::last(self).await
+    }
+
+    async fn segments_on(
+        &self,
+        node: NodeId,
+        after: Option<SegmentId>,
+        limit: u32,
+    ) -> Result<Vec<SegmentPlace>> {
+        segments::on_node(self, node, after, limit).await
+    }
+
+    async fn degraded_segments(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<SegmentPlace>> {
+        segments::degraded(self, after, limit).await
+    }
+
+    async fn segments_of_other_profile(
+        &self,
+        than: Profile,
+        after: Option<SegmentId>,
+        limit: u32,
+    ) -> Result<Vec<SegmentPlace>> {
+        segments::of_other_profile(self, than, after, limit).await
     }
 
     async fn totals(&self) -> Result<Totals> {

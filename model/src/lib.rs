@@ -14,6 +14,7 @@ mod error;
 mod fingerprint;
 mod id;
 pub mod map;
+mod placement;
 #[doc(hidden)]
 pub mod planted;
 mod range_map;
@@ -40,6 +41,7 @@ pub use id::{
     SiteId, SnapshotId, VolumeId,
 };
 pub use map::{DELTA_OPS_MAX, MapDelta, MapOp, MapTarget};
+pub use placement::{ObjectPlace, ParseProfileError, Placement, Profile, SHARDS_MAX, ShardPlace, shard_key};
 pub use range_map::{RangeMap, RangeValue};
 pub use receipt::{FlushReceipt, UploadReceipt};
 pub use reduction::Reduction;

@@ -79,10 +79,16 @@ pub enum Bug {
     ShareWhatWasLeftOut,
     /// A read whose container was moved since it was located fails, instead of being located again.
     GiveUpOnMovedContainer,
+    /// Healing takes a shard that it could not put for one that is there.
+    PlaceUnstored,
+    /// Healing deletes what a segment is to leave before the catalog has its new place.
+    DeleteBeforePlaced,
+    /// The catalog gives a segment a place that was made for where it was before.
+    PlaceOverChange,
 }
 
 impl Bug {
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 39] = [
         Self::AcknowledgeUnwritten,
         Self::FlushWithoutSync,
         Self::IgnoreFailedSync,
@@ -119,6 +125,9 @@ impl Bug {
         Self::LeaveOutWithoutLookingAgain,
         Self::ShareWhatWasLeftOut,
         Self::GiveUpOnMovedContainer,
+        Self::PlaceUnstored,
+        Self::DeleteBeforePlaced,
+        Self::PlaceOverChange,
     ];
 }
 

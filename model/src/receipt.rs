@@ -1,6 +1,6 @@
 //! Proofs as values: what was not done cannot be expressed.
 
-use crate::{Lsn, NodeId, SegmentId};
+use crate::{Lsn, ObjectPlace, SegmentId};
 
 /// The write-ahead log is durable through a position. Only a completed sync makes one, so only a completed
 /// sync can acknowledge a flush.
@@ -26,31 +26,29 @@ impl FlushReceipt {
 #[must_use]
 pub struct UploadReceipt {
     segment: SegmentId,
-    node: NodeId,
-    key: String,
-    length_bytes: u64,
+    place: ObjectPlace,
 }
 
 impl UploadReceipt {
-    /// For the pool alone (a lint says so), right after the node acknowledged the put.
-    pub const fn attest(segment: SegmentId, node: NodeId, key: String, length_bytes: u64) -> Self {
-        Self { segment, node, key, length_bytes }
+    /// For the pool alone (a lint says so), right after the nodes acknowledged enough of the shards.
+    pub const fn attest(segment: SegmentId, place: ObjectPlace) -> Self {
+        Self { segment, place }
     }
 
     pub const fn segment(&self) -> SegmentId {
         self.segment
     }
 
-    pub const fn node(&self) -> NodeId {
-        self.node
+    pub const fn place(&self) -> &ObjectPlace {
+        &self.place
     }
 
-    /// Object key inside the node's prefix.
+    /// Object key inside a node's prefix.
     pub fn key(&self) -> &str {
-        &self.key
+        &self.place.key
     }
 
     pub const fn length_bytes(&self) -> u64 {
-        self.length_bytes
+        self.place.length_bytes
     }
 }

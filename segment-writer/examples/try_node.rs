@@ -10,7 +10,7 @@ mod common;
 
 use cairn_model::{Lba, Ports};
 use cairn_segment_writer::{DataNode, NodeAccess, NodeUrl, PackConfig, Pool, S3Admin};
-use common::{domain, finish, node_id, packer, packing, random, read_back, site, text, volume};
+use common::{domain, finish, packer, packing, place_of, random, read_back, site, text, volume};
 use std::collections::BTreeMap;
 
 #[tokio::main]
@@ -52,7 +52,8 @@ async fn main() {
         read_back(&pool, &domain(), &done.segments, &done.batch.deltas[0].delta).await == expected,
         "other data came back"
     );
-    let missing = pool.get_range(node_id(&pool), "segments/00/missing", 0..10).await.unwrap_err();
+    let place = place_of(&pool, "segments/00/missing", 10);
+    let missing = pool.get_range(&place, 0..10).await.unwrap_err();
     println!("as expected: {missing}");
     println!("{:#?}", pool.nodes()[0].health().snapshot());
 }

@@ -1,6 +1,7 @@
 //! What can go wrong between bytes and objects.
 
-use cairn_model::{ErrorKind, Kinded, NodeId, SiteId};
+use crate::pool::MARKER_KEY;
+use cairn_model::{ErrorKind, Kinded, NodeId, Profile, SiteId};
 use std::sync::Arc;
 
 /// Bytes that are not what the format or the authentication says they must be; the text says which.
@@ -39,6 +40,14 @@ pub enum PoolError {
     NewerFormat { node: Arc<str>, key: String, found: u64, known: u64 },
     #[error("the catalog names data node {node}, which this pool does not have; add it back")]
     UnknownNode { node: NodeId },
+    #[error(
+        "segment {key} cannot be stored as {profile} now: {acknowledged} of {required} shards are ({reason}); bring nodes back or add some, or choose another profile"
+    )]
+    TooFewNodes { key: String, profile: Profile, acknowledged: usize, required: usize, reason: String },
+    #[error(
+        "segment {key} cannot be read now: {found} of the {required} shards that it takes are there ({reason}); the request can be repeated once nodes are back"
+    )]
+    TooFewShards { key: String, found: usize, required: usize, reason: String },
     #[error("{url}: {reason}")]
     InvalidUrl { url: String, reason: String },
     #[error(
@@ -67,7 +76,9 @@ impl PoolError {
             | Self::AccessDenied { .. }
             | Self::NoSuchBucket { .. }
             | Self::OutOfSpace { .. }
-            | Self::ReadOnly { .. } => true,
+            | Self::ReadOnly { .. }
+            | Self::TooFewNodes { .. }
+            | Self::TooFewShards { .. } => true,
             Self::Rejected { .. }
             | Self::NotFound { .. }
             | Self::Corrupt { .. }
@@ -81,15 +92,36 @@ impl PoolError {
             | Self::NotEmpty { .. } => false,
         }
     }
+
+    /// Whether it says something about the node as a whole: that it is down, or is not the node that it should be.
+    pub(crate) fn is_of_node(&self) -> bool {
+        match self {
+            Self::Unavailable { .. }
+            | Self::AccessDenied { .. }
+            | Self::NoSuchBucket { .. }
+            | Self::MarkerMissing { .. }
+            | Self::OtherSite { .. }
+            | Self::OtherNode { .. } => true,
+            Self::Corrupt { key, .. } | Self::NewerFormat { key, .. } => key == MARKER_KEY,
+            _ => false,
+        }
+    }
+
+    /// Whether it says that an object is not there as it should be.
+    pub fn is_of_object(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Corrupt { .. }) && !self.is_of_node()
+    }
 }
 
 impl Kinded for PoolError {
     fn kind(&self) -> ErrorKind {
         match self {
             // Wrong rights and a missing bucket are the operator's to mend; until then the node is as good as down.
-            Self::Unavailable { .. } | Self::AccessDenied { .. } | Self::NoSuchBucket { .. } => {
-                ErrorKind::Unavailable
-            }
+            Self::Unavailable { .. }
+            | Self::AccessDenied { .. }
+            | Self::NoSuchBucket { .. }
+            | Self::TooFewNodes { .. }
+            | Self::TooFewShards { .. } => ErrorKind::Unavailable,
             Self::OutOfSpace { .. } => ErrorKind::OutOfSpace,
             Self::ReadOnly { .. } => ErrorKind::ReadOnly,
             // An object that the catalog names and the node has lost is a lost copy, not an absent name.

@@ -3,6 +3,10 @@
 use crate::compress::Codec;
 use crate::container::ContainerDirectory;
 use crate::domain::Domain;
+use crate::error::Damaged;
+use crate::pool::erasure;
+use crate::pool::recipe::Recipes;
+use crate::pool::shard::ShardTrailer;
 use crate::seal::ContainerCipher;
 use crate::segment::{Footer, HEADER_BYTES, Header, TRAILER_BYTES, Trailer, VERSION, VERSION_1, seal_footer};
 use bytes::Bytes;
@@ -97,4 +101,53 @@ pub fn mend_checksum(object: &mut [u8]) {
     let mended = Trailer::encode(header, &rest[start..], read.footer.offset);
     let at = object.len() - TRAILER_BYTES;
     object[at..].copy_from_slice(&mended);
+}
+
+/// Reads the end of a shard object of so many bytes as `tail`, and checks that it would be written the same.
+pub fn shard_trailer(tail: &[u8], object_bytes: u64) -> bool {
+    let Ok(trailer) = ShardTrailer::decode(tail, object_bytes) else { return false };
+    assert_eq!(trailer.encode(), tail, "a trailer is not written as it was read");
+    true
+}
+
+/// Makes the checksums of a shard object right again.
+pub fn mend_shard(object: &mut Vec<u8>) {
+    let size = object.len() as u64;
+    let Some(end) = object.last_chunk::<24>() else { return };
+    let Ok(shard_bytes) = usize::try_from(u64::from_le_bytes(*end.first_chunk().expect("24 bytes"))) else {
+        return;
+    };
+    let Some(tail) = object.get(shard_bytes..) else { return };
+    let Ok(trailer) = ShardTrailer::decode(tail, size) else { return };
+    object.truncate(shard_bytes);
+    let mended = ShardTrailer::of(trailer.identity, object).encode();
+    object.extend_from_slice(&mended);
+}
+
+/// The two ways to decode, to compare them.
+#[derive(Debug, Default)]
+pub struct Decoders {
+    recipes: Recipes,
+}
+
+impl Decoders {
+    pub fn by_recipe(
+        &self,
+        data: u8,
+        parity: u8,
+        wanted: usize,
+        sources: &[(usize, &[u8])],
+    ) -> Result<Bytes, Damaged> {
+        self.recipes.decode(data, parity, wanted, sources)
+    }
+
+    pub fn by_library(
+        &self,
+        data: u8,
+        parity: u8,
+        wanted: usize,
+        sources: &[(usize, &[u8])],
+    ) -> Result<Bytes, Damaged> {
+        erasure::decode(data, parity, &[wanted], sources).map(|mut shards| shards.remove(0))
+    }
 }

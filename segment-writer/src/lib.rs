@@ -27,8 +27,10 @@ pub use container::{CONTAINER_BYTES_MAX, ChunkEntry, ContainerDirectory};
 pub use domain::{Domain, FingerprintKey};
 pub use error::{Action, Damaged, PoolError};
 pub use pool::{
-    Credentials, DataNode, GET_BYTES_MAX, HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, MARKER_KEY,
-    NodeAccess, NodeHealth, NodeUrl, Pool, RequestPolicy, S3Url,
+    BreakerState, Candidate, Credentials, DamagedShard, DataNode, Domains, EncodedSegment, GET_BYTES_MAX,
+    HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, Layout, MARKER_KEY, Member, NodeAccess, NodeHealth,
+    NodeState, NodeUrl, Pool, PoolSettings, Refusal, RequestPolicy, S3Url, ShardState, Space, Stray, assign,
+    choose,
 };
 pub use reader::{ContainerLocation, FetchedChunks, StoredSink};
 pub use seal::ContainerCipher;

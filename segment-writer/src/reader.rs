@@ -10,7 +10,7 @@ use crate::segment::{
 };
 use bytes::{Bytes, BytesMut};
 use cairn_model::crypto::KeyId;
-use cairn_model::{ChunkIndex, NodeId};
+use cairn_model::{ChunkIndex, ObjectPlace, ShardPlace};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,9 +21,8 @@ const FOOTER_GUESS_BYTES: u64 = 128 << 10;
 /// Where a container is today.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ContainerLocation {
-    pub node: NodeId,
-    pub key: String,
-    /// Of the container's first byte in the object.
+    pub place: ObjectPlace,
+    /// Of the container's first byte in the segment.
     pub offset: u64,
 }
 
@@ -70,7 +69,7 @@ impl Pool {
         Ok(opened)
     }
 
-    /// A second try at a chunk that failed verification: the damage may have happened on the way.
+    /// Another try at a chunk that failed verification: the damage may have happened on the way, or there is a good copy elsewhere.
     async fn read_again(
         &self,
         location: &ContainerLocation,
@@ -79,22 +78,40 @@ impl Pool {
         index: u32,
         damaged: Damaged,
     ) -> Result<Bytes, PoolError> {
-        let node = self.node(location.node)?;
-        node.health().damaged_chunk();
+        let nodes = self.nodes_of(&location.place);
+        let mut holders = location.place.placement.present();
+        // Where there are several it is not known yet which one it was.
+        if let (Some((_, shard)), None) = (holders.next(), holders.next()) {
+            self.node(shard.node)?.health().damaged_chunk();
+        }
         tracing::warn!(
-            node = %node.name(), key = %location.key, container = %cipher.container(), index, %damaged,
-            "a chunk fails verification; fetching it again"
+            nodes, key = %location.place.key, container = %cipher.container(), index, %damaged,
+            "a chunk fails verification; reading it from whatever has it"
         );
-        let mut again = self.fetch_chunks(location, directory, index..index + 1).await?;
-        again.open(directory, cipher, index).map_err(|damaged| {
-            node.health().damaged_chunk();
-            PoolError::Corrupt {
-                node: Arc::clone(node.name()),
-                key: location.key.clone(),
-                part: format!("chunk {index} of container {}", cipher.container()),
-                reason: damaged.to_string(),
-            }
-        })
+        let corrupt = |damaged: Damaged| PoolError::Corrupt {
+            node: nodes.as_str().into(),
+            key: location.place.key.clone(),
+            part: format!("chunk {index} of container {}", cipher.container()),
+            reason: damaged.to_string(),
+        };
+        let entry = directory.get(ChunkIndex::new(index)).ok_or_else(|| corrupt(damaged))?;
+        let range = location.offset.saturating_add(entry.range().start)
+            ..location.offset.saturating_add(entry.range().end);
+        let mut latest = damaged;
+        let opened = self.get_checked(&location.place, range, |stored| {
+            let opened = cipher.open_chunk(ChunkIndex::new(index), entry, &mut BytesMut::from(stored));
+            opened.map_err(|damaged| latest = damaged).ok()
+        });
+        opened.await?.ok_or_else(|| corrupt(latest))
+    }
+
+    /// The nodes that hold a segment, for messages.
+    fn nodes_of(&self, place: &ObjectPlace) -> String {
+        let name = |(_, shard): (usize, ShardPlace)| match self.node(shard.node) {
+            Ok(node) => node.name().to_string(),
+            Err(_) => shard.node.to_string(),
+        };
+        place.placement.present().map(name).collect::<Vec<_>>().join(", ")
     }
 
     /// The stored bytes of consecutive chunks, with one request. For callers that open them elsewhere.
@@ -104,21 +121,20 @@ impl Pool {
         directory: &ContainerDirectory,
         chunks: Range<u32>,
     ) -> Result<FetchedChunks, PoolError> {
-        let node = self.node(location.node)?;
         let known = if chunks.end as usize <= directory.len() { chunks.clone() } else { 0..0 };
         let mut present = directory.iter_within(known).map(|(_, entry)| entry);
         let first = present.next();
         let Some((first, last)) = first.map(|first| (first, present.last().unwrap_or(first))) else {
             return Err(PoolError::Corrupt {
-                node: Arc::clone(node.name()),
-                key: location.key.clone(),
+                node: self.nodes_of(&location.place).into(),
+                key: location.place.key.clone(),
                 part: format!("chunks {} to {}", chunks.start, chunks.end),
                 reason: "its directory has no such chunks: the map or the directory is damaged".to_owned(),
             });
         };
         let range = location.offset.saturating_add(first.range().start)
             ..location.offset.saturating_add(last.range().end);
-        let bytes = node.get_range(&location.key, range).await?;
+        let bytes = self.get_range(&location.place, range).await?;
         Ok(FetchedChunks {
             first: chunks.start,
             base: first.offset,
@@ -178,9 +194,30 @@ impl FetchedChunks {
     }
 }
 
-impl DataNode {
+impl Pool {
     /// What a segment of `domain` says about itself: with one request, or two when its footer is large, and one for its
     /// header.
+    pub async fn read_footer(&self, place: &ObjectPlace, domain: &Domain) -> Result<Footer, PoolError> {
+        let domains = |key| (key == domain.key_id()).then(|| domain.clone());
+        let size = place.length_bytes;
+        let object = Object { node: self.nodes_of(place).into(), key: &place.key, size };
+        let tail = self.get_range(place, size.saturating_sub(FOOTER_GUESS_BYTES)..size).await?;
+        match object.footer(tail, domains, |range| self.get_range(place, range)).await {
+            Err(PoolError::Corrupt { key, .. }) if key == place.key => {}
+            result => return result,
+        }
+        // One node may have returned something else. All of the segment at once: this is rare, and it is in no more than the memory of a put.
+        let mut latest = Damaged("nothing of it is there");
+        let read = self.get_checked(place, 0..size, |whole| {
+            let footer = object.footer_of_whole(&whole, domains);
+            footer.map_err(|error| latest = error).ok()
+        });
+        read.await?.ok_or_else(|| object.corrupt(latest))
+    }
+}
+
+impl DataNode {
+    /// What a segment of `domain` says about itself, whatever its length.
     pub async fn read_footer(&self, key: &str, domain: &Domain) -> Result<Footer, PoolError> {
         self.read_footer_of(key, |key| (key == domain.key_id()).then(|| domain.clone())).await
     }
@@ -191,41 +228,85 @@ impl DataNode {
         key: &str,
         domains: impl FnOnce(KeyId) -> Option<Domain> + Send,
     ) -> Result<Footer, PoolError> {
-        let corrupt = |damaged: Damaged| PoolError::Corrupt {
-            node: Arc::clone(self.name()),
-            key: key.to_owned(),
-            part: "the segment".to_owned(),
-            reason: damaged.to_string(),
-        };
         let (tail, size) = self.get_suffix(key, FOOTER_GUESS_BYTES).await?;
+        let object = Object { node: Arc::clone(self.name()), key, size };
+        object.footer(tail, domains, |range| self.get_range(key, range)).await
+    }
+}
+
+/// A segment that is read from its end.
+struct Object<'a> {
+    /// For messages.
+    node: Arc<str>,
+    key: &'a str,
+    size: u64,
+}
+
+impl Object<'_> {
+    /// Its footer, out of all its bytes. A footer of a newer version is for who reads it first to tell.
+    fn footer_of_whole(
+        &self,
+        whole: &[u8],
+        domains: impl FnOnce(KeyId) -> Option<Domain>,
+    ) -> Result<Footer, Damaged> {
+        const CUT: Damaged = Damaged("it is too short for a segment");
+        let (rest, trailer) = whole.split_last_chunk::<TRAILER_BYTES>().ok_or(CUT)?;
+        let header = whole.first_chunk::<HEADER_BYTES>().ok_or(CUT)?;
+        let trailer = Trailer::decode(trailer, self.size)?;
+        let start = rest.len().checked_sub(trailer.footer.length as usize).ok_or(CUT)?;
+        open_footer(domains, header, &trailer, &mut rest[start..].to_vec()).map_err(|error| match error {
+            HeaderError::Damaged(damaged) => damaged,
+            HeaderError::Newer(_) => Damaged("it is of a newer version; upgrade this program"),
+        })
+    }
+
+    /// Its footer, of which `tail` has the end and perhaps all; `get` returns exactly the bytes of a range.
+    async fn footer<F>(
+        &self,
+        tail: Bytes,
+        domains: impl FnOnce(KeyId) -> Option<Domain> + Send,
+        get: impl Fn(Range<u64>) -> F,
+    ) -> Result<Footer, PoolError>
+    where
+        F: Future<Output = Result<Bytes, PoolError>>,
+    {
         let (rest, trailer) = tail
             .split_last_chunk::<TRAILER_BYTES>()
-            .filter(|_| size >= (HEADER_BYTES + TRAILER_BYTES) as u64)
-            .ok_or_else(|| corrupt(Damaged("it is too short for a segment")))?;
-        let trailer = Trailer::decode(trailer, size).map_err(corrupt)?;
+            .filter(|_| self.size >= (HEADER_BYTES + TRAILER_BYTES) as u64)
+            .ok_or_else(|| self.corrupt(Damaged("it is too short for a segment")))?;
+        let trailer = Trailer::decode(trailer, self.size).map_err(|damaged| self.corrupt(damaged))?;
         let length = trailer.footer.length as usize;
         debug_assert!(trailer.footer.length <= FOOTER_BYTES_MAX);
         let mut sealed = if let Some(start) = rest.len().checked_sub(length) {
             rest[start..].to_vec()
         } else {
             let end = trailer.footer.offset + u64::from(trailer.footer.length);
-            self.get_range(key, trailer.footer.offset..end).await?.to_vec()
+            get(trailer.footer.offset..end).await?.to_vec()
         };
         let header = match tail.first_chunk::<HEADER_BYTES>() {
-            Some(header) if tail.len() as u64 == size => *header,
+            Some(header) if tail.len() as u64 == self.size => *header,
             _ => {
-                let bytes = self.get_range(key, 0..HEADER_BYTES as u64).await?;
-                *bytes.first_chunk().expect("get_range returns what was asked for")
+                let bytes = get(0..HEADER_BYTES as u64).await?;
+                *bytes.first_chunk().expect("it returns what was asked for")
             }
         };
         open_footer(domains, &header, &trailer, &mut sealed).map_err(|error| match error {
-            HeaderError::Damaged(damaged) => corrupt(damaged),
+            HeaderError::Damaged(damaged) => self.corrupt(damaged),
             HeaderError::Newer(version) => PoolError::NewerFormat {
-                node: Arc::clone(self.name()),
-                key: key.to_owned(),
+                node: Arc::clone(&self.node),
+                key: self.key.to_owned(),
                 found: u64::from(version),
                 known: u64::from(VERSION),
             },
         })
+    }
+
+    fn corrupt(&self, damaged: Damaged) -> PoolError {
+        PoolError::Corrupt {
+            node: Arc::clone(&self.node),
+            key: self.key.to_owned(),
+            part: "the segment".to_owned(),
+            reason: damaged.to_string(),
+        }
     }
 }

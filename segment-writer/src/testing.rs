@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +29,8 @@ pub enum Fault {
     ReplyLost,
     /// The request takes effect, then no answer comes.
     ReplyHangs,
+    /// The request takes effect, and the answer this long.
+    Slow(Duration),
     /// The connection breaks after this many bytes of the body.
     BodyBreaks(usize),
     /// The body ends after this many bytes as if all was well.
@@ -131,6 +134,11 @@ async fn before(fault: Option<Fault>, path: &Path) -> Result<Option<Fault>> {
 
 async fn after<T>(fault: Option<Fault>, value: T) -> Result<T> {
     match fault {
+        Some(Fault::Slow(duration)) => {
+            #[expect(clippy::disallowed_methods, reason = "this is a test double, of the network")]
+            tokio::time::sleep(duration).await;
+            Ok(value)
+        }
         Some(Fault::ReplyLost) => Err(connection_error()),
         Some(Fault::ReplyHangs) => std::future::pending().await,
         _ => Ok(value),

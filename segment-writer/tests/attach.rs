@@ -165,12 +165,12 @@ async fn a_directory_that_was_replaced_under_a_running_node_is_neither_filled_no
     std::fs::create_dir(&path).unwrap();
     let error = pool.put(&segment).await.unwrap_err();
     assert!(matches!(error, PoolError::NoSuchBucket { .. }) && error.retryable(), "{error}");
-    let error = pool.get_range(receipt.node(), receipt.key(), 0..10).await.unwrap_err();
+    let error = pool.get_range(receipt.place(), 0..10).await.unwrap_err();
     assert!(matches!(error, PoolError::NoSuchBucket { .. }) && error.retryable(), "{error}");
     assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
     std::fs::remove_dir(&path).unwrap();
     std::fs::rename(folder.path().join("away"), &path).unwrap();
-    assert_eq!(pool.get_range(receipt.node(), receipt.key(), 0..8).await.unwrap(), "CAIRNSEG");
+    assert_eq!(pool.get_range(receipt.place(), 0..8).await.unwrap(), "CAIRNSEG");
 }
 
 #[tokio::test]

@@ -137,7 +137,7 @@ async fn an_endless_hang_ends_in_an_error() {
     let pool = store_pool(Arc::new(FaultStore::new(memory, |_| Some(Fault::Hang))));
     let error = pool.put(&segment()).await.unwrap_err();
     assert!(error.to_string().contains("no answer within 0.5 s"), "{error}");
-    let error = pool.get_range(node_id(&pool), "some", 0..10).await.unwrap_err();
+    let error = pool.get_range(&place_of(&pool, "some", 10), 0..10).await.unwrap_err();
     assert!(matches!(error, PoolError::Unavailable { .. }), "{error}");
 }
 
@@ -153,8 +153,10 @@ async fn read_all(faults: Vec<Fault>) -> (Result<Vec<Bytes>, PoolError>, Pool, S
 
 async fn read_chunks(pool: &Pool, segment: &SealedSegment) -> Result<Vec<Bytes>, PoolError> {
     let container = &segment.containers()[0];
-    let location =
-        ContainerLocation { node: node_id(pool), key: segment.key().to_owned(), offset: container.offset };
+    let location = ContainerLocation {
+        place: place_of(pool, segment.key(), segment.length_bytes()),
+        offset: container.offset,
+    };
     let cipher = ContainerCipher::new(&domain(), container.id);
     let count = u32::try_from(container.directory.len()).unwrap();
     let chunks = pool.read_chunks(&location, &container.directory, &cipher, 0..count, None).await?;
@@ -245,8 +247,10 @@ async fn reads_outside_a_container_are_refused() {
     let segment = segment();
     let _receipt = pool.put(&segment).await.unwrap();
     let container = &segment.containers()[0];
-    let location =
-        ContainerLocation { node: node_id(&pool), key: segment.key().to_owned(), offset: container.offset };
+    let location = ContainerLocation {
+        place: place_of(&pool, segment.key(), segment.length_bytes()),
+        offset: container.offset,
+    };
     let cipher = ContainerCipher::new(&domain(), container.id);
     let count = u32::try_from(container.directory.len()).unwrap();
     for range in [0..0, count..count + 1, 0..count + 1, 0..u32::MAX] {
@@ -263,8 +267,10 @@ async fn a_single_chunk_is_read_with_its_own_bytes_only() {
     let _receipt = store_pool(Arc::clone(&memory)).put(&segment).await.unwrap();
     let pool = store_pool(memory);
     let container = &segment.containers()[0];
-    let location =
-        ContainerLocation { node: node_id(&pool), key: segment.key().to_owned(), offset: container.offset };
+    let location = ContainerLocation {
+        place: place_of(&pool, segment.key(), segment.length_bytes()),
+        offset: container.offset,
+    };
     let cipher = ContainerCipher::new(&domain(), container.id);
     let read = pool.read_chunks(&location, &container.directory, &cipher, 1..2, None).await.unwrap();
     assert_eq!(read[0].1, text(20, 1).slice(8 * BLOCK..16 * BLOCK));
@@ -278,7 +284,7 @@ fn requests_can_be_made_from_any_thread() {
     let pool = store_pool(Arc::new(InMemory::new()));
     let segment = segment();
     assert_send(&pool.put(&segment));
-    assert_send(&pool.get_range(node_id(&pool), "key", 0..1));
+    assert_send(&pool.get_range(&place_of(&pool, "key", 1), 0..1));
     assert_send(&read_chunks(&pool, &segment));
     assert_send(&pool.nodes()[0].read_footer("key", &domain()));
     assert_send(&packer(PackConfig::default()));

@@ -62,12 +62,14 @@ async fn pool_of(objects: &[&'static [u8]]) -> Pool {
 async fn read(domain: &Domain, objects: &[&'static [u8]]) -> (Vec<Footer>, Content) {
     let pool = pool_of(objects).await;
     let (mut footers, mut chunks) = (Vec::new(), HashMap::new());
-    for number in 0..objects.len() {
+    for (number, object) in objects.iter().enumerate() {
         let key = format!("segments/{number}");
         let footer = pool.nodes()[0].read_footer(&key, domain).await.unwrap();
         for container in &footer.containers {
-            let location =
-                ContainerLocation { node: node_id(&pool), key: key.clone(), offset: container.offset };
+            let location = ContainerLocation {
+                place: place_of(&pool, &key, object.len() as u64),
+                offset: container.offset,
+            };
             let cipher = ContainerCipher::new(domain, container.id);
             let count = u32::try_from(container.directory.len()).unwrap();
             let read =

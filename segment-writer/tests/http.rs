@@ -50,13 +50,10 @@ async fn segments_go_to_the_bucket_and_come_back() {
     let segment = segment();
     let receipt = pool.put(&segment).await.unwrap();
     assert_eq!(server.object(&key(&segment)).unwrap(), bytes(&segment));
-    assert_eq!(
-        pool.get_range(receipt.node(), receipt.key(), 5..5000).await.unwrap(),
-        bytes(&segment).slice(5..5000)
-    );
+    assert_eq!(pool.get_range(receipt.place(), 5..5000).await.unwrap(), bytes(&segment).slice(5..5000));
     let footer = pool.nodes()[0].read_footer(receipt.key(), &domain()).await.unwrap();
     assert_eq!(footer.segment, segment.id());
-    let node = receipt.node();
+    let node = node_id(&pool);
     assert_eq!(DataNode::open(&access(&server), site(), node, Ports::system()).await.unwrap().id(), node);
 }
 
@@ -133,7 +130,7 @@ async fn passing_errors_of_gets_are_ridden_out() {
         let segment = segment();
         let receipt = pool.put(&segment).await.unwrap();
         server.answer_next([answer.clone(), answer.clone()]);
-        let read = pool.get_range(receipt.node(), receipt.key(), 1000..60_000).await.unwrap();
+        let read = pool.get_range(receipt.place(), 1000..60_000).await.unwrap();
         assert_eq!(read, bytes(&segment).slice(1000..60_000), "{answer:?}");
         assert_eq!(pool.nodes()[0].health().snapshot().retries, 2, "{answer:?}");
     }
@@ -143,10 +140,10 @@ async fn passing_errors_of_gets_are_ridden_out() {
 async fn a_lost_object_and_a_lost_bucket_are_told_apart() {
     let server = Server::start().await;
     let pool = pool(&server).await;
-    let error = pool.get_range(node_id(&pool), "segments/00/lost", 0..10).await.unwrap_err();
+    let error = pool.get_range(&place_of(&pool, "segments/00/lost", 10), 0..10).await.unwrap_err();
     assert!(matches!(error, PoolError::NotFound { .. }), "{error}");
     server.answer_next([Answer::error(404, "NoSuchBucket")]);
-    let error = pool.get_range(node_id(&pool), "segments/00/lost", 0..10).await.unwrap_err();
+    let error = pool.get_range(&place_of(&pool, "segments/00/lost", 10), 0..10).await.unwrap_err();
     assert!(matches!(error, PoolError::NoSuchBucket { .. }) && error.retryable(), "{error}");
 }
 
@@ -159,7 +156,7 @@ async fn a_truncated_object_is_damaged_and_not_asked_for_again() {
     server.truncate(&key(&segment), 2000);
     for range in [1000..3000, 2000..3000, 5000..6000] {
         let before = server.requests();
-        let error = pool.get_range(receipt.node(), receipt.key(), range.clone()).await.unwrap_err();
+        let error = pool.get_range(receipt.place(), range.clone()).await.unwrap_err();
         assert!(matches!(error, PoolError::Corrupt { .. }), "{range:?}: {error}");
         assert_eq!(server.requests() - before, 1, "{range:?}");
     }
@@ -170,10 +167,16 @@ async fn a_server_that_is_down_is_unavailable_and_used_again_when_it_is_back() {
     let server = Server::start().await;
     let pool = pool(&server).await;
     let segment = segment();
+    let marker = "/bucket/some/prefix/cairn-node.json";
+    let content = server.object(marker).unwrap();
     let address = server.stop().await;
     let error = pool.put(&segment).await.unwrap_err();
     assert!(matches!(error, PoolError::Unavailable { .. }) && error.retryable(), "{error}");
     let server = Server::start_at(address).await;
+    let error = pool.put(&segment).await.unwrap_err();
+    assert!(error.retryable() && error.to_string().contains("its marker"), "back, but empty: {error}");
+    assert_eq!(server.object(&key(&segment)), None);
+    server.insert(marker, content);
     let _receipt = pool.put(&segment).await.unwrap();
     assert_eq!(server.object(&key(&segment)).unwrap(), bytes(&segment));
 }

@@ -39,6 +39,16 @@ pub struct EngineConfig {
     pub reclaim_interval: Option<Duration>,
     /// Where more of the pool than this is dead, survivors of sparse segments are moved together. 100: never.
     pub reclaim_dead_percent_max: u8,
+    /// How often nodes are looked at, and whether something in the pool is to be healed.
+    pub heal_interval: Duration,
+    /// What healing reads and writes at most, while no segment is at risk; `None`: as fast as it goes.
+    pub heal_bytes_per_second: Option<u64>,
+    /// A node that has not answered for so long is declared failed; `None`: never.
+    pub node_failed_after: Option<Duration>,
+    /// A node that has been silent for so long because its place is empty is used again, without what it held, where the pool cannot be whole without it.
+    pub reuse_wiped_nodes: bool,
+    /// How long reading everything in the pool once may take; `None`: only when asked to.
+    pub scrub_period: Option<Duration>,
     /// Run protection groups by their schedules; otherwise only when asked to.
     pub run_schedules: bool,
     pub pack: PackConfig,
@@ -66,6 +76,11 @@ impl EngineConfig {
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             reclaim_interval: Some(Duration::from_mins(10)),
             reclaim_dead_percent_max: 20,
+            heal_interval: Duration::from_secs(10),
+            heal_bytes_per_second: Some(64 << 20),
+            node_failed_after: Some(Duration::from_mins(10)),
+            reuse_wiped_nodes: true,
+            scrub_period: Some(Duration::from_hours(30 * 24)),
             run_schedules: true,
             pack: PackConfig::default(),
             accept_lost_wal: false,

@@ -2,6 +2,7 @@
 
 use crate::error::EngineError;
 use cairn_model::DomainId;
+use cairn_model::crypto::KeyId;
 use cairn_segment_writer::Domain;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -15,6 +16,11 @@ pub(crate) struct Domains {
 impl Domains {
     pub(crate) fn new(domains: Vec<Domain>) -> Self {
         Self { open: RwLock::new(domains.into_iter().map(|domain| (domain.id(), domain)).collect()) }
+    }
+
+    /// The open domain whose key is called so.
+    pub(crate) fn by_key(&self, key: KeyId) -> Option<Domain> {
+        self.open.read().values().find(|domain| domain.key_id() == key).cloned()
     }
 
     pub(crate) fn get(&self, id: DomainId) -> Result<Domain, EngineError> {

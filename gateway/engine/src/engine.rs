@@ -8,6 +8,7 @@ use crate::destage::{Destage, destage_until_stopped, fold_until_stopped};
 use crate::domains::Domains;
 use crate::error::EngineError;
 use crate::group::{Groups, run_groups_until_stopped};
+use crate::heal::{HEAL_LIMIT, Heal, heal_until_stopped, scrub_until_stopped};
 use crate::lease::{LeaseWatch, gone, renew_leases};
 use crate::patience::patiently;
 use crate::pressure::Pressure;
@@ -99,6 +100,7 @@ pub(crate) struct Shared {
     /// Held from before a commit until it is shown.
     pub(crate) commit_turn: tokio::sync::Mutex<()>,
     pub(crate) reclaim: Reclaim,
+    pub(crate) heal: Heal,
     pub(crate) groups: Groups,
     pub(crate) fold_wake: Notify,
     pub(crate) purge_wake: Notify,
@@ -129,6 +131,8 @@ impl Engine {
         shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
         shared.tasks.spawn(purge_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(reclaim_until_stopped(Arc::clone(&shared)));
+        shared.tasks.spawn(heal_until_stopped(Arc::clone(&shared)));
+        shared.tasks.spawn(scrub_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(run_groups_until_stopped(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
     }
@@ -248,6 +252,8 @@ impl Engine {
             cairn_model::timeout(&*shared.ports.clock, SHUTDOWN_DESTAGE_LIMIT, shared.destage.all()).await;
         shared.stop.cancel();
         let closed = shared.wal.close().await;
+        // What is made for a segment under way would be left in the pool.
+        drop(cairn_model::timeout(&*shared.ports.clock, HEAL_LIMIT, shared.heal.own_turn()).await);
         shared.tasks.end().await;
         shared.views.clear();
         for volume in shared.registry.take_all() {
@@ -536,6 +542,7 @@ pub(crate) fn assemble(
         destage,
         commit_turn: tokio::sync::Mutex::default(),
         reclaim: Reclaim::default(),
+        heal: Heal::new(&config),
         groups: Groups::default(),
         fold_wake: Notify::new(),
         purge_wake: Notify::new(),

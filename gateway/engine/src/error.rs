@@ -138,6 +138,19 @@ impl EngineError {
     }
 }
 
+impl EngineError {
+    /// Whether a chunk that was looked for in its old place may be found in a new one.
+    pub(crate) fn may_have_moved(&self) -> bool {
+        match self {
+            Self::Pool(error) => matches!(
+                **error,
+                PoolError::NotFound { .. } | PoolError::Corrupt { .. } | PoolError::UnknownNode { .. }
+            ),
+            _ => self.is_absence(),
+        }
+    }
+}
+
 impl From<WalError> for EngineError {
     fn from(error: WalError) -> Self {
         Self::Wal(Arc::new(error))

@@ -16,6 +16,7 @@
 //! | `snapshot` | volumes at a moment: taken, read, cloned, compared, reverted to |
 //! | `group` | protection groups: runs by schedule, retention |
 //! | `reclaim` | what nothing points at any more is deleted from the pool |
+//! | `heal` | repair, draining, rebalance, conversion: placements become what they should be; scrub |
 //! | `lease` | ownership, renewed; a gateway that cannot renew stops acknowledging |
 //! | `wal_state` | whether the log holds anything that the catalog does not |
 
@@ -29,6 +30,7 @@ mod domains;
 mod engine;
 mod error;
 mod group;
+mod heal;
 mod lease;
 mod options;
 mod patience;
@@ -48,6 +50,7 @@ pub use config::EngineConfig;
 pub use engine::{Engine, EngineParts};
 pub use error::EngineError;
 pub use group::GroupCounters;
+pub use heal::{HealKind, HealProgress, HealStatus, Healed, ScrubReport, ScrubStatus, members};
 pub use options::VolumeOptions;
 pub use reclaim::{PoolUse, ReclaimReport, ReclaimStatus};
 pub use snapshot::{Difference, DifferencePage, SnapshotPhase, SnapshotStatus};

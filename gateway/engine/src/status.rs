@@ -3,6 +3,7 @@
 use crate::budget::CpuBudget;
 use crate::engine::Engine;
 use crate::group::GroupCounters;
+use crate::heal::HealStatus;
 use crate::reclaim::ReclaimStatus;
 use crate::volume::Condition;
 use cairn_fingerprints::IndexStatus;
@@ -85,6 +86,7 @@ pub struct EngineStatus {
     pub flash: Option<FlashStatus>,
     pub cpu: CpuStatus,
     pub reclaim: ReclaimStatus,
+    pub heal: HealStatus,
     pub groups: GroupCounters,
     pub block_cache_bytes: u64,
     pub map_cache_bytes: u64,
@@ -124,6 +126,7 @@ impl Engine {
             flash: shared.flash.as_ref().map(|flash| flash.status()),
             cpu: shared.governor.status(&shared.compute),
             reclaim: shared.reclaim.status(),
+            heal: shared.heal.status(),
             groups: shared.groups.counters(),
             block_cache_bytes: shared.chunks.cached_bytes(),
             map_cache_bytes: shared.leaves.used_bytes(),

@@ -1,6 +1,6 @@
 //! Keys and domains, as the admin API has them.
 
-use super::service::Service;
+use super::service::{Service, to_its_end};
 use super::types::{CreateDomain, Domain, Key, KeyCopy, PublishKeys, ReplaceKey};
 use crate::error::GatewayError;
 use crate::key::{KeyError, KeyFile, Origin, Protection, file, source};
@@ -14,26 +14,14 @@ use std::sync::Arc;
 type Result<T> = std::result::Result<T, GatewayError>;
 
 impl Service {
-    /// Runs a change of the keys to its end even if the client stops waiting, so that the keys in memory, the catalog, the key file and the
-    /// engine cannot come apart.
+    /// Runs a change of the keys: those in memory, in the catalog, in the key file and in the engine cannot come apart.
     async fn change<T, F>(&self, change: impl FnOnce(Arc<Site>, Option<Arc<Pool>>) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let change = change(Arc::clone(&self.site), self.engine.as_ref().map(|(_, pool)| Arc::clone(pool)));
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the site owns it: it closes when no change is under way"
-        )]
-        let task = tokio::spawn(change);
-        task.await.unwrap_or_else(|_| {
-            Err(GatewayError::Refused {
-                kind: ErrorKind::Internal,
-                what: "the change of the keys ended unexpectedly".to_owned(),
-                next: Some("restart the gateway, which settles it".to_owned()),
-            })
-        })
+        let pool = self.engine.as_ref().map(|(_, pool)| Arc::clone(pool));
+        to_its_end("the change of the keys", change(Arc::clone(&self.site), pool)).await
     }
 
     /// Where the master key is, which it is, and what it opens.

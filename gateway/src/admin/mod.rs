@@ -7,6 +7,8 @@
 //! | `keys` | of it, keys and domains |
 //! | `snapshots` | of it, snapshots, clones and reverts |
 //! | `groups` | of it, protection groups and events |
+//! | `pool` | of it, data nodes and how they protect the data |
+//! | `heal` | of it, healing and scrub |
 //! | `reclaim` | of it, taking space back |
 //! | [`status`] | what is told, and what needs attention |
 //! | `metrics` | the same for a monitoring system |
@@ -14,8 +16,10 @@
 //! | [`server`] | listening |
 
 mod groups;
+mod heal;
 mod keys;
 mod metrics;
+mod pool;
 mod reclaim;
 pub mod reduction;
 mod routes;

@@ -2,11 +2,11 @@
 
 use super::service::{PIECE_BYTES_MAX, Service};
 use super::types::{
-    AddNode, AddedNode, AskReclaim, ChangeCpu, CloneSnapshot, Cpu, CreateDomain, CreateGroup, CreateSnapshot,
-    CreateSnapshots, CreateVolume, DeleteQuery, Difference, DifferenceQuery, Domain, Event, Extent, Failure,
-    FailureDetail, Group, GroupDetail, GroupRun, Health, Key, LimitQuery, Node, OffsetQuery, PublishKeys,
-    RangeQuery, Reclaimed, ReplaceKey, RevertVolume, Reverted, Snapshot, SpaceQuery, Status, UpdateGroup,
-    UpdateVolume, Volume,
+    AddNode, AddedNode, AskReclaim, ChangeCpu, ChangeNode, ChangePool, CloneSnapshot, Cpu, CreateDomain,
+    CreateGroup, CreateSnapshot, CreateSnapshots, CreateVolume, DeleteQuery, Difference, DifferenceQuery,
+    Domain, Event, Extent, Failure, FailureDetail, Group, GroupDetail, GroupRun, Health, Key, LimitQuery,
+    Node, OffsetQuery, PoolState, PublishKeys, RangeQuery, Reclaimed, RemoveQuery, ReplaceKey, RevertVolume,
+    Reverted, Scrubbed, Snapshot, SpaceQuery, Status, UpdateGroup, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use axum::body::Body;
@@ -64,9 +64,11 @@ pub fn routes_for_tcp(service: Arc<Service>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/destage", post(destage))
         .route("/v1/reclaim", post(reclaim))
+        .route("/v1/scrub", post(scrub))
         .route("/v1/cpu", get(cpu).put(change_cpu))
         .route("/v1/nodes", get(nodes).post(add_node))
-        .route("/v1/nodes/{name}", get(node))
+        .route("/v1/nodes/{name}", get(node).patch(change_node).delete(remove_node))
+        .route("/v1/pool", get(pool).patch(change_pool))
         .route("/v1/domains", get(domains).post(create_domain))
         .route("/v1/domains/{name}", get(domain).delete(delete_domain))
         .route("/v1/key", get(key))
@@ -287,6 +289,10 @@ async fn reclaim(State(service): Shared, JsonBody(asked): JsonBody<AskReclaim>) 
     Ok(Json(service.reclaim(asked).await?))
 }
 
+async fn scrub(State(service): Shared) -> Answer<Json<Scrubbed>> {
+    Ok(Json(service.scrub().await?))
+}
+
 async fn cpu(State(service): Shared) -> Json<Cpu> {
     Json(service.cpu())
 }
@@ -308,6 +314,33 @@ async fn add_node(
     JsonBody(asked): JsonBody<AddNode>,
 ) -> Answer<(StatusCode, Json<AddedNode>)> {
     Ok((StatusCode::CREATED, Json(service.add_node(&asked).await?)))
+}
+
+async fn change_node(
+    State(service): Shared,
+    Name(name): Name,
+    JsonBody(change): JsonBody<ChangeNode>,
+) -> Answer<Json<Node>> {
+    Ok(Json(service.change_node(&name, &change).await?))
+}
+
+async fn remove_node(
+    State(service): Shared,
+    Name(name): Name,
+    Parameters(query): Parameters<RemoveQuery>,
+) -> Answer<Json<()>> {
+    Ok(Json(service.remove_node(&name, query.force).await?))
+}
+
+async fn pool(State(service): Shared) -> Answer<Json<PoolState>> {
+    Ok(Json(service.pool().await?))
+}
+
+async fn change_pool(
+    State(service): Shared,
+    JsonBody(change): JsonBody<ChangePool>,
+) -> Answer<Json<PoolState>> {
+    Ok(Json(service.change_pool(&change).await?))
 }
 
 async fn domains(State(service): Shared) -> Answer<Json<Vec<Domain>>> {

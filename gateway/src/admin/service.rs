@@ -2,15 +2,14 @@
 
 use super::reduction;
 use super::types::{
-    AddNode, AddedNode, ChangeCpu, Cpu, CreateVolume, DurabilityChoice, Extent, Node, NodeHealth, RangeQuery,
-    UpdateVolume, Volume,
+    ChangeCpu, Cpu, CreateVolume, DurabilityChoice, Extent, RangeQuery, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use crate::names::SEPARATOR;
-use crate::site::{self, Site, new_volume};
+use crate::site::{Site, new_volume};
 use bytes::Bytes;
 use cairn_engine::{Engine, Volume as EngineVolume, VolumeOptions};
-use cairn_metadata::{DomainName, DomainRow, NodeRow, NodeState, VolumeName, VolumeRow};
+use cairn_metadata::{DomainName, DomainRow, VolumeName, VolumeRow};
 use cairn_model::{
     BLOCK_SIZE, BlockDevice, Durability, ErrorKind, Monotonic, ReadBuffer, VOLUME_BLOCKS_MAX, WriteFlags,
 };
@@ -45,22 +44,28 @@ pub struct Service {
     pub(super) site: Arc<Site>,
     pub(super) engine: Option<(Arc<Engine>, Arc<Pool>)>,
     pub(super) serving: Option<Serving>,
+    /// Held during a change of nodes or of the pool: each begins with what the one before left.
+    pub(super) pool_change: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Service {
     /// Over the catalog alone: tells, but changes nothing but nodes.
     pub fn of_catalog(site: Arc<Site>) -> Self {
-        Self { site, engine: None, serving: None }
+        Self::new(site, None, None)
     }
 
     /// Over an engine that serves nobody.
     pub fn of_engine(site: Arc<Site>, engine: Arc<Engine>, pool: Arc<Pool>) -> Self {
-        Self { site, engine: Some((engine, pool)), serving: None }
+        Self::new(site, Some((engine, pool)), None)
     }
 
     /// Of a running gateway.
     pub fn of_gateway(site: Arc<Site>, engine: Arc<Engine>, pool: Arc<Pool>, serving: Serving) -> Self {
-        Self { site, engine: Some((engine, pool)), serving: Some(serving) }
+        Self::new(site, Some((engine, pool)), Some(serving))
+    }
+
+    fn new(site: Arc<Site>, engine: Option<(Arc<Engine>, Arc<Pool>)>, serving: Option<Serving>) -> Self {
+        Self { site, engine, serving, pool_change: Arc::default() }
     }
 
     pub(super) fn engine(&self) -> Result<&Arc<Engine>> {
@@ -261,68 +266,22 @@ impl Service {
         tracing::info!(budget = change.budget.name(), "CPU budget changed");
         Ok(self.cpu())
     }
+}
 
-    pub async fn nodes(&self) -> Result<Vec<Node>> {
-        let rows = site::attached_nodes(&self.site).await?;
-        Ok(rows.iter().map(|row| self.describe_node(row)).collect())
-    }
-
-    pub async fn node(&self, name: &str) -> Result<Node> {
-        self.nodes().await?.into_iter().find(|node| node.name == name).ok_or_else(|| {
-            GatewayError::refused(
-                ErrorKind::NotFound,
-                format!("there is no data node named {name}"),
-                "`cairn node list` shows those there are",
-            )
+/// Runs a change to its end even if the client stops waiting.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    what: &str,
+    change: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    #[expect(clippy::disallowed_methods, reason = "a client that goes away does not end it")]
+    let task = tokio::spawn(change);
+    task.await.unwrap_or_else(|_| {
+        Err(GatewayError::Refused {
+            kind: ErrorKind::Internal,
+            what: format!("{what} ended unexpectedly"),
+            next: Some("restart the gateway, which settles it".to_owned()),
         })
-    }
-
-    pub async fn add_node(&self, asked: &AddNode) -> Result<AddedNode> {
-        if self.engine.is_some() {
-            return Err(GatewayError::refused(
-                ErrorKind::Conflict,
-                "a data node cannot be added while the gateway runs",
-                "stop the gateway, add the node, start it again",
-            ));
-        }
-        let added =
-            site::add_node(&self.site, &asked.name, &asked.url, asked.domain.clone(), asked.create).await?;
-        Ok(AddedNode { node: self.node(&added.node.name).await?, replaced: added.replaced })
-    }
-
-    fn describe_node(&self, row: &NodeRow) -> Node {
-        let health = self.engine.as_ref().and_then(|(_, pool)| pool.node(row.id).ok()).map(|node| {
-            let seen = node.health().snapshot();
-            NodeHealth {
-                failing: seen.failing,
-                puts: seen.puts,
-                put_requests: seen.put_requests,
-                put_bytes: seen.put_bytes,
-                gets: seen.gets,
-                get_requests: seen.get_requests,
-                get_bytes: seen.get_bytes,
-                deletes: seen.deletes,
-                delete_requests: seen.delete_requests,
-                retries: seen.retries,
-                errors: seen.errors,
-                last_error: seen.last_error.map(|error| error.text),
-            }
-        });
-        Node {
-            name: row.name.clone(),
-            id: row.id.to_string(),
-            url: row.url.clone(),
-            domain: row.domain.clone(),
-            state: match row.state {
-                NodeState::Active => "active",
-                NodeState::Draining => "draining",
-            }
-            .to_owned(),
-            created_at_ms: row.created_at.unix_millis(),
-            conditional_writes: site::NodeOptions::of(row).conditional_create,
-            health,
-        }
-    }
+    })
 }
 
 pub(super) const fn durability_name(durability: Durability) -> &'static str {

@@ -1,6 +1,7 @@
 //! What the gateway tells about itself, and what of it needs attention.
 
 use super::groups;
+use super::heal;
 use super::metrics::{Metrics, metrics};
 use super::reclaim;
 use super::reduction;
@@ -19,6 +20,8 @@ use std::path::Path;
 
 /// Share of the log, in percent, from which it is worth a word.
 const WAL_FILL_WARNING_PERCENT: u64 = 75;
+/// How full a data node is, of the capacity that it was said to have, when that is told.
+const NODE_FILL_WARNING_PERCENT: u128 = 85;
 
 impl Service {
     pub async fn status(&self) -> Result<Status, GatewayError> {
@@ -56,6 +59,9 @@ impl Service {
         let mut pool = PoolTotals {
             segments: totals.segments,
             segment_bytes: totals.segment_bytes,
+            profile: site.catalog.pool_settings().await?.profile.to_string(),
+            degraded_segments: totals.degraded_segments,
+            at_risk_segments: totals.at_risk_segments,
             ..PoolTotals::default()
         };
         for health in nodes.iter().filter_map(|node| node.health.as_ref()) {
@@ -78,6 +84,7 @@ impl Service {
             cpu: self.cpu(),
             pool,
             reduction: reduction::reduction(&totals),
+            heal: engine.map(|engine| heal::heal(&engine.heal)).unwrap_or_default(),
             reclaim: engine.map(|engine| reclaim::reclaim(&engine.reclaim)).unwrap_or_default(),
             dedupe: engine.map(reduction::dedupe),
             flash: engine.and_then(|engine| engine.flash.as_ref()).map(reduction::flash),
@@ -174,6 +181,7 @@ fn attention_of_engine(engine: &EngineStatus, errors: &mut Entries, warnings: &m
         ));
     }
     warnings.extend(reduction::attention(engine));
+    heal::attention(engine, errors, warnings);
 }
 
 fn attention_of_encryption(volumes: &[Volume]) -> Option<(String, String)> {
@@ -183,6 +191,50 @@ fn attention_of_encryption(volumes: &[Volume]) -> Option<(String, String)> {
         let what = format!("not encrypted in the pool and on flash: {}", open.join(", "));
         (what, "their domain says so; copy them to volumes of another domain if it is not meant".to_owned())
     })
+}
+
+fn attention_of_pool(
+    pool: &PoolTotals,
+    errors: &mut Vec<(String, String)>,
+    warnings: &mut Vec<(String, String)>,
+) {
+    for node in &pool.nodes {
+        if let Some(health) = node.health.as_ref().filter(|health| health.failing) {
+            let cause = health.last_error.as_deref().unwrap_or("no cause was given");
+            warnings.push((
+                format!("data node {} is failing: {cause}", node.name),
+                format!("check {}", node.url),
+            ));
+        }
+    }
+    for node in &pool.nodes {
+        let Some(capacity) = node.capacity_bytes.filter(|capacity| *capacity > 0) else { continue };
+        let percent = u128::from(node.used_bytes) * 100 / u128::from(capacity);
+        if percent >= NODE_FILL_WARNING_PERCENT {
+            warnings.push((
+                format!("data node {} is {percent} % full", node.name),
+                "add nodes with `cairn node add`, delete snapshots, or correct it with `cairn node edit --capacity`".to_owned(),
+            ));
+        }
+    }
+    if pool.at_risk_segments > 0 {
+        errors.push((
+            format!("{} segments would be lost with the next node", pool.at_risk_segments),
+            "bring missing nodes back; the rest is being healed".to_owned(),
+        ));
+    }
+    if pool.degraded_segments > pool.at_risk_segments {
+        warnings.push((
+            format!("{} segments have a shard missing", pool.degraded_segments),
+            "they are healed in the background, if there are nodes for it".to_owned(),
+        ));
+    }
+    if pool.nodes.is_empty() {
+        errors.push((
+            "this site has no data node".to_owned(),
+            "add one with `cairn node add NAME URL`".to_owned(),
+        ));
+    }
 }
 
 /// One entry per thing that somebody should do something about, the worst first.
@@ -212,21 +264,7 @@ fn attention(
         attention_of_engine(engine, &mut errors, &mut warnings);
     }
     warnings.extend(attention_of_encryption(volumes));
-    for node in &pool.nodes {
-        if let Some(health) = node.health.as_ref().filter(|health| health.failing) {
-            let cause = health.last_error.as_deref().unwrap_or("no cause was given");
-            warnings.push((
-                format!("data node {} is failing: {cause}", node.name),
-                format!("check {}", node.url),
-            ));
-        }
-    }
-    if pool.nodes.is_empty() {
-        errors.push((
-            "this site has no data node".to_owned(),
-            "add one with `cairn node add NAME URL`".to_owned(),
-        ));
-    }
+    attention_of_pool(pool, &mut errors, &mut warnings);
     let used = wal.used_bytes.unwrap_or(0);
     if used >= wal.capacity_bytes / 100 * WAL_FILL_WARNING_PERCENT && used > 0 {
         warnings.push((

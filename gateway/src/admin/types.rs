@@ -1,10 +1,14 @@
 //! What the admin API says and takes, in JSON. `docs/admin-api.md` documents every field; names are stable.
 
 mod groups;
+mod heal;
+mod pool;
 mod reclaim;
 mod snapshots;
 
 pub use groups::{CreateGroup, Event, Group, GroupDetail, GroupMember, GroupRun, LimitQuery, UpdateGroup};
+pub use heal::{Heal, HealWork, Healed, Scrub, Scrubbed};
+pub use pool::{AddNode, AddedNode, ChangeNode, ChangePool, Node, NodeHealth, PoolState, RemoveQuery};
 pub use reclaim::{AskReclaim, LastLook, Reclaim, Reclaimed, ReclaimedAmount};
 pub use snapshots::{
     ChangedRange, CloneSnapshot, CreateSnapshot, CreateSnapshots, Difference, DifferenceQuery, RevertVolume,
@@ -260,62 +264,6 @@ pub struct Extent {
     pub allocated: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
-    pub name: String,
-    pub id: String,
-    pub url: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub domain: Option<String>,
-    /// `active` or `draining`.
-    pub state: String,
-    pub created_at_ms: u64,
-    /// Whether its server honours conditional writes; absent for directories, and when it was not found out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub conditional_writes: Option<bool>,
-    /// What it did since the gateway started; absent when no gateway runs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<NodeHealth>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct NodeHealth {
-    /// The latest request failed for a reason that lies with the node.
-    pub failing: bool,
-    pub puts: u64,
-    pub put_requests: u64,
-    pub put_bytes: u64,
-    pub gets: u64,
-    pub get_requests: u64,
-    pub get_bytes: u64,
-    pub deletes: u64,
-    pub delete_requests: u64,
-    pub retries: u64,
-    pub errors: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AddNode {
-    pub name: String,
-    pub url: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub domain: Option<String>,
-    /// Makes the bucket or directory if it does not exist.
-    #[serde(default)]
-    pub create: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AddedNode {
-    pub node: Node,
-    /// The node whose place it took, if there was one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replaced: Option<String>,
-}
-
 /// The master key, and what it opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
@@ -423,6 +371,9 @@ pub struct Status {
     pub pool: PoolTotals,
     pub reduction: Reduction,
     pub reclaim: Reclaim,
+    /// Since the start.
+    #[serde(default)]
+    pub heal: Heal,
     /// Absent when no gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedupe: Option<Dedupe>,
@@ -508,6 +459,14 @@ pub struct ChangeCpu {
 pub struct PoolTotals {
     pub segments: u64,
     pub segment_bytes: u64,
+    /// `single`, `replica:N` or `ec:K+M`.
+    #[serde(default)]
+    pub profile: String,
+    /// Segments of which a shard is missing, and those of them that the next loss would lose.
+    #[serde(default)]
+    pub degraded_segments: u64,
+    #[serde(default)]
+    pub at_risk_segments: u64,
     /// Sums over the nodes since the gateway started.
     pub puts: u64,
     pub put_requests: u64,

@@ -2,10 +2,12 @@
 
 mod group;
 mod key;
+mod node;
 mod snapshot;
 
 pub(super) use group::{Events, Group, NewPolicy, PolicyChange};
 pub(super) use key::Key;
+pub(super) use node::{Node, Pool};
 pub(super) use snapshot::{CloneSnapshot, Revert, Snapshot};
 
 use crate::admin::types::DurabilityChoice;
@@ -74,6 +76,9 @@ pub enum Command {
     /// Data nodes: the object stores and directories that hold the data
     #[command(subcommand, arg_required_else_help = true)]
     Node(Node),
+    /// The pool: how data is protected against the loss of data nodes
+    #[command(subcommand, arg_required_else_help = true)]
+    Pool(Pool),
     /// Volumes: the virtual disks
     #[command(subcommand, arg_required_else_help = true)]
     Volume(Volume),
@@ -97,6 +102,11 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Read and verify everything in the pool
+    ///
+    /// What is missing or damaged is made anew in the background from what the other nodes have, while a gateway runs. A gateway reads everything by itself in the
+    /// course of heal.scrub_period in cairn.toml; the command does it now. Fails when something cannot be made anew.
+    Scrub,
     /// Domains: what is sealed under one key, and where equal data is stored once
     #[command(subcommand, arg_required_else_help = true)]
     Domain(Domain),
@@ -176,32 +186,6 @@ pub struct ServeOptions {
     /// Start although the write-ahead log is gone, losing the acknowledged writes that only it had
     #[arg(long)]
     pub accept_lost_wal: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Node {
-    /// Make a bucket or a directory the place of the data
-    ///
-    /// This version keeps the data on one node. Until there is data, a node that is added takes the place of the one before; after
-    /// that it is refused. The gateway must be stopped. Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or from
-    /// cairn.toml, and are not stored.
-    Add {
-        /// Name to call it by
-        #[arg(value_parser = node_name)]
-        name: String,
-        /// file:///PATH or s3://BUCKET/PREFIX?endpoint=http://HOST:PORT&region=REGION
-        url: String,
-        /// What fails together with it, such as a rack
-        #[arg(long)]
-        domain: Option<String>,
-        /// Make the bucket if it does not exist
-        #[arg(long)]
-        create_bucket: bool,
-    },
-    /// List the data nodes
-    List,
-    /// Show one data node
-    Show { name: String },
 }
 
 /// How a volume's data is packed; set when it is made.

@@ -10,8 +10,10 @@ mod init;
 mod key;
 mod node;
 mod output;
+mod pool;
 mod progress;
 mod reclaim;
+mod scrub;
 mod snapshot;
 mod status;
 mod up;
@@ -68,6 +70,7 @@ fn execute(cli: Cli) -> Result<(), GatewayError> {
         Command::Serve(asked) => up::serve(&global, &asked),
         Command::Init(asked) => in_runtime(init::run(&global, &asked)),
         Command::Node(asked) => in_runtime(node::run(&global, asked)),
+        Command::Pool(asked) => in_runtime(pool::run(&global, asked)),
         Command::Volume(asked) => in_runtime(volume::run(&global, asked)),
         Command::Snapshot(asked) => in_runtime(snapshot::run(&global, asked)),
         Command::Clone(asked) => in_runtime(snapshot::clone(&global, &asked)),
@@ -75,6 +78,7 @@ fn execute(cli: Cli) -> Result<(), GatewayError> {
         Command::Group(asked) => in_runtime(group::run(&global, asked)),
         Command::Events(asked) => in_runtime(group::events(&global, &asked)),
         Command::Reclaim { dry_run } => in_runtime(reclaim::run(&global, dry_run)),
+        Command::Scrub => in_runtime(scrub::run(&global)),
         Command::Cpu { budget } => in_runtime(cpu::run(&global, budget)),
         Command::Domain(asked) => in_runtime(domain::run(&global, asked)),
         Command::Key(asked) => in_runtime(key::run(&global, asked)),

@@ -4,7 +4,7 @@ use super::access::{Need, with_access};
 use super::args::Global;
 use super::output::answer;
 use super::volume::listing;
-use crate::admin::types::{Reclaim, Status};
+use crate::admin::types::{Heal, PoolTotals, Reclaim, Status};
 use crate::error::GatewayError;
 use crate::human::{counted, shell_quoted};
 use crate::units::{format_duration, format_size, format_time};
@@ -72,6 +72,41 @@ fn write_reclaim(text: &mut String, reclaim: &Reclaim) -> std::fmt::Result {
     )
 }
 
+fn protection(pool: &PoolTotals) -> String {
+    match (pool.degraded_segments, pool.at_risk_segments) {
+        (0, _) => "every segment has all its shards".to_owned(),
+        (degraded, 0) => format!("{} with a shard missing", counted(degraded, "segment")),
+        (degraded, at_risk) => {
+            format!(
+                "{} with a shard missing, {at_risk} of them with none to spare",
+                counted(degraded, "segment")
+            )
+        }
+    }
+}
+
+fn write_heal(text: &mut String, heal: &Heal) -> std::fmt::Result {
+    if let Some(work) = &heal.work {
+        let eta = work.eta_seconds.map_or_else(String::new, |seconds| {
+            format!(", about {} to go", format_duration(Duration::from_secs(seconds)))
+        });
+        writeln!(
+            text,
+            "heal     {}: {} of {}, {} put{eta}",
+            work.kind,
+            work.segments_done,
+            counted(work.segments_total, "segment"),
+            format_size(work.bytes)
+        )?;
+    }
+    let healed = &heal.total;
+    if healed.shards > 0 {
+        let shards = counted(healed.shards, "shard");
+        writeln!(text, "healed   {shards} of {} made since the start", format_size(healed.bytes))?;
+    }
+    Ok(())
+}
+
 fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
     if status.attention.is_empty() {
         writeln!(text, "health   ok")?;
@@ -114,6 +149,9 @@ fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
     let nodes: Vec<String> = pool.nodes.iter().map(|node| format!("{} at {}", node.name, node.url)).collect();
     let segments = counted(pool.segments, "segment");
     writeln!(text, "pool     {} in {segments}, on {}", format_size(pool.segment_bytes), nodes.join(", "))?;
+    if pool.nodes.len() > 1 {
+        writeln!(text, "         protected by {}, {}", pool.profile, protection(pool))?;
+    }
     if gateway.process.is_some() {
         writeln!(
             text,
@@ -125,6 +163,7 @@ fn write_human(text: &mut String, status: &Status) -> std::fmt::Result {
             counted(pool.deletes, "object")
         )?;
         write_reclaim(text, &status.reclaim)?;
+        write_heal(text, &status.heal)?;
     }
     write_reduction(text, status)?;
     let (snapshots, groups) =

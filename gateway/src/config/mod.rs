@@ -48,6 +48,7 @@ pub struct Config {
     pub dedupe: DedupeSection,
     pub destage: DestageConfig,
     pub reclaim: ReclaimConfig,
+    pub heal: HealConfig,
     pub cpu: CpuConfig,
     pub pool: PoolConfig,
     pub log: LogConfig,
@@ -135,6 +136,18 @@ pub struct ReclaimConfig {
     pub interval: Option<Duration>,
     /// Where more of the pool than this is dead, what is left of sparse segments is written together anew. 100: never.
     pub dead_percent: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealConfig {
+    /// What healing and scrub read and write at most, while no segment is at risk; `None`: as fast as it goes.
+    pub bytes_per_second: Option<u64>,
+    /// A node that has not answered for so long is declared failed; `None`: never.
+    pub node_failed_after: Option<Duration>,
+    /// A node whose place has been empty for so long is used again, without what it held, where the pool cannot be whole without it.
+    pub reuse_wiped_nodes: bool,
+    /// How long reading everything in the pool once may take; `None`: only when asked to.
+    pub scrub_period: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ pub(super) struct RawConfig {
     pub(super) dedupe: RawDedupe,
     pub(super) destage: RawDestage,
     pub(super) reclaim: RawReclaim,
+    pub(super) heal: RawHeal,
     pub(super) cpu: RawCpu,
     pub(super) pool: RawPool,
     pub(super) log: RawLog,
@@ -93,6 +94,15 @@ pub(super) struct RawDestage {
 pub(super) struct RawReclaim {
     pub(super) interval: Option<String>,
     pub(super) dead_percent: Option<u8>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHeal {
+    pub(super) bandwidth: Option<String>,
+    pub(super) node_failed_after: Option<String>,
+    pub(super) reuse_wiped_nodes: Option<bool>,
+    pub(super) scrub_period: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -2,8 +2,9 @@
 
 use super::validate::{
     BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, DEDUPE_INDEX_DEFAULT, DEDUPE_MEMORY_DEFAULT, FLASH_SIZE_DEFAULT,
-    MAP_CACHE_DEFAULT, RECLAIM_DEAD_PERCENT_DEFAULT, RECLAIM_INTERVAL_DEFAULT, WAL_CAPACITY_DEFAULT,
-    WRITE_BUFFER_DEFAULT, block_cache_default,
+    HEAL_BANDWIDTH_DEFAULT, MAP_CACHE_DEFAULT, NODE_FAILED_AFTER_DEFAULT, RECLAIM_DEAD_PERCENT_DEFAULT,
+    RECLAIM_INTERVAL_DEFAULT, SCRUB_PERIOD_DEFAULT, WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT,
+    block_cache_default,
 };
 use crate::units::format_size_exact;
 use cairn_engine::CpuBudget;
@@ -28,6 +29,9 @@ pub fn template(catalog_url: Option<&str>) -> String {
         .replace("@CPU_BUDGET@", &format!("\"{}\"", CpuBudget::default().name()))
         .replace("@BATCH_AGE@", &format!("\"{}s\"", BATCH_AGE_DEFAULT.as_secs()))
         .replace("@RECLAIM_DEAD_PERCENT@", &RECLAIM_DEAD_PERCENT_DEFAULT.to_string())
+        .replace("@HEAL_BANDWIDTH@", &size(HEAL_BANDWIDTH_DEFAULT))
+        .replace("@NODE_FAILED_AFTER@", &format!("\"{}m\"", NODE_FAILED_AFTER_DEFAULT.as_secs() / 60))
+        .replace("@SCRUB_PERIOD@", &format!("\"{}h\"", SCRUB_PERIOD_DEFAULT.as_secs() / 3600))
         .replace("@RECLAIM_INTERVAL@", &format!("\"{}m\"", RECLAIM_INTERVAL_DEFAULT.as_secs() / 60))
 }
 
@@ -93,6 +97,16 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 # Percent of the pool's bytes that may be dead, 5 to 100: when more is, what lives in the sparsest segments is written together anew and
 # the old ones are deleted. Less saves space and costs writes. 100: never.
 # dead_percent = @RECLAIM_DEAD_PERCENT@
+
+[heal]
+# What healing (repair, drain, conversion, rebalance, scrub) reads and writes in a second at most, while no data is at risk. "off": as fast as it goes.
+# bandwidth = @HEAL_BANDWIDTH@
+# A data node that has not answered for so long is declared failed, and what it held is made anew on others, if they have room. "off": never.
+# node_failed_after = @NODE_FAILED_AFTER@
+# Whether a node whose place has been empty for so long, its marker gone, is used again where the pool cannot be whole without it.
+# reuse_wiped_nodes = true
+# Everything in the pool is read and verified once in this time. "off": only when `cairn scrub` asks for it.
+# scrub_period = @SCRUB_PERIOD@
 
 [cpu]
 # The share of the cores that hashes, compresses and seals, at low priority and by at least one thread: "normal" is 20 %,

@@ -167,6 +167,9 @@ fn an_impossible_value_is_named_by_its_key() {
         ("[reclaim]\ninterval = \"721h\"", "reclaim.interval", "30 days"),
         ("[reclaim]\ninterval = \"0s\"", "reclaim.interval", "or off"),
         ("[reclaim]\ninterval = \"never\"", "reclaim.interval", "or off"),
+        ("[heal]\nbandwidth = \"10K\"", "heal.bandwidth", "at least 1MiB"),
+        ("[heal]\nnode_failed_after = \"1s\"", "heal.node_failed_after", "or off for never"),
+        ("[heal]\nscrub_period = \"soon\"", "heal.scrub_period", "or off for only when asked"),
         ("[reclaim]\ndead_percent = 4", "reclaim.dead_percent", "at least 5"),
         ("[reclaim]\ndead_percent = 101", "reclaim.dead_percent", "never"),
         ("[cpu]\nbudget = \"40%\"", "cpu.budget", "normal, insane or unlimited"),
@@ -204,6 +207,26 @@ fn a_value_of_the_wrong_type_is_refused() {
     ] {
         assert!(matches!(parse(text), Err(ConfigError::Syntax { .. })), "{text}");
     }
+}
+
+#[test]
+fn healing_has_limits_or_none() {
+    let heal = parse(
+        "[heal]\nbandwidth = \"off\"\nnode_failed_after = \"off\"\nscrub_period = \"off\"\nreuse_wiped_nodes = false",
+    );
+    let none = HealConfig {
+        bytes_per_second: None,
+        node_failed_after: None,
+        reuse_wiped_nodes: false,
+        scrub_period: None,
+    };
+    assert_eq!(heal.unwrap().heal, none);
+    let heal = parse("[heal]\nbandwidth = \"1GiB\"\nnode_failed_after = \"30s\"\nscrub_period = \"48h\"")
+        .unwrap()
+        .heal;
+    assert_eq!((heal.bytes_per_second, heal.reuse_wiped_nodes), (Some(1 << 30), true));
+    let spans = (heal.node_failed_after, heal.scrub_period);
+    assert_eq!(spans, (Some(Duration::from_secs(30)), Some(Duration::from_hours(48))));
 }
 
 #[test]

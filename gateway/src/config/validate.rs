@@ -1,13 +1,13 @@
 //! From the raw file to a [`Config`]: defaults, ranges, cross-checks.
 
 use super::raw::{
-    RawConfig, RawCpu, RawDedupe, RawDestage, RawFlash, RawGateway, RawKey, RawLog, RawMemory, RawPool,
-    RawReclaim, RawTls, RawWal,
+    RawConfig, RawCpu, RawDedupe, RawDestage, RawFlash, RawGateway, RawHeal, RawKey, RawLog, RawMemory,
+    RawPool, RawReclaim, RawTls, RawWal,
 };
 use super::{
-    CatalogUrl, Config, CpuConfig, DedupeSection, DestageConfig, FlashSection, GatewayConfig, KeyConfig,
-    ListenAddress, LogConfig, LogFormat, MemoryConfig, PoolConfig, PoolCredentials, ReclaimConfig, TlsConfig,
-    WalSection,
+    CatalogUrl, Config, CpuConfig, DedupeSection, DestageConfig, FlashSection, GatewayConfig, HealConfig,
+    KeyConfig, ListenAddress, LogConfig, LogFormat, MemoryConfig, PoolConfig, PoolCredentials, ReclaimConfig,
+    TlsConfig, WalSection,
 };
 use crate::units::{format_size_exact, parse_duration, parse_size};
 use cairn_engine::{CpuBudget, UnknownCpuBudget};
@@ -42,6 +42,12 @@ const RECLAIM_DEAD_PERCENT_MIN: u8 = 5;
 /// Beyond it, "off" is what is meant.
 const RECLAIM_INTERVAL_MAX: Duration = Duration::from_hours(30 * 24);
 
+/// What healing reads and writes in a second.
+pub(super) const HEAL_BANDWIDTH_DEFAULT: u64 = 64 * MIB;
+pub(super) const NODE_FAILED_AFTER_DEFAULT: Duration = Duration::from_mins(10);
+pub(super) const SCRUB_PERIOD_DEFAULT: Duration = Duration::from_hours(30 * 24);
+const SCRUB_PERIOD_MAX: Duration = Duration::from_hours(365 * 24);
+
 /// A batch must leave the WAL room for the writes that arrive while it is uploaded, and for the batch behind it.
 const BATCHES_PER_WAL_MIN: u64 = 4;
 
@@ -68,6 +74,7 @@ pub(super) fn validate(raw: RawConfig, directory: &Path) -> Result<Config, Probl
         dedupe,
         destage: destage(&raw.destage, wal.capacity_bytes)?,
         reclaim: reclaim(&raw.reclaim)?,
+        heal: heal(&raw.heal)?,
         cpu: cpu(&raw.cpu)?,
         wal,
         pool: pool(raw.pool)?,
@@ -320,26 +327,65 @@ fn destage(raw: &RawDestage, wal_bytes: u64) -> Result<DestageConfig, Problem> {
 }
 
 fn reclaim(raw: &RawReclaim) -> Result<ReclaimConfig, Problem> {
-    let key = "reclaim.interval";
-    let interval = match raw.interval.as_deref() {
-        None => Some(RECLAIM_INTERVAL_DEFAULT),
-        Some("off") => None,
-        Some(text) => {
-            let interval = parse_duration(text)
-                .map_err(|error| (key, format!("cannot be used: {error}, or off for only when asked")))?;
-            if !(Duration::from_secs(1)..=RECLAIM_INTERVAL_MAX).contains(&interval) {
-                let limits = "at least 1s and at most 720h, which is 30 days, or off for only when asked";
-                return Err((key, format!("is {text}: it must be {limits}")));
-            }
-            Some(interval)
-        }
-    };
+    let interval = span(
+        "reclaim.interval",
+        raw.interval.as_deref(),
+        RECLAIM_INTERVAL_DEFAULT,
+        Duration::from_secs(1)..=RECLAIM_INTERVAL_MAX,
+        ("1s", "720h, which is 30 days, or off for only when asked"),
+    )?;
     let dead_percent = raw.dead_percent.unwrap_or(RECLAIM_DEAD_PERCENT_DEFAULT);
     if !(RECLAIM_DEAD_PERCENT_MIN..=100).contains(&dead_percent) {
         let limits = "at least 5 and at most 100, which is for never";
         return Err(("reclaim.dead_percent", format!("is {dead_percent}: it must be {limits}")));
     }
     Ok(ReclaimConfig { interval, dead_percent })
+}
+
+/// A duration, or `off`. `limits` is the range in words, the second one with what `off` means.
+fn span(
+    key: &'static str,
+    text: Option<&str>,
+    default: Duration,
+    range: RangeInclusive<Duration>,
+    (least, most): (&str, &str),
+) -> Result<Option<Duration>, Problem> {
+    match text {
+        None => Ok(Some(default)),
+        Some("off") => Ok(None),
+        Some(text) => {
+            let (_, off) = most.rsplit_once(", or ").unwrap_or(("", most));
+            let span =
+                parse_duration(text).map_err(|error| (key, format!("cannot be used: {error}, or {off}")))?;
+            if range.contains(&span) {
+                return Ok(Some(span));
+            }
+            Err((key, format!("is {text}: it must be at least {least} and at most {most}")))
+        }
+    }
+}
+
+fn heal(raw: &RawHeal) -> Result<HealConfig, Problem> {
+    let bytes_per_second = match raw.bandwidth.as_deref() {
+        Some("off") => None,
+        text => Some(size("heal.bandwidth", text, HEAL_BANDWIDTH_DEFAULT, MIB..=1 << 40)?),
+    };
+    let node_failed_after = span(
+        "heal.node_failed_after",
+        raw.node_failed_after.as_deref(),
+        NODE_FAILED_AFTER_DEFAULT,
+        Duration::from_secs(10)..=RECLAIM_INTERVAL_MAX,
+        ("10s", "720h, which is 30 days, or off for never"),
+    )?;
+    let scrub_period = span(
+        "heal.scrub_period",
+        raw.scrub_period.as_deref(),
+        SCRUB_PERIOD_DEFAULT,
+        Duration::from_hours(1)..=SCRUB_PERIOD_MAX,
+        ("1h", "8760h, which is a year, or off for only when asked"),
+    )?;
+    let reuse_wiped_nodes = raw.reuse_wiped_nodes.unwrap_or(true);
+    Ok(HealConfig { bytes_per_second, node_failed_after, reuse_wiped_nodes, scrub_period })
 }
 
 fn cpu(raw: &RawCpu) -> Result<CpuConfig, Problem> {

@@ -38,6 +38,12 @@ pub struct ServeOptions {
     pub accept_lost_wal: bool,
 }
 
+/// How often copies of the keys that are not up to date are tried again.
+const PUBLISH_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How often all copies are looked at: a node may have been wiped and used again meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_hours(1);
+
 /// What is told once everything can be used.
 #[derive(Debug)]
 pub struct Ready<'a> {
@@ -82,6 +88,30 @@ async fn start(site: &Site, accept_lost_wal: bool) -> Result<(Arc<Engine>, Arc<P
     Ok((engine, pool))
 }
 
+/// Gives the site's keys to data nodes that did not take them when they were to, once they answer again.
+async fn publish_until_stopped(site: Arc<Site>, pool: Arc<Pool>, stop: CancellationToken) {
+    let publish = async {
+        let mut looked_at = site.ports.clock.now();
+        loop {
+            let now = site.ports.clock.now();
+            let is_due = now.since(looked_at) >= LOOK_INTERVAL;
+            if (is_due || site.key_copies().iter().any(|copy| copy.problem.is_some()))
+                && let Err(error) = site.publish_keys(Some(&pool), false).await
+            {
+                tracing::debug!(
+                    error = error.full_message(),
+                    "the keys' copies cannot be brought up to date"
+                );
+            }
+            if is_due {
+                looked_at = now;
+            }
+            site.ports.clock.sleep(PUBLISH_INTERVAL).await;
+        }
+    };
+    stop.run_until_cancelled(publish).await;
+}
+
 struct Gateway {
     site: Arc<Site>,
     engine: Arc<Engine>,
@@ -97,6 +127,11 @@ impl Gateway {
     ) -> Result<(), GatewayError> {
         let stop_admin = CancellationToken::new();
         let tasks = TaskTracker::new();
+        tasks.spawn(publish_until_stopped(
+            Arc::clone(&self.site),
+            Arc::clone(&self.pool),
+            stop_admin.clone(),
+        ));
         let opened = self.open(options, &tasks, &stop_admin, on_ready).await;
         if opened.is_ok() {
             signals.stop().await;

@@ -110,7 +110,7 @@ pub async fn initialise_observed(
     observe(Step::CatalogMade)?;
     let url = pool_url(&config, options, directory)?;
     let place = node::Place { directory, config: &config, catalog: &*catalog, site, ports };
-    let attached = node::make_only(&place, &node::Wanted::unnamed(url, options.create_bucket)).await?;
+    let attached = node::make_only(&place, &node::WantedNode::unnamed(url, options.create_bucket)).await?;
     let opened = node::open_at(&place, &attached.node).await?;
     if let Err(error) = publish(&*catalog, site, &master, &opened, false).await {
         tracing::warn!(

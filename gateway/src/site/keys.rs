@@ -47,8 +47,22 @@ impl Keyring {
         self.state.read().copies.clone()
     }
 
-    pub(super) fn set_copies(&self, copies: Vec<KeyCopy>) {
-        self.state.write().copies = copies;
+    /// Copies are on these nodes, and no others. What is known of them stays; the others have been given none yet.
+    pub(super) fn expect_copies(&self, nodes: impl Iterator<Item = String>) {
+        let mut state = self.state.write();
+        let known = std::mem::take(&mut state.copies);
+        let copy = |node: String| {
+            let known = known.iter().find(|copy| copy.node == node).cloned();
+            known.unwrap_or_else(|| KeyCopy { node, problem: Some("it has not answered yet".to_owned()) })
+        };
+        state.copies = nodes.map(copy).collect();
+    }
+
+    pub(super) fn set_copy(&self, copy: KeyCopy) {
+        let mut state = self.state.write();
+        if let Some(known) = state.copies.iter_mut().find(|known| known.node == copy.node) {
+            *known = copy;
+        }
     }
 
     pub(super) fn set_master(&self, master: Master) {

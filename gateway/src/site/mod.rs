@@ -4,13 +4,16 @@ mod init;
 mod keys;
 mod local;
 mod node;
+mod pool;
 mod publish;
 mod replace;
 
 pub(crate) use init::new_volume;
 pub use init::{InitOptions, Step, initialise, initialise_observed};
 pub(crate) use node::NodeOptions;
-pub use node::{Attached, EMBEDDED_POOL_URL, add_node, attached_nodes, resolved_url};
+pub use node::{Attached, EMBEDDED_POOL_URL, WantedNode, attached_nodes, resolved_url};
+pub(crate) use pool::{active, domains};
+pub use pool::{add_node, change_node, remove_node, replace_node, set_profile};
 pub use publish::KeyCopy;
 pub use replace::{ReplaceStep, is_reserved, sealed_for_replacement};
 
@@ -122,15 +125,6 @@ impl Site {
         Ok(self.keyring()?.data_key().derive(WAL_KEY_CONTEXT, self.gateway.as_bytes()))
     }
 
-    /// Opens the pool: the data node that the configuration or the catalog names. Gives it the site's keys, if it does not have them.
-    pub async fn open_pool(&self) -> Result<Arc<Pool>, GatewayError> {
-        let node = node::settle(self).await?;
-        let node = node::open(self, &node).await?;
-        let pool = Arc::new(Pool::single(node));
-        self.publish_keys(Some(&pool), false).await?;
-        Ok(pool)
-    }
-
     /// Starts the engine: replays the log, takes the volumes' leases. Every volume is usable when it returns.
     pub async fn start_engine(&self, pool: Arc<Pool>, purpose: Purpose) -> Result<Arc<Engine>, GatewayError> {
         let mut config = engine_config(&self.config);
@@ -207,6 +201,10 @@ fn engine_config(config: &Config) -> EngineConfig {
     engine.cpu_budget = config.cpu.budget;
     engine.reclaim_interval = config.reclaim.interval;
     engine.reclaim_dead_percent_max = config.reclaim.dead_percent;
+    engine.heal_bytes_per_second = config.heal.bytes_per_second;
+    engine.node_failed_after = config.heal.node_failed_after;
+    engine.reuse_wiped_nodes = config.heal.reuse_wiped_nodes;
+    engine.scrub_period = config.heal.scrub_period;
     engine
 }
 

@@ -1,9 +1,7 @@
-//! Data nodes: which one holds the site's data, and how another takes its place.
+//! A data node and its row in the catalog: how it is attached and opened.
 //!
-//! This version keeps all segments on one node. While there are no segments, another node may take its place; once there
-//! are, it may not. Invariant: a node is named in the catalog only after its place carries this site's marker.
-//! Crash cases: after the marker and before the row, the marker is found again and adopted; after the new row and before the old one is
-//! removed, there are two rows and no segments, and the younger one stands.
+//! Invariant: a node is named in the catalog only after its place carries this site's marker. Crash case: after the marker and before the row, the marker is
+//! found again and adopted.
 
 use super::Site;
 use crate::config::Config;
@@ -40,19 +38,21 @@ impl<'a> From<&'a Site> for Place<'a> {
     }
 }
 
-/// A node that shall hold the site's data.
-pub(super) struct Wanted {
+/// A node that shall hold data of the site.
+#[derive(Clone, Debug)]
+pub struct WantedNode {
     pub name: String,
     pub url: String,
     pub domain: Option<String>,
+    pub capacity_bytes: Option<u64>,
     pub create_bucket: bool,
 }
 
-impl Wanted {
+impl WantedNode {
     pub(super) fn unnamed(url: String, create_bucket: bool) -> Self {
         let name =
             if url == EMBEDDED_POOL_URL { EMBEDDED_NAME.to_owned() } else { pool_url::default_name(&url) };
-        Self { name, url, domain: None, create_bucket }
+        Self { name, url, domain: None, capacity_bytes: None, create_bucket }
     }
 }
 
@@ -87,6 +87,11 @@ pub(super) async fn open_at(place: &Place<'_>, row: &NodeRow) -> Result<DataNode
     Ok(DataNode::open(&access, place.site, row.id, place.ports.clone()).await?)
 }
 
+/// The node of a row, without a look at it.
+pub(super) fn open_lazily(place: &Place<'_>, row: &NodeRow) -> Result<DataNode, GatewayError> {
+    Ok(DataNode::open_lazily(&access(place, &row.url)?, place.site, row.id, place.ports.clone()))
+}
+
 /// The nodes that the catalog names, with their URLs spelled out.
 pub async fn attached_nodes(site: &Site) -> Result<Vec<NodeRow>, GatewayError> {
     let mut rows = site.catalog.nodes().await?;
@@ -96,23 +101,27 @@ pub async fn attached_nodes(site: &Site) -> Result<Vec<NodeRow>, GatewayError> {
     Ok(rows)
 }
 
-/// The one node that holds, or will hold, the site's data: what the configuration names, if it names one.
-pub(super) async fn settle(site: &Site) -> Result<NodeRow, GatewayError> {
+/// Makes the node that the configuration names, if it names one, one of the site's, and sees that there is any.
+pub(super) async fn settle(site: &Site) -> Result<(), GatewayError> {
     let place = Place::from(site);
     if let Some(url) = &site.config.pool.url {
-        return Ok(make_only(&place, &Wanted::unnamed(url.clone(), false)).await?.node);
+        let configured = resolved_url(&site.directory, url)?;
+        let rows = site.catalog.nodes().await?;
+        let is_known =
+            |row: &NodeRow| resolved_url(&site.directory, &row.url).is_ok_and(|url| url == configured);
+        if rows.iter().any(is_known) {
+            return Ok(());
+        }
+        return make_only(&place, &WantedNode::unnamed(url.clone(), false)).await.map(drop);
     }
-    let mut rows = site.catalog.nodes().await?;
-    rows.sort_by_key(|row| row.created_at);
-    let Some(youngest) = rows.pop() else {
+    if site.catalog.nodes().await?.is_empty() {
         return Err(GatewayError::refused(
             ErrorKind::NotFound,
             "this site has no data node",
             "add one with `cairn node add NAME URL`",
         ));
-    };
-    remove_all(&place, rows).await?;
-    Ok(youngest)
+    }
+    Ok(())
 }
 
 /// What became of the nodes.
@@ -123,37 +132,8 @@ pub struct Attached {
     pub replaced: Option<String>,
 }
 
-/// Adds a node in the place of the one that is there, which must not hold data yet.
-pub async fn add_node(
-    site: &Site,
-    name: &str,
-    url: &str,
-    domain: Option<String>,
-    create_bucket: bool,
-) -> Result<Attached, GatewayError> {
-    let rows = site.catalog.nodes().await?;
-    if let Some(row) = rows.iter().find(|row| row.name == name) {
-        return Err(GatewayError::refused(
-            ErrorKind::Conflict,
-            format!("there is a data node named {name} already, at {}", row.url),
-            "choose another name",
-        ));
-    }
-    let wanted = Wanted { name: name.to_owned(), url: url.to_owned(), domain, create_bucket };
-    if let Some(configured) = &site.config.pool.url
-        && resolved_url(&site.directory, configured)? != resolved_url(&site.directory, url)?
-    {
-        return Err(GatewayError::refused(
-            ErrorKind::Conflict,
-            format!("{} names {configured} as the data node", site.directory.config().display()),
-            "change or remove [pool] url in that file",
-        ));
-    }
-    make_only(&Place::from(site), &wanted).await
-}
-
-/// Makes `wanted` the one node of the site, if it is not already.
-pub(super) async fn make_only(place: &Place<'_>, wanted: &Wanted) -> Result<Attached, GatewayError> {
+/// Makes `wanted` the one node of a site that holds nothing yet, if it is not already.
+pub(super) async fn make_only(place: &Place<'_>, wanted: &WantedNode) -> Result<Attached, GatewayError> {
     let url = resolved_url(place.directory, &wanted.url)?;
     let rows = place.catalog.nodes().await?;
     let mut same = None;
@@ -171,17 +151,17 @@ pub(super) async fn make_only(place: &Place<'_>, wanted: &Wanted) -> Result<Atta
         return Err(GatewayError::refused(
             ErrorKind::Conflict,
             format!("the data of this site is on data node {holder}; {url} cannot take its place"),
-            "keep that node; several nodes in one pool come with a later version",
+            "add it beside that node with `cairn node add NAME URL`",
         ));
     }
     let row = if let Some(row) = same {
         row
     } else {
-        let mut name = wanted.name.clone();
-        while others.iter().any(|row| row.name == name) {
-            name.push('2');
+        let mut wanted = wanted.clone();
+        while others.iter().any(|row| row.name == wanted.name) {
+            wanted.name.push('2');
         }
-        attach(place, wanted, name).await?
+        attach(place, &wanted).await?
     };
     let replaced = others.first().map(|row| row.name.clone());
     remove_all(place, others).await?;
@@ -222,7 +202,7 @@ async fn probe(access: &NodeAccess, place: &Place<'_>) -> Result<NodeOptions, Ga
 }
 
 /// Puts this site's marker in the node's place, then names it in the catalog.
-async fn attach(place: &Place<'_>, wanted: &Wanted, name: String) -> Result<NodeRow, GatewayError> {
+pub(super) async fn attach(place: &Place<'_>, wanted: &WantedNode) -> Result<NodeRow, GatewayError> {
     let access = access(place, &wanted.url)?;
     if wanted.create_bucket
         && let Some(admin) = S3Admin::new(&access)?
@@ -242,12 +222,13 @@ async fn attach(place: &Place<'_>, wanted: &Wanted, name: String) -> Result<Node
     let options = probe(&access, place).await?;
     let row = NodeRow {
         id: node.id(),
-        name,
+        name: wanted.name.clone(),
         url: if wanted.url == EMBEDDED_POOL_URL { wanted.url.clone() } else { access.url.to_string() },
         domain: wanted.domain.clone(),
         state: NodeState::Active,
         created_at: place.ports.clock.wall(),
         options: serde_json::to_string(&options).expect("options are plain data"),
+        capacity_bytes: wanted.capacity_bytes,
     };
     place.catalog.add_node(&row).await?;
     Ok(row)
@@ -255,7 +236,7 @@ async fn attach(place: &Place<'_>, wanted: &Wanted, name: String) -> Result<Node
 
 async fn remove_all(place: &Place<'_>, rows: Vec<NodeRow>) -> Result<(), GatewayError> {
     for row in rows {
-        place.catalog.remove_node(row.id).await?;
+        place.catalog.remove_node(row.id, false).await?;
         tracing::info!(node = row.name, "the data node held nothing and was replaced");
     }
     Ok(())

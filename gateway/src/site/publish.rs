@@ -38,8 +38,11 @@ const REVISION_BYTES: usize = 16;
 /// What a catalog from before there were changes shows: the past of every other.
 const BEFORE_ALL: Revision = Revision { number: 0, tag: [0; 8] };
 
-/// How long a start or a change of keys waits for a data node; what is not published then is published by the next start.
+/// How long a change of keys waits for a data node; what is not published then is published later, by whoever serves.
 const PUBLISH_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a start or a change of nodes does.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What to do about an object that is in the way.
 const REPLACE_BY_HAND: &str = "see what it is; to replace it, run `cairn key publish --force`";
@@ -115,38 +118,42 @@ impl Site {
     /// became of it.
     pub async fn publish_keys(&self, pool: Option<&Pool>, force: bool) -> Result<Vec<KeyCopy>, GatewayError> {
         let keyring = self.keyring()?;
+        // Who waits only so long for this knows all the same which nodes have none yet.
+        keyring.expect_copies(self.catalog.nodes().await?.into_iter().map(|node| node.name));
         let _change = keyring.change.lock().await;
-        self.publish_to_all(pool, force).await;
+        Box::pin(self.publish_to_all(pool, force)).await;
         Ok(self.key_copies())
+    }
+
+    /// [`Site::publish_keys`], as far as data nodes answer at once. The others are told of in [`Site::key_copies`], and given theirs by whoever serves.
+    pub async fn publish_soon(&self, pool: &Pool) -> Result<(), GatewayError> {
+        let publishing = Box::pin(self.publish_keys(Some(pool), false));
+        cairn_model::timeout(&*self.ports.clock, SOON, publishing).await.map_or(Ok(()), |done| done.map(drop))
     }
 
     /// [`Site::publish_keys`] within a change. A node that does not take them is warned of, and is no reason to fail.
     pub(super) async fn publish_to_all(&self, pool: Option<&Pool>, force: bool) {
-        let mut copies = Vec::new();
-        match self.data_nodes(pool).await {
-            Ok(nodes) => {
-                for (node, opened) in nodes {
-                    let published = match opened {
-                        Ok(opened) => self.publish_in_time(&opened, force).await,
-                        Err(error) => Err(error),
-                    };
-                    copies.push(KeyCopy { node, problem: published.err().as_ref().map(told) });
-                }
+        let (keyring, nodes) = match (self.keyring(), self.data_nodes(pool).await) {
+            (Ok(keyring), Ok(nodes)) => (keyring, nodes),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(error = error.full_message(), "cannot tell the data nodes");
+                return;
             }
-            Err(error) => tracing::warn!(error = error.full_message(), "cannot tell the data nodes"),
-        }
-        for copy in &copies {
-            if let Some(problem) = &copy.problem {
-                tracing::warn!(
-                    node = copy.node,
-                    problem,
-                    "the copy of the keys on a data node is not up to date"
-                );
+        };
+        keyring.expect_copies(nodes.iter().map(|(name, _)| name.clone()));
+        // Side by side: one that does not answer holds up nobody but itself.
+        let publish = async |(node, opened): (String, Result<Arc<DataNode>, GatewayError>)| {
+            let published = match opened {
+                Ok(opened) => self.publish_in_time(&opened, force).await,
+                Err(error) => Err(error),
+            };
+            let problem = published.err().as_ref().map(told);
+            if let Some(problem) = &problem {
+                tracing::warn!(node, problem, "the copy of the keys on a data node is not up to date");
             }
-        }
-        if let Ok(keyring) = self.keyring() {
-            keyring.set_copies(copies);
-        }
+            keyring.set_copy(KeyCopy { node, problem });
+        };
+        futures::future::join_all(nodes.into_iter().map(publish)).await;
     }
 
     async fn data_nodes(
@@ -156,7 +163,7 @@ impl Site {
         let mut nodes = Vec::new();
         for row in self.catalog.nodes().await? {
             let node = match pool.and_then(|pool| pool.node(row.id).ok()) {
-                Some(node) => Ok(Arc::clone(node)),
+                Some(node) => Ok(node),
                 None => super::node::open(self, &row).await.map(Arc::new),
             };
             nodes.push((row.name, node));
@@ -166,7 +173,7 @@ impl Site {
 
     async fn publish_in_time(&self, node: &DataNode, force: bool) -> Result<(), GatewayError> {
         let master = self.keyring()?.master();
-        let publishing = publish(&*self.catalog, self.row.id, &master, node, force);
+        let publishing = Box::pin(publish(&*self.catalog, self.row.id, &master, node, force));
         let clock = &*self.ports.clock;
         cairn_model::timeout(clock, PUBLISH_TIME_MAX, publishing).await.unwrap_or_else(|_| {
             let seconds = PUBLISH_TIME_MAX.as_secs();
@@ -196,7 +203,7 @@ pub(super) async fn publish(
         }
         check_replaceable(&object, &revisions, &keys, node, force)?;
     }
-    Ok(node.put_keys(keys.encode(&master.key).into()).await?)
+    Ok(Box::pin(node.put_keys(keys.encode(&master.key).into())).await?)
 }
 
 /// The problem with what to do about it, which is told long after the error.
@@ -207,7 +214,7 @@ fn told(error: &GatewayError) -> String {
 
 /// The object that is there. One that cannot be read is in the way, unless it is replaced with `force`.
 async fn read_object(node: &DataNode, force: bool) -> Result<Option<Bytes>, GatewayError> {
-    match node.read_keys().await {
+    match Box::pin(node.read_keys()).await {
         Ok(object) => Ok(object),
         Err(error) if force => {
             tracing::warn!(node = %node.name(), %error, "the keys on a data node cannot be read; they are replaced");

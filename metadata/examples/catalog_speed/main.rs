@@ -1,7 +1,8 @@
-//! How fast the catalog commits, folds, reads, snapshots and clones: `cargo run --release -p cairn-metadata --example catalog_speed [DIRECTORY [snapshots]]`.
+//! How fast the catalog commits, folds, reads, snapshots and clones: `cargo run --release -p cairn-metadata --example catalog_speed [DIRECTORY [snapshots|locate]]`.
 //!
-//! The file is made in DIRECTORY (default: the system's temporary one) and removed. With `snapshots`, only the part about them runs. Beside each figure stands the floor
-//! of the same machine: writing as many bytes to a file and syncing it.
+//! The file is made in DIRECTORY (default: the system's temporary one) and removed. With `snapshots`, only the part about them runs; with `locate`,
+//! those about commits and about where containers are. Beside each figure stands the floor of the same machine: writing as many bytes to a
+//! file and syncing it.
 
 #![expect(
     clippy::disallowed_methods,
@@ -18,8 +19,8 @@ use cairn_metadata::{
 };
 use cairn_model::{
     BatchId, ChunkId, ChunkIndex, ChunkRef, CommitSeq, ContainerId, DomainId, Durability, Entropy, GatewayId,
-    Generation, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, NodeId, RangeMap, Reduction,
-    SeededEntropy, SegmentId, SystemClock, UploadReceipt, VolumeId, WallTime, WriteSeq,
+    Generation, Lba, LbaRange, LineageId, MapDelta, MapOp, MapTarget, NodeId, ObjectPlace, Placement,
+    RangeMap, Reduction, SeededEntropy, SegmentId, SystemClock, UploadReceipt, VolumeId, WallTime, WriteSeq,
 };
 use std::io::Write;
 use std::path::Path;
@@ -141,7 +142,12 @@ impl Bench {
         };
         for id in containers {
             let segment = SegmentId::fresh(&self.clock, &self.entropy);
-            let receipt = UploadReceipt::attest(segment, NODE, format!("segments/{segment}"), 8 << 20);
+            let place = ObjectPlace {
+                key: format!("segments/{segment}"),
+                length_bytes: 8 << 20,
+                placement: Placement::single(NODE),
+            };
+            let receipt = UploadReceipt::attest(segment, place);
             batch.segments.push(SegmentRow { receipt });
             let directory = Bytes::from(vec![7; 8192]);
             batch.containers.push(ContainerRow {
@@ -343,6 +349,35 @@ async fn dense(bench: &Bench) {
     }
 }
 
+/// Where containers are: of many in one go, of one, and page by page.
+async fn locate(bench: &Bench) {
+    let mut volume = bench.volume("locate").await;
+    let mut ids = Vec::new();
+    for _ in 0..250 {
+        let batch = bench.random_batch(&volume, 8 * OPS_PER_CONTAINER, (10 << 40) / 4096);
+        ids.extend(batch.containers.iter().map(|container| container.id));
+        bench.commit(&mut volume, &batch).await;
+    }
+    for (what, count, rounds) in [("1,000 containers", 1000, 100), ("1 container", 1, 2000)] {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            let wanted: Vec<_> =
+                (0..count).map(|_| ids[usize::try_from(bench.below(ids.len() as u64)).unwrap()]).collect();
+            let began = Instant::now();
+            bench.catalog.containers(&wanted).await.unwrap();
+            times.push(began.elapsed());
+        }
+        println!("locate {what} of {}: {}", ids.len(), summary(times));
+    }
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let began = Instant::now();
+        bench.catalog.containers_before(None, 1000).await.unwrap();
+        times.push(began.elapsed());
+    }
+    println!("list the newest 1,000 containers: {}", summary(times));
+}
+
 #[tokio::main]
 async fn main() {
     let parent = std::env::args().nth(1).map_or_else(std::env::temp_dir, Into::into);
@@ -361,10 +396,17 @@ async fn main() {
         state: NodeState::Active,
         created_at: WallTime::from_unix_millis(1),
         options: "{}".to_owned(),
+        capacity_bytes: None,
     };
     bench.catalog.add_node(&node).await.unwrap();
-    let only_snapshots = std::env::args().nth(2).is_some_and(|part| part == "snapshots");
-    if !only_snapshots {
+    let part = std::env::args().nth(2).unwrap_or_default();
+    if part == "locate" {
+        commits(&bench, directory.path()).await;
+        locate(&bench).await;
+        return;
+    }
+    if part != "snapshots" {
+        locate(&bench).await;
         commits(&bench, directory.path()).await;
         dense(&bench).await;
         growth(&bench).await;

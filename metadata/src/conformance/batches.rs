@@ -38,8 +38,7 @@ pub async fn a_batch_publishes_everything_at_once(store: &dyn CatalogStore) {
     let expected = ContainerLocation {
         id: container.id,
         segment: container.segment,
-        node: world.node,
-        key: batch.segments[0].receipt.key().to_owned(),
+        place: batch.segments[0].receipt.place().clone(),
         offset: container.offset,
         length: container.length,
         raw_bytes: container.raw_bytes,

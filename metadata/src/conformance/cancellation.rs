@@ -2,16 +2,18 @@
 
 use super::groups::{ended, event, group, run};
 use super::{CatalogStore, World, at, blocks, key_row, written};
-use crate::{FoldPlan, LeafIndex, MapLeaf, MapPoint, MemberState, NewVolume, RunOutcome, Totals};
+use crate::{
+    FoldPlan, LeafIndex, MapLeaf, MapPoint, MemberState, NewVolume, PlacementChange, RunOutcome, Totals,
+};
 use cairn_model::crypto::KeyId;
-use cairn_model::{CommitSeq, GatewayId, LineageId};
+use cairn_model::{CommitSeq, GatewayId, LineageId, ObjectPlace, Placement, Profile, ShardPlace};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
 /// Polls `future` at most `polls` times, then drops it. `None` when it was not done.
-async fn for_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+pub(super) async fn for_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = polls;
     poll_fn(|context| {
@@ -242,6 +244,49 @@ pub async fn a_dropped_run_of_a_group_leaves_nothing_or_everything(store: &dyn C
         dropped += usize::from(result.is_none());
         done += usize::from(result.is_some());
         finish().await.unwrap();
+    }
+    assert!(dropped > 10 && done > 10, "{dropped} dropped, {done} done: the test does not reach its point");
+}
+
+pub async fn a_dropped_change_of_a_place_leaves_nothing_or_everything(store: &dyn CatalogStore) {
+    let world = World::new(store).await;
+    let nodes = world.more_nodes(4).await;
+    let mut held = world.held_volume("a").await;
+    let shard = |node: usize, tag: u32| Some(ShardPlace { node: nodes[node], tag });
+    let replica =
+        |shards: [Option<ShardPlace>; 2]| Placement::new(Profile::replica(2).unwrap(), shards.to_vec());
+    let first = replica([shard(0, 0), shard(1, 0)]).unwrap();
+    let batch = world.commit_at(&mut held, blocks(0, 8), first).await;
+    let receipt = &batch.segments[0].receipt;
+    let (segment, mut from) = (receipt.segment(), receipt.place().clone());
+    let (mut dropped, mut done, mut doomed) = (0, 0, 0);
+    for (polls, tag) in (0..30).flat_map(|polls| [polls; 4]).zip(1..) {
+        // One copy is missing in between.
+        let other = if from.placement.missing() == 0 { None } else { shard(1 + tag as usize % 3, tag) };
+        let to = ObjectPlace { placement: replica([shard(0, 0), other]).unwrap(), ..from.clone() };
+        let change = PlacementChange { segment, from: from.clone(), to: to.clone() };
+        let result = for_polls(polls, world.catalog.place_shards(&change)).await;
+        // A change of something else waits for what is left of the dropped one.
+        world.catalog.register_gateway(world.other, "second", at(1)).await.unwrap();
+        let state = async || {
+            let place = world.catalog.segment_places(None, 2).await.unwrap().remove(0).place;
+            let totals = world.catalog.totals().await.unwrap();
+            let usage = world.catalog.node_usage().await.unwrap();
+            let shards: u64 = usage.iter().map(|node| node.shards).sum();
+            let doomed = world.catalog.doomed_objects(None, u32::MAX).await.unwrap().len();
+            (place, totals.degraded_segments, totals.at_risk_segments, shards, doomed)
+        };
+        let missing = u64::from(other.is_none());
+        let nothing = (from, 1 - missing, 1 - missing, 1 + missing, doomed);
+        doomed += usize::from(other.is_none());
+        let whole = (to.clone(), missing, missing, 2 - missing, doomed);
+        let after = state().await;
+        assert!(after == whole || (after == nothing && result.is_none()), "{after:?}");
+        done += usize::from(result.is_some());
+        dropped += usize::from(result.is_none());
+        world.catalog.place_shards(&change).await.unwrap();
+        assert_eq!(state().await, whole);
+        from = to;
     }
     assert!(dropped > 10 && done > 10, "{dropped} dropped, {done} done: the test does not reach its point");
 }

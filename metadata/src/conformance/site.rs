@@ -1,7 +1,7 @@
 //! Site, keys, gateways, nodes, totals.
 
 use super::{CatalogStore, World, at, blocks, key_row, node_row, refusal};
-use crate::{FORMAT_VERSION, KeyRow, NodeState, SiteRow, Totals, WalState};
+use crate::{FORMAT_VERSION, KeyRow, NodeChange, NodeRow, NodeState, NodeUsage, SiteRow, Totals, WalState};
 use cairn_model::crypto::KeyId;
 use cairn_model::{ErrorKind, GatewayId, NodeId, SiteId};
 
@@ -121,14 +121,38 @@ pub async fn a_node_lives_from_adding_to_removal(store: &dyn CatalogStore) {
     assert_eq!(catalog.node(beta).await.unwrap(), row);
     assert_eq!(catalog.node_by_name("beta").await.unwrap(), row);
 
-    catalog.set_node_state(beta, NodeState::Draining).await.unwrap();
-    assert_eq!(catalog.node(beta).await.unwrap().state, NodeState::Draining);
+    let draining = NodeChange { state: Some(NodeState::Draining), ..NodeChange::default() };
+    catalog.update_node(beta, &draining).await.unwrap();
+    row.state = NodeState::Draining;
+    assert_eq!(catalog.node(beta).await.unwrap(), row);
+    let everything = NodeChange {
+        url: Some("s3://bucket".to_owned()),
+        domain: Some(Some("rack-2".to_owned())),
+        state: Some(NodeState::Failed),
+        options: Some("{}".to_owned()),
+        capacity_bytes: Some(Some(1 << 50)),
+    };
+    catalog.update_node(beta, &everything).await.unwrap();
+    let changed = NodeRow {
+        url: "s3://bucket".to_owned(),
+        domain: Some("rack-2".to_owned()),
+        state: NodeState::Failed,
+        options: "{}".to_owned(),
+        capacity_bytes: Some(1 << 50),
+        ..row.clone()
+    };
+    assert_eq!(store.open().await.node(beta).await.unwrap(), changed);
+    let unset = NodeChange { domain: Some(None), capacity_bytes: Some(None), ..NodeChange::default() };
+    catalog.update_node(beta, &unset).await.unwrap();
+    assert_eq!(catalog.node(beta).await.unwrap(), NodeRow { domain: None, capacity_bytes: None, ..changed });
+    let usage = |node| NodeUsage { node, shards: 0, bytes: 0 };
+    assert_eq!(catalog.node_usage().await.unwrap(), [usage(beta), usage(alpha)]);
 
-    catalog.remove_node(beta).await.unwrap();
+    catalog.remove_node(beta, false).await.unwrap();
     assert_eq!(refusal(catalog.node(beta).await).0, ErrorKind::NotFound);
     assert_eq!(refusal(catalog.node_by_name("beta").await).0, ErrorKind::NotFound);
-    assert_eq!(refusal(catalog.remove_node(beta).await).0, ErrorKind::NotFound);
-    assert_eq!(refusal(catalog.set_node_state(beta, NodeState::Active).await).0, ErrorKind::NotFound);
+    assert_eq!(refusal(catalog.remove_node(beta, true).await).0, ErrorKind::NotFound);
+    assert_eq!(refusal(catalog.update_node(beta, &NodeChange::default()).await).0, ErrorKind::NotFound);
     assert_eq!(catalog.nodes().await.unwrap(), [node_row(alpha, "alpha")]);
 }
 
@@ -146,8 +170,8 @@ pub async fn a_node_that_holds_segments_stays(store: &dyn CatalogStore) {
     let world = World::new(store).await;
     let mut held = world.held_volume("a").await;
     world.commit(&mut held, blocks(0, 8)).await;
-    let refused = refusal(world.catalog.remove_node(world.node).await);
-    let message = "node disk still holds segments: move them to other nodes before removing it";
+    let refused = refusal(world.catalog.remove_node(world.node, false).await);
+    let message = "node disk still holds segments: move them to other nodes with `cairn node drain disk` before removing it";
     assert_eq!(refused, (ErrorKind::Conflict, message.to_owned()));
     assert!(world.catalog.node(world.node).await.is_ok());
 }

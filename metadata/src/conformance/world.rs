@@ -1,6 +1,8 @@
 //! A catalog with a site's usual inhabitants, and what they do all day.
 
-use super::{CatalogStore, TTL, at, blocks, key_row, node_row, outcomes, packed, segment_row, written};
+use super::{
+    CatalogStore, TTL, at, blocks, key_row, node_row, outcomes, packed, placed_segment, segment_row, written,
+};
 use crate::{
     BatchCommit, Catalog, CatalogError, ContainerRow, DomainName, DomainRow, FoldPlan, HeldLease, KeyRow,
     LEAF_BLOCKS, LeafIndex, Lease, MapLeaf, MapPoint, NewSnapshot, NewVolume, SegmentRow, SnapshotName,
@@ -10,7 +12,7 @@ use bytes::Bytes;
 use cairn_model::crypto::Encryption;
 use cairn_model::{
     BatchId, CommitSeq, ContainerId, DomainId, Durability, GatewayId, Lba, LbaRange, LineageId, MapOp,
-    NodeId, SegmentId, SnapshotId, VOLUME_BLOCKS_MAX, VolumeId, WriteSeq,
+    NodeId, Placement, SegmentId, SnapshotId, VOLUME_BLOCKS_MAX, VolumeId, WriteSeq,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -156,6 +158,26 @@ impl World {
             directory: Bytes::from_static(b"directory"),
         };
         (segment_row(segment, self.node, 4096), container)
+    }
+
+    /// So many nodes more.
+    pub async fn more_nodes(&self, count: u8) -> Vec<NodeId> {
+        let mut nodes = Vec::new();
+        for _ in 0..count {
+            let id = NodeId::from_bytes(self.identity());
+            self.catalog.add_node(&node_row(id, &format!("node-{id}"))).await.unwrap();
+            nodes.push(id);
+        }
+        nodes
+    }
+
+    /// Commits a batch of one volume whose segment is at `placement`.
+    pub async fn commit_at(&self, held: &mut Held, blocks: LbaRange, placement: Placement) -> BatchCommit {
+        let mut batch = self.batch(&[(held, blocks)]);
+        let segment = batch.containers[0].segment;
+        batch.segments = vec![placed_segment(segment, placement, 4096)];
+        self.commit_batch(held, &batch).await;
+        batch
     }
 
     /// The batch that writes `blocks` of each volume, all of one domain, ten writes each, into one fresh container.
@@ -335,6 +357,8 @@ impl World {
             logical_bytes: 0,
             container_bytes: commits * 4000,
             container_raw_bytes: commits * 8192,
+            degraded_segments: 0,
+            at_risk_segments: 0,
         }
     }
 

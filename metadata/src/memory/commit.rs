@@ -8,20 +8,14 @@ use crate::{
 };
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
-    BatchId, ChunkRef, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, MapTarget, NodeId, SegmentId,
-    SnapshotId, VolumeId, WriteSeq,
+    BatchId, ChunkRef, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, MapTarget, ObjectPlace,
+    SegmentId, SnapshotId, VolumeId, WriteSeq,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 /// Batches remembered per gateway.
 const BATCHES_REMEMBERED: u64 = 64;
-
-pub(super) struct Segment {
-    pub(super) node: NodeId,
-    pub(super) key: String,
-    pub(super) length_bytes: u64,
-}
 
 /// A batch that was committed.
 pub(super) struct Receipt {
@@ -107,15 +101,20 @@ impl Tables {
         Ok(VolumeOutcome::Committed(last.next()))
     }
 
+    /// Fails when a shard is on a node that nobody knows.
+    pub(super) fn check_nodes(&self, place: &ObjectPlace) -> Result<()> {
+        place.placement.present().try_for_each(|(_, shard)| self.node(shard.node).map(drop))
+    }
+
     /// Segments and containers are new and stand on something.
     fn check_objects(&self, batch: &BatchCommit) -> Result<()> {
         let mut fresh: BTreeSet<SegmentId> = BTreeSet::new();
         for segment in &batch.segments {
-            let (id, node) = (segment.receipt.segment(), segment.receipt.node());
+            let id = segment.receipt.segment();
             if self.segments.contains_key(&id) || !fresh.insert(id) {
                 return Err(CatalogError::AlreadyExists { what: "segment", id: id.to_string() });
             }
-            self.node(node)?;
+            self.check_nodes(segment.receipt.place())?;
             countable(segment.receipt.length_bytes())?;
         }
         let mut seen: BTreeSet<ContainerId> = BTreeSet::new();
@@ -181,9 +180,7 @@ impl Tables {
     /// What cannot fail any more.
     fn apply(&mut self, batch: &BatchCommit, receipt: &CommitReceipt, progress: Progress) {
         for segment in &batch.segments {
-            let (node, key) = (segment.receipt.node(), segment.receipt.key().to_owned());
-            let length_bytes = segment.receipt.length_bytes();
-            self.segments.insert(segment.receipt.segment(), Segment { node, key, length_bytes });
+            self.segments.insert(segment.receipt.segment(), segment.receipt.place().clone());
             self.totals.segments += 1;
             self.totals.segment_bytes += segment.receipt.length_bytes();
         }
@@ -243,12 +240,10 @@ impl Tables {
     }
 
     fn location(&self, container: &ContainerRow) -> ContainerLocation {
-        let segment = &self.segments[&container.segment];
         ContainerLocation {
             id: container.id,
             segment: container.segment,
-            node: segment.node,
-            key: segment.key.clone(),
+            place: self.segments[&container.segment].clone(),
             offset: container.offset,
             length: container.length,
             raw_bytes: container.raw_bytes,

@@ -1,13 +1,12 @@
 //! What is in use, what is moved and removed, and objects that are to be deleted.
 
-use super::commit::Segment;
 use super::{Result, Tables};
 use crate::{
     CatalogError, ContainerMove, ContainerRow, ContainerUse, DoomedObject, MovedContainer, SegmentUse,
     UsePage,
 };
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{ChunkId, ChunkSet, ContainerId, MapTarget, PassId, SegmentId};
+use cairn_model::{ChunkId, ChunkSet, ContainerId, MapTarget, NodeId, PassId, SegmentId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -74,7 +73,7 @@ impl Tables {
         if self.segments.contains_key(&receipt.segment()) {
             return Ok(());
         }
-        self.node(receipt.node())?;
+        self.check_nodes(receipt.place())?;
         let there: Vec<_> = moved
             .containers
             .iter()
@@ -88,8 +87,7 @@ impl Tables {
                 return Err(CatalogError::Invalid(format!("container {} moved to another domain", row.id)));
             }
         }
-        let (node, key) = (receipt.node(), receipt.key().to_owned());
-        self.segments.insert(receipt.segment(), Segment { node, key, length_bytes: receipt.length_bytes() });
+        self.segments.insert(receipt.segment(), receipt.place().clone());
         self.totals.segments += 1;
         self.totals.segment_bytes += receipt.length_bytes();
         let mut left = BTreeSet::from([receipt.segment()]);
@@ -142,28 +140,37 @@ impl Tables {
         if !is_empty && !is_planted(Bug::ReclaimSharedSegment) {
             return;
         }
-        let Some(segment) = self.segments.get(&id) else { return };
-        let object = DoomedObject {
-            segment: id,
-            node: segment.node,
-            key: segment.key.clone(),
-            length_bytes: segment.length_bytes,
-        };
+        let Some(place) = self.segments.get(&id).cloned() else { return };
         self.totals.segments -= 1;
-        self.totals.segment_bytes -= object.length_bytes;
-        self.doomed.insert(id, object);
+        self.totals.segment_bytes -= place.length_bytes;
+        self.doom(id, place.objects());
         if is_empty {
             self.segments.remove(&id);
         }
     }
 
-    pub(super) fn doomed_objects(&self, after: Option<SegmentId>, limit: u32) -> Vec<DoomedObject> {
+    /// Writes down objects that are to be deleted, each once.
+    pub(super) fn doom(
+        &mut self,
+        segment: SegmentId,
+        objects: impl IntoIterator<Item = (NodeId, String, u64)>,
+    ) {
+        for (node, key, length_bytes) in objects {
+            if !self.is_doomed(node, &key) {
+                self.last_doomed += 1;
+                let object = DoomedObject { id: self.last_doomed, segment, node, key, length_bytes };
+                self.doomed.insert(object.id, object);
+            }
+        }
+    }
+
+    pub(super) fn is_doomed(&self, node: NodeId, key: &str) -> bool {
+        self.doomed.values().any(|object| object.node == node && object.key == key)
+    }
+
+    pub(super) fn doomed_objects(&self, after: Option<u64>, limit: u32) -> Vec<DoomedObject> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let objects = self.doomed.range((from, Bound::Unbounded)).map(|(_, object)| object.clone());
         objects.take(usize::try_from(limit).unwrap_or(usize::MAX)).collect()
-    }
-
-    pub(super) fn forget_doomed(&mut self, segment: SegmentId) {
-        self.doomed.remove(&segment);
     }
 }

@@ -1,7 +1,7 @@
 //! Site, gateways, nodes.
 
-use super::{Gateway, Result, Tables};
-use crate::{CatalogError, GatewayRow, NodeRow, NodeState, SiteRow, WalState};
+use super::{Gateway, Result, Tables, countable};
+use crate::{CatalogError, GatewayRow, NodeRow, SiteRow, WalState};
 use cairn_model::{GatewayId, NodeId, WallTime};
 
 impl Tables {
@@ -55,6 +55,7 @@ impl Tables {
         if self.nodes.contains_key(&node.id) {
             return Err(CatalogError::AlreadyExists { what: "node", id: node.id.to_string() });
         }
+        node.capacity_bytes.map(countable).transpose()?;
         self.nodes.insert(node.id, node.clone());
         Ok(())
     }
@@ -72,21 +73,5 @@ impl Tables {
     pub(super) fn node_by_name(&self, name: &str) -> Result<NodeRow> {
         let found = self.nodes.values().find(|node| node.name == name).cloned();
         found.ok_or_else(|| CatalogError::not_found("node", &name))
-    }
-
-    pub(super) fn set_node_state(&mut self, id: NodeId, state: NodeState) -> Result<()> {
-        let node = self.nodes.get_mut(&id).ok_or_else(|| CatalogError::not_found("node", &id))?;
-        node.state = state;
-        Ok(())
-    }
-
-    pub(super) fn remove_node(&mut self, id: NodeId) -> Result<()> {
-        let name = self.node(id)?.name.clone();
-        let is_held = self.segments.values().any(|segment| segment.node == id);
-        if is_held || self.doomed.values().any(|object| object.node == id) {
-            return Err(CatalogError::NodeInUse { name });
-        }
-        self.nodes.remove(&id);
-        Ok(())
     }
 }

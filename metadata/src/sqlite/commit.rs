@@ -6,7 +6,8 @@
 
 use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up, int};
 use super::leases::LeaseState;
-use super::{Result, SqliteCatalog, domains, failed, reclaim, snapshots};
+use super::tally::Tally;
+use super::{Result, SqliteCatalog, domains, failed, placements, snapshots};
 use crate::{BatchCommit, CatalogError, CommitReceipt, MapPoint, VolumeCommit, VolumeOutcome, VolumeReceipt};
 use cairn_model::{
     BatchId, ChunkRef, ChunkSet, CommitSeq, ContainerId, DomainId, GatewayId, LineageId, MapTarget, VolumeId,
@@ -145,27 +146,12 @@ async fn move_on(change: &mut SqliteConnection, part: &VolumeCommit) -> Result<(
 }
 
 async fn insert_segments(change: &mut SqliteConnection, batch: &BatchCommit) -> Result<()> {
-    let mut bytes = 0;
+    let mut tally = Tally::default();
     for segment in &batch.segments {
         let receipt = &segment.receipt;
-        bytes += receipt.length_bytes();
-        let sql = "INSERT INTO segments (id, node, object_key, length_bytes) VALUES ($1, $2, $3, $4)";
-        sqlx::query(sql)
-            .bind(&receipt.segment().as_bytes()[..])
-            .bind(&receipt.node().as_bytes()[..])
-            .bind(receipt.key())
-            .bind(int(receipt.length_bytes())?)
-            .execute(&mut *change)
-            .await
-            .map_err(|error| refused(error, ("segment", &receipt.segment()), ("node", &receipt.node())))?;
+        placements::insert(change, receipt.segment(), receipt.place(), &mut tally).await?;
     }
-    sqlx::query("UPDATE totals SET segments = segments + $1, segment_bytes = segment_bytes + $2")
-        .bind(int(batch.segments.len() as u64)?)
-        .bind(int(bytes)?)
-        .execute(change)
-        .await
-        .map(drop)
-        .map_err(failed(DOING))
+    tally.write(change).await
 }
 
 /// Returns those that are recorded: of domains that are there.
@@ -213,8 +199,12 @@ async fn insert_containers(
         .execute(&mut *change)
         .await
         .map_err(failed(DOING))?;
-    for segment in of_gone {
-        reclaim::doom_if_empty(change, segment).await?;
+    if !of_gone.is_empty() {
+        let mut tally = Tally::default();
+        for segment in of_gone {
+            placements::doom_if_empty(change, segment, &mut tally).await?;
+        }
+        tally.write(change).await?;
     }
     Ok(fresh)
 }

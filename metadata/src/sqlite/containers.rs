@@ -1,18 +1,20 @@
 //! Where containers are.
 
 use super::columns::{Columns, KEYS_AT_ONCE, KeyListQuery, filled_up};
+use super::placements::{place_columns, place_of};
 use super::{Result, SqliteCatalog, failed, uncounted};
 use crate::ContainerLocation;
 use bytes::Bytes;
-use cairn_model::{ContainerId, DomainId, NodeId, SegmentId};
+use cairn_model::{ContainerId, DomainId, SegmentId};
 use sqlx::sqlite::SqliteRow;
 use std::sync::LazyLock;
 
 macro_rules! select_containers {
     ($rest:literal) => {
         concat!(
-            "SELECT c.id, c.segment, c.segment_offset, c.length_bytes, c.raw_bytes, c.domain, c.directory, s.node, ",
-            "s.object_key FROM containers c JOIN segments s ON s.id = c.segment WHERE ",
+            "SELECT c.id, c.segment, c.segment_offset, c.length_bytes, c.raw_bytes, c.domain, c.directory, ",
+            place_columns!(),
+            " FROM containers c JOIN segments s ON s.id = c.segment WHERE ",
             $rest
         )
     };
@@ -65,8 +67,7 @@ fn location_of(row: &SqliteRow) -> Result<ContainerLocation> {
     Ok(ContainerLocation {
         id: columns.identity("id", ContainerId::from_bytes)?,
         segment: columns.identity("segment", SegmentId::from_bytes)?,
-        node: columns.identity("node", NodeId::from_bytes)?,
-        key: columns.get("object_key")?,
+        place: place_of(&columns)?,
         offset: columns.number("segment_offset")?,
         length: columns.small_number("length_bytes")?,
         raw_bytes,

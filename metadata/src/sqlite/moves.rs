@@ -4,11 +4,11 @@
 //! - all of a move is one transaction: readers find a container in its old place or in its new one, and both objects are there;
 //! - chunks are only left out of a container that the pass itself closed and nobody opened or closed since: what pointed at them when it
 //!   was looked at is all that can. From the same transaction on, `thinned` says which are there, and a commit asks it;
-//! - an old segment's row becomes a doomed one in the transaction that takes away its last container.
+//! - the objects of an old segment become doomed ones in the transaction that takes away its last container.
 
 use super::columns::{Columns, int};
-use super::reclaim::doom_if_empty;
-use super::{Result, SqliteCatalog, failed, uncounted};
+use super::tally::Tally;
+use super::{Result, SqliteCatalog, failed, placements, uncounted};
 use crate::{CatalogError, ContainerMove, MovedContainer};
 use cairn_model::{ContainerId, DomainId, PassId, SegmentId};
 use sqlx::SqliteConnection;
@@ -20,32 +20,25 @@ pub(super) async fn move_containers(catalog: &SqliteCatalog, moved: &ContainerMo
     let receipt = &moved.segment.receipt;
     let segment = receipt.segment();
     let mut change = catalog.begin().await?;
-    let sql = "INSERT INTO segments (id, node, object_key, length_bytes) SELECT $1, $2, $3, $4 \
-               WHERE NOT EXISTS (SELECT 1 FROM segments WHERE id = $1) RETURNING 1";
-    let is_new: Option<i64> = sqlx::query_scalar(sql)
+    let known = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM segments WHERE id = $1)")
         .bind(&segment.as_bytes()[..])
-        .bind(&receipt.node().as_bytes()[..])
-        .bind(receipt.key())
-        .bind(int(receipt.length_bytes())?)
-        .fetch_optional(&mut *change)
+        .fetch_one(&mut *change)
         .await
         .map_err(failed(DOING))?;
     // Done before, by an attempt whose answer was lost.
-    if is_new.is_none() {
+    if known {
         return Ok(());
     }
-    sqlx::query("UPDATE totals SET segments = segments + 1, segment_bytes = segment_bytes + $1")
-        .bind(int(receipt.length_bytes())?)
-        .execute(&mut *change)
-        .await
-        .map_err(failed(DOING))?;
+    let mut tally = Tally::default();
+    placements::insert(&mut change, segment, receipt.place(), &mut tally).await?;
     let mut left = BTreeSet::from([segment]);
     for container in &moved.containers {
         left.extend(move_one(&mut change, moved.pass, container).await?);
     }
     for segment in left {
-        doom_if_empty(&mut change, segment).await?;
+        placements::doom_if_empty(&mut change, segment, &mut tally).await?;
     }
+    tally.write(&mut change).await?;
     change.commit().await.map_err(failed(DOING))
 }
 

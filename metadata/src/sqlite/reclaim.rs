@@ -1,16 +1,15 @@
-//! Containers that are closed and removed, and objects that are to be deleted.
+//! Containers that are closed and removed.
 //!
 //! Invariants:
 //! - a commit does not point anew at a closed container (`commit`), so a closed container that a look finds dead stays dead while it is closed;
 //!   whoever removes it says by which pass it was closed, so that it was so all the time;
-//! - a segment's row becomes a doomed one in the transaction that takes away its last container.
+//! - the objects of a segment become doomed ones in the transaction that takes away its last container.
 
 use super::columns::{Columns, int};
-use super::{Result, SqliteCatalog, failed, uncounted};
-use crate::{CatalogError, DoomedObject};
-use cairn_model::{ContainerId, NodeId, PassId, SegmentId};
-use sqlx::SqliteConnection;
-use sqlx::sqlite::SqliteRow;
+use super::tally::Tally;
+use super::{Result, SqliteCatalog, failed, placements, uncounted};
+use crate::CatalogError;
+use cairn_model::{ContainerId, PassId, SegmentId};
 use std::collections::BTreeSet;
 
 pub(super) async fn close(catalog: &SqliteCatalog, pass: PassId, ids: &[ContainerId]) -> Result<()> {
@@ -84,66 +83,10 @@ pub(super) async fn remove(catalog: &SqliteCatalog, pass: PassId, ids: &[Contain
         .execute(&mut *change)
         .await
         .map_err(failed(doing))?;
+    let mut tally = Tally::default();
     for segment in segments {
-        doom_if_empty(&mut change, segment).await?;
+        placements::doom_if_empty(&mut change, segment, &mut tally).await?;
     }
+    tally.write(&mut change).await?;
     change.commit().await.map_err(failed(doing))
-}
-
-pub(super) async fn doom_if_empty(change: &mut SqliteConnection, segment: SegmentId) -> Result<()> {
-    let doing = "dooming a segment";
-    let sql = "INSERT INTO doomed (segment, node, object_key, length_bytes) \
-               SELECT id, node, object_key, length_bytes FROM segments s WHERE s.id = $1 \
-               AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.segment = s.id) \
-               ON CONFLICT (segment) DO UPDATE SET object_key = excluded.object_key RETURNING length_bytes";
-    let length: Option<i64> = sqlx::query_scalar(sql)
-        .bind(&segment.as_bytes()[..])
-        .fetch_optional(&mut *change)
-        .await
-        .map_err(failed(doing))?;
-    let Some(length) = length else { return Ok(()) };
-    sqlx::query("DELETE FROM segments WHERE id = $1")
-        .bind(&segment.as_bytes()[..])
-        .execute(&mut *change)
-        .await
-        .map_err(failed(doing))?;
-    sqlx::query("UPDATE totals SET segments = segments - 1, segment_bytes = segment_bytes - $1")
-        .bind(length)
-        .execute(change)
-        .await
-        .map(drop)
-        .map_err(failed(doing))
-}
-
-pub(super) async fn doomed(
-    catalog: &SqliteCatalog,
-    after: Option<SegmentId>,
-    limit: u32,
-) -> Result<Vec<DoomedObject>> {
-    let sql = "SELECT segment, node, object_key, length_bytes FROM doomed WHERE segment > $1 ORDER BY segment LIMIT $2";
-    let rows = sqlx::query(sql)
-        .bind(after.map_or_else(Vec::new, |segment| segment.as_bytes().to_vec()))
-        .bind(i64::from(limit))
-        .fetch_all(&catalog.readers)
-        .await
-        .map_err(failed("reading what is to be deleted"))?;
-    let object = |row: &SqliteRow| {
-        let columns = Columns::new(row, "doomed object");
-        Ok(DoomedObject {
-            segment: columns.identity("segment", SegmentId::from_bytes)?,
-            node: columns.identity("node", NodeId::from_bytes)?,
-            key: columns.get("object_key")?,
-            length_bytes: columns.number("length_bytes")?,
-        })
-    };
-    rows.iter().map(object).collect()
-}
-
-pub(super) async fn forget_doomed(catalog: &SqliteCatalog, segment: SegmentId) -> Result<()> {
-    sqlx::query("DELETE FROM doomed WHERE segment = $1")
-        .bind(&segment.as_bytes()[..])
-        .execute(&catalog.writer)
-        .await
-        .map(drop)
-        .map_err(failed("forgetting a deleted object"))
 }

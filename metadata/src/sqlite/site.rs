@@ -1,8 +1,8 @@
-//! Site, gateways, totals.
+//! Site, gateways, the pool's settings, totals.
 
 use super::columns::{Columns, int};
 use super::{Result, SqliteCatalog, failed, is_duplicate};
-use crate::{CatalogError, GatewayRow, SiteRow, Totals, WalState};
+use crate::{CatalogError, GatewayRow, PoolSettings, SiteRow, Totals, WalState};
 use cairn_model::{DomainId, GatewayId, SiteId, WallTime};
 use sqlx::sqlite::SqliteRow;
 
@@ -117,6 +117,26 @@ pub(super) async fn set_wal_state(catalog: &SqliteCatalog, id: GatewayId, state:
     if changed.rows_affected() == 0 { Err(CatalogError::not_found("gateway", &id)) } else { Ok(()) }
 }
 
+pub(super) async fn pool_settings(catalog: &SqliteCatalog) -> Result<PoolSettings> {
+    let row = sqlx::query("SELECT profile FROM pool")
+        .fetch_one(&catalog.readers)
+        .await
+        .map_err(failed("reading the pool's settings"))?;
+    let columns = Columns::new(&row, "pool");
+    let profile: &str = columns.get("profile")?;
+    Ok(PoolSettings { profile: profile.parse().map_err(|_| columns.bad("profile", profile))? })
+}
+
+pub(super) async fn set_pool_settings(catalog: &SqliteCatalog, settings: &PoolSettings) -> Result<()> {
+    let PoolSettings { profile } = settings;
+    sqlx::query("UPDATE pool SET profile = $1")
+        .bind(profile.to_string())
+        .execute(&catalog.writer)
+        .await
+        .map(drop)
+        .map_err(failed("changing the pool's settings"))
+}
+
 pub(super) async fn totals(catalog: &SqliteCatalog) -> Result<Totals> {
     let row = sqlx::query("SELECT * FROM totals")
         .fetch_one(&catalog.readers)
@@ -132,5 +152,7 @@ pub(super) async fn totals(catalog: &SqliteCatalog) -> Result<Totals> {
         logical_bytes: columns.number("logical_bytes")?,
         container_bytes: columns.number("container_bytes")?,
         container_raw_bytes: columns.number("container_raw_bytes")?,
+        degraded_segments: columns.number("degraded_segments")?,
+        at_risk_segments: columns.number("at_risk_segments")?,
     })
 }

@@ -14,6 +14,7 @@ mod crashes;
 mod faults;
 mod files;
 mod leftovers;
+mod plans;
 mod upgrade;
 
 /// A catalog file of its own, gone with the test.

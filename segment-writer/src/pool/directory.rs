@@ -79,6 +79,13 @@ impl DirectoryStore {
         })
     }
 
+    /// Fails when another directory has the path of the one that was opened. Off the thread: a file system may hang.
+    async fn check_root(&self, key: &Path) -> Result<()> {
+        let writer = Arc::clone(&self.writer);
+        let checked = tokio::task::spawn_blocking(move || writer.check_root()).await?;
+        checked.map_err(|error| store_error(error, key))
+    }
+
     /// Makes the directory, durably, unless it exists.
     pub(crate) fn create(root: &FilePath) -> io::Result<()> {
         let mut missing = Vec::new();
@@ -254,9 +261,9 @@ impl ObjectStore for DirectoryStore {
 
     async fn get_opts(&self, key: &Path, options: GetOptions) -> Result<GetResult> {
         let result = self.reads.get_opts(key, options).await;
-        if matches!(result, Err(object_store::Error::NotFound { .. })) {
-            self.writer.check_root().map_err(|error| store_error(error, key))?;
-        }
+        // After the file is open or was not found: what is seen now is what it was looked for in. Also when it is there: a marker in another directory, as of a
+        // copy of this one, says nothing about the directory that puts go to.
+        self.check_root(key).await?;
         result
     }
 
@@ -276,11 +283,21 @@ impl ObjectStore for DirectoryStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.reads.list(prefix)
+        let writer = Arc::clone(&self.writer);
+        let check = async move {
+            let checked = tokio::task::spawn_blocking(move || writer.check_root()).await;
+            checked
+                .map_err(object_store::Error::from)
+                .and_then(|checked| checked.map_err(|error| store_error(error, &Path::default())))
+        };
+        // Behind all of them: who has seen the end knows what is not there.
+        let check = futures::stream::once(check).filter_map(|checked| async { checked.err().map(Err) });
+        self.reads.list(prefix).chain(check).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let mut listed = self.reads.list_with_delimiter(prefix).await?;
+        self.check_root(&Path::default()).await?;
         listed.common_prefixes.retain(|folder| ![STAGING, LOST_AND_FOUND].contains(&folder.as_ref()));
         Ok(listed)
     }
@@ -363,6 +380,33 @@ mod tests {
         std::fs::create_dir(&root).unwrap();
         assert!(store.delete(&key).await.is_err());
         assert!(folder.path().join("elsewhere/object").exists());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_where_another_directory_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("pool");
+        DirectoryStore::create(&root).unwrap();
+        let store = DirectoryStore::open(&root).unwrap();
+        let key = Path::from("object");
+        store.put(&key, "x".into()).await.unwrap();
+        std::fs::rename(&root, folder.path().join("elsewhere")).unwrap();
+        DirectoryStore::create(&root).unwrap();
+        let is_found = |result: Result<GetResult>| match result {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => true,
+            Err(error) => {
+                assert!(error.to_string().contains("directory"), "{error}");
+                false
+            }
+        };
+        assert!(!is_found(store.get(&key).await), "nor that it is gone");
+        // A copy, with all that is in it.
+        std::fs::copy(folder.path().join("elsewhere/object"), root.join("object")).unwrap();
+        assert!(!is_found(store.get(&key).await));
+        assert!(store.list_with_delimiter(None).await.is_err());
+        assert!(store.list(None).try_collect::<Vec<_>>().await.is_err());
+        let copy = DirectoryStore::open(&root).unwrap();
+        assert!(is_found(copy.get(&key).await));
     }
 
     #[tokio::test]

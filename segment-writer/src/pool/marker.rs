@@ -79,6 +79,16 @@ impl Marker {
         Ok(Self { site, node })
     }
 
+    /// Refuses another node.
+    pub(crate) fn check(self, site: SiteId, id: NodeId, node: &Arc<str>) -> Result<(), PoolError> {
+        self.check_site(site, node)?;
+        if self.node == id {
+            Ok(())
+        } else {
+            Err(PoolError::OtherNode { node: Arc::clone(node), found: self.node, expected: id })
+        }
+    }
+
     /// Refuses a node of another site.
     pub(crate) fn check_site(self, expected: SiteId, node: &Arc<str>) -> Result<(), PoolError> {
         if self.site == expected {

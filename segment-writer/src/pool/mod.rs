@@ -1,197 +1,185 @@
 //! The pool: where segments become durable, and where they are read from.
 //!
-//! One data node holds everything. A segment's shards on several nodes change [`Pool::put`] and the location that
-//! [`Pool::read_chunks`] is given; a node's own business (attempts, health, marker) stays in [`DataNode`].
+//! A segment has one or more shards, each on another data node, as its profile says (see `Profile`). The pool chooses the nodes ([`choose`]), puts the shards
+//! (`put`), and reads from whichever of them serve (`get`), also when some are gone, late, or lie (`distrust`). A node's own business (attempts,
+//! health, marker) stays in [`DataNode`].
+//!
+//! Invariants:
+//! 1. A receipt names a shard only after its node acknowledged all of it, and names no node twice.
+//! 2. A receipt has all shards, or as few less as the setting allows: its segment survives as many losses more as that says.
+//! 3. What comes from here is what the nodes returned or was decoded from it. It is authenticated by who opens it; what fails there is read again
+//!    with distrust, and wrong shards are noted for repair.
+//! 4. What one gateway sees of a node decides whom it asks first, never whether a shard counts as lost.
 
+mod assemble;
+mod attach;
+mod attempts;
+mod breaker;
+mod candidates;
 pub(crate) mod classify;
 mod credentials;
 mod directory;
+mod distrust;
+pub(crate) mod erasure;
+mod get;
 mod health;
+mod hedge;
 mod keys;
+mod latency;
+mod layout;
 mod location;
 mod marker;
 mod node;
+mod notes;
+mod pieces;
 mod policy;
+mod put;
+pub(crate) mod recipe;
+mod refound;
+mod repair;
+mod roster;
 mod s3;
+pub(crate) mod shard;
+mod source;
+mod verified;
 
+pub use attach::NodeAccess;
+pub use breaker::BreakerState;
 pub use credentials::Credentials;
-pub use health::{HealthSnapshot, LastError, NodeHealth};
+pub use health::{HealthSnapshot, LastError, NodeHealth, Refusal};
 pub use keys::{KEYS_BYTES_MAX, KEYS_KEY};
+pub use layout::{Candidate, Layout, assign, choose};
 pub use location::{NodeUrl, S3Url};
 pub use marker::MARKER_KEY;
-pub use node::{DataNode, GET_BYTES_MAX};
+pub use node::{DataNode, GET_BYTES_MAX, Space};
+pub use notes::{DamagedShard, Stray};
 pub use policy::RequestPolicy;
+pub use put::EncodedSegment;
+pub use repair::{Domains, ShardState};
+pub use roster::{Member, NodeState, PoolSettings};
 
-use crate::error::{Action, PoolError};
-use crate::segment::SealedSegment;
-use bytes::Bytes;
-use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{NodeId, Ports, SiteId, UploadReceipt};
-use marker::{MARKER_BYTES_MAX, Marker};
-use object_store::ObjectStore;
-use std::ops::Range;
-use std::path::Path;
+use crate::error::PoolError;
+use attempts::Attempts;
+use cairn_model::{NodeId, ObjectPlace, Ports, Profile, SegmentId};
+use hedge::HedgeBudget;
+use notes::Notes;
+use parking_lot::RwLock;
+use recipe::Recipes;
+use roster::Roster;
 use std::sync::Arc;
 
 /// The data nodes of a site.
 #[derive(Debug)]
 pub struct Pool {
-    node: Arc<DataNode>,
+    /// Never locked across a wait: callers take what is there now and work with that.
+    roster: RwLock<Arc<Roster>>,
+    ports: Ports,
+    notes: Notes,
+    attempts: Attempts,
+    hedges: HedgeBudget,
+    recipes: Recipes,
 }
 
 impl Pool {
+    pub fn new(members: Vec<Member>, settings: PoolSettings, ports: Ports) -> Self {
+        Self {
+            roster: RwLock::new(Arc::new(Roster { members, settings })),
+            ports,
+            notes: Notes::default(),
+            attempts: Attempts::default(),
+            hedges: HedgeBudget::default(),
+            recipes: Recipes::default(),
+        }
+    }
+
     /// A pool that keeps one copy, on one node.
     pub fn single(node: DataNode) -> Self {
-        Self { node: Arc::new(node) }
+        let ports = node.ports().clone();
+        Self::new(vec![Member::new(node)], PoolSettings::default(), ports)
     }
 
-    pub fn nodes(&self) -> &[Arc<DataNode>] {
-        std::slice::from_ref(&self.node)
+    fn roster(&self) -> Arc<Roster> {
+        Arc::clone(&self.roster.read())
     }
 
-    pub fn node(&self, id: NodeId) -> Result<&Arc<DataNode>, PoolError> {
-        self.nodes().iter().find(|node| node.id() == id).ok_or(PoolError::UnknownNode { node: id })
+    /// Exchanges the nodes. Requests that are under way end with those they began with.
+    pub fn set_nodes(&self, members: Vec<Member>) {
+        let mut roster = self.roster.write();
+        *roster = Arc::new(Roster { members, settings: roster.settings });
     }
 
-    /// Makes a segment durable. May be repeated with the same segment after any error, and dropped at any point: what is
-    /// left behind then has no receipt and a key that nothing else uses.
-    pub async fn put(&self, segment: &SealedSegment) -> Result<UploadReceipt, PoolError> {
-        let stored = self.node.put(segment.key(), &segment.pieces()).await;
-        if !is_planted(Bug::PublishUnstored) {
-            stored?;
+    /// Changes the nodes that there are at this moment, whoever exchanges them beside it. `None` leaves them as they are.
+    pub fn change_nodes(&self, change: impl FnOnce(&[Member]) -> Option<Vec<Member>>) {
+        let mut roster = self.roster.write();
+        if let Some(members) = change(&roster.members) {
+            *roster = Arc::new(Roster { members, settings: roster.settings });
         }
-        #[expect(clippy::disallowed_methods, reason = "this is the pool, and the node acknowledged the put")]
-        Ok(UploadReceipt::attest(
-            segment.id(),
-            self.node.id(),
-            segment.key().to_owned(),
-            segment.length_bytes(),
-        ))
+    }
+
+    /// Changes how new segments are protected, and nothing about those that are there.
+    pub fn set_profile(&self, profile: Profile) {
+        self.set_settings(PoolSettings { profile, ..self.settings() });
+    }
+
+    pub fn set_settings(&self, settings: PoolSettings) {
+        let mut roster = self.roster.write();
+        *roster = Arc::new(Roster { members: roster.members.clone(), settings });
+    }
+
+    pub fn settings(&self) -> PoolSettings {
+        self.roster.read().settings
+    }
+
+    pub fn profile(&self) -> Profile {
+        self.settings().profile
+    }
+
+    /// The nodes with their places in the pool.
+    pub fn members(&self) -> Vec<Member> {
+        self.roster.read().members.clone()
+    }
+
+    pub fn nodes(&self) -> Vec<Arc<DataNode>> {
+        self.roster.read().members.iter().map(|member| Arc::clone(&member.node)).collect()
+    }
+
+    pub fn node(&self, id: NodeId) -> Result<Arc<DataNode>, PoolError> {
+        self.roster.read().member(id).map(|member| Arc::clone(&member.node))
+    }
+
+    /// Where a segment of that profile is to be, as things are: over the nodes that take new segments. What is elsewhere is to be moved there; see [`assign`].
+    pub fn choose_nodes(&self, segment: SegmentId, profile: Profile) -> Layout {
+        let roster = self.roster();
+        let active = roster.members.iter().filter(|member| member.state == NodeState::Active);
+        choose(segment, profile, &active.map(Member::candidate).collect::<Vec<_>>())
+    }
+
+    /// Deletes every shard of a segment that nothing names. Those that could be deleted are, whatever becomes of the others.
+    pub async fn discard(&self, place: &ObjectPlace) -> Result<(), PoolError> {
+        let deletes = place.objects().map(|(node, key, _)| async move { self.delete(node, &key).await });
+        let results = futures::future::join_all(deletes).await;
+        results.into_iter().collect()
     }
 
     /// Deletes an object that nothing names any more. One that is not there is deleted already.
     pub async fn delete(&self, node: NodeId, key: &str) -> Result<(), PoolError> {
-        self.node(node)?.delete(key).await
+        self.node(node)?.delete(key).await?;
+        self.notes.deleted(key);
+        Ok(())
     }
 
-    /// The bytes of a range of an object, all of them.
-    pub async fn get_range(&self, node: NodeId, key: &str, range: Range<u64>) -> Result<Bytes, PoolError> {
-        self.node(node)?.get_range(key, range).await
-    }
-}
-
-/// What it takes to reach a data node.
-#[derive(Clone, Debug)]
-pub struct NodeAccess {
-    pub url: NodeUrl,
-    /// For S3; `None` takes them from the environment.
-    pub credentials: Option<Credentials>,
-    pub policy: RequestPolicy,
-}
-
-impl NodeAccess {
-    /// With credentials from the environment and the default policy.
-    pub fn new(url: NodeUrl) -> Self {
-        Self { url, credentials: None, policy: RequestPolicy::default() }
+    /// Shards that were found missing or damaged since the last call, for repair.
+    pub fn take_damaged(&self) -> Vec<DamagedShard> {
+        self.notes.take_damaged()
     }
 
-    pub(crate) fn credentials(&self) -> Result<Credentials, PoolError> {
-        self.credentials
-            .clone()
-            .or_else(Credentials::from_env)
-            .ok_or_else(|| PoolError::NoCredentials { url: self.url.to_string() })
+    /// Objects that puts may have left behind beside those that their receipts name, since the last call: to be deleted. Nothing names them and nothing will.
+    pub fn take_strays(&self) -> Vec<Stray> {
+        self.notes.take_strays()
     }
 
-    fn store(&self) -> Result<Arc<dyn ObjectStore>, PoolError> {
-        match &self.url {
-            NodeUrl::Directory(path) => {
-                let store =
-                    directory::DirectoryStore::open(path).map_err(|error| self.io_error(path, error))?;
-                Ok(Arc::new(store))
-            }
-            NodeUrl::S3(url) => s3::store(url, &self.credentials()?),
-        }
-    }
-
-    fn io_error(&self, path: &Path, error: std::io::Error) -> PoolError {
-        let source = object_store::Error::Generic { store: "directory", source: Box::new(error) };
-        let action = Action { verb: "open", key: path.display().to_string() };
-        classify::classify(&self.url.to_string().into(), action, source).error
-    }
-}
-
-impl DataNode {
-    /// Makes a place a data node of `site` and opens it. The place must be empty, or be a node of this site already. A
-    /// directory is made if it is missing; a bucket is not (see [`S3Admin`](crate::S3Admin)).
-    pub async fn attach(access: &NodeAccess, site: SiteId, ports: Ports) -> Result<Self, PoolError> {
-        if let NodeUrl::Directory(path) = &access.url {
-            directory::DirectoryStore::create(path).map_err(|error| access.io_error(path, error))?;
-        }
-        Self::attach_store(access.store()?, &access.url.to_string(), site, access.policy, ports).await
-    }
-
-    /// [`attach`](Self::attach) for a store that is at hand.
-    pub async fn attach_store(
-        store: Arc<dyn ObjectStore>,
-        name: &str,
-        site: SiteId,
-        policy: RequestPolicy,
-        ports: Ports,
-    ) -> Result<Self, PoolError> {
-        let fresh = NodeId::fresh(&*ports.clock, &*ports.entropy);
-        let node = Self::with_store(fresh, name, Arc::clone(&store), policy, ports.clone());
-        let marker = match node.read_marker().await {
-            Ok(marker) => marker,
-            Err(PoolError::MarkerMissing { .. }) => {
-                if let Some(example) = node.any_key().await? {
-                    return Err(PoolError::NotEmpty { node: Arc::clone(node.name()), example });
-                }
-                node.put_new(MARKER_KEY, Marker { site, node: fresh }.encode().into()).await?;
-                // Two that attach at once: the marker that stands decides.
-                node.read_marker().await?
-            }
-            Err(error) => return Err(error),
-        };
-        marker.check_site(site, node.name())?;
-        Ok(Self::with_store(marker.node, name, store, policy, ports))
-    }
-
-    /// Opens the node that was attached as `id`. Anything else in its place is refused, and nothing is created.
-    pub async fn open(
-        access: &NodeAccess,
-        site: SiteId,
-        id: NodeId,
-        ports: Ports,
-    ) -> Result<Self, PoolError> {
-        Self::open_store(access.store()?, &access.url.to_string(), site, id, access.policy, ports).await
-    }
-
-    /// [`open`](Self::open) for a store that is at hand.
-    pub async fn open_store(
-        store: Arc<dyn ObjectStore>,
-        name: &str,
-        site: SiteId,
-        id: NodeId,
-        policy: RequestPolicy,
-        ports: Ports,
-    ) -> Result<Self, PoolError> {
-        let node = Self::with_store(id, name, store, policy, ports);
-        let marker = node.read_marker().await?;
-        marker.check_site(site, node.name())?;
-        if marker.node == id {
-            Ok(node)
-        } else {
-            Err(PoolError::OtherNode { node: Arc::clone(node.name()), found: marker.node, expected: id })
-        }
-    }
-
-    async fn read_marker(&self) -> Result<Marker, PoolError> {
-        match self.get_suffix(MARKER_KEY, MARKER_BYTES_MAX).await {
-            Ok((bytes, _)) => Marker::decode(&bytes, self.name()),
-            Err(PoolError::NotFound { .. }) => {
-                Err(PoolError::MarkerMissing { node: Arc::clone(self.name()), key: MARKER_KEY })
-            }
-            Err(error) => Err(error),
-        }
+    /// Notes an object that is to be deleted when its node answers again: nothing names it and nothing will.
+    pub fn note_stray(&self, stray: Stray) {
+        self.notes.stray(stray);
     }
 }

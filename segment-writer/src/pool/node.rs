@@ -6,13 +6,18 @@
 //!    is the same. Keys belong to one attempt of packing and are never used for other bytes.
 //! 3. A delete succeeds when the object is gone, whoever deleted it.
 //! 4. A get returns exactly the bytes of the range, or an error. Absence is an error, never zeros.
+//! 5. A node that is opened for a site is asked for data only after its marker was found right; it is looked at again when the node was out of service and
+//!    when an object was missing: what answers now may be a place that was wiped, or another one.
 
 use super::classify::{Failure, classify, too_short};
-use super::health::{Direction, NodeHealth};
+use super::health::{Direction, NodeHealth, Refusal};
+use super::location::NodeUrl;
+use super::marker::{MARKER_BYTES_MAX, MARKER_KEY, Marker};
 use super::policy::RequestPolicy;
+use super::source::Source;
 use crate::error::{Action, PoolError};
 use bytes::{Bytes, BytesMut};
-use cairn_model::{NodeId, Ports};
+use cairn_model::{Clock, Monotonic, NodeId, Ports, SiteId};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{
@@ -21,7 +26,9 @@ use object_store::{
 };
 use std::future::Future;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Longest range read at once: no container is longer.
@@ -33,10 +40,23 @@ pub struct DataNode {
     id: NodeId,
     /// For messages: the node's URL.
     name: Arc<str>,
-    store: Arc<dyn ObjectStore>,
+    source: Source,
     policy: RequestPolicy,
     ports: Ports,
     health: NodeHealth,
+    /// Whose marker must be there; `None` where there need be none.
+    site: Option<SiteId>,
+    /// The marker was found right, and nothing has happened since that puts it in doubt.
+    is_verified: AtomicBool,
+    directory: Option<PathBuf>,
+}
+
+/// Room for data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    pub capacity_bytes: u64,
+    /// To this program.
+    pub available_bytes: u64,
 }
 
 impl DataNode {
@@ -48,11 +68,66 @@ impl DataNode {
         policy: RequestPolicy,
         ports: Ports,
     ) -> Self {
-        Self { id, name: name.into(), store, policy, ports, health: NodeHealth::default() }
+        Self::of_source(id, name, Source::Open(store), None, policy, ports)
+    }
+
+    /// `site`: whose marker must be there.
+    pub(super) fn of_source(
+        id: NodeId,
+        name: &str,
+        source: Source,
+        site: Option<SiteId>,
+        policy: RequestPolicy,
+        ports: Ports,
+    ) -> Self {
+        let health = NodeHealth::default();
+        let is_verified = AtomicBool::new(false);
+        Self { id, name: name.into(), source, policy, ports, health, site, is_verified, directory: None }
+    }
+
+    /// For a node that is a directory.
+    pub(super) fn located_at(self, url: &NodeUrl) -> Self {
+        let directory = match url {
+            NodeUrl::Directory(path) => Some(path.clone()),
+            NodeUrl::S3(_) => None,
+        };
+        Self { directory, ..self }
+    }
+
+    /// The room on the file system of a directory; `None` where it is not known. May block for as long as the file system does.
+    pub fn space(&self) -> Option<Space> {
+        let found = rustix::fs::statvfs(self.directory.as_ref()?).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Some(Space { capacity_bytes: bytes(found.f_blocks), available_bytes: bytes(found.f_bavail) })
+    }
+
+    /// Its marker was found right.
+    pub(super) fn verified(self) -> Self {
+        self.is_verified.store(true, Ordering::Release);
+        self
+    }
+
+    pub(crate) const fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     pub const fn id(&self) -> NodeId {
         self.id
+    }
+
+    pub(super) const fn site(&self) -> Option<SiteId> {
+        self.site
+    }
+
+    /// The same place without a look at whose it is.
+    pub(super) fn unguarded(&self) -> Result<Self, PoolError> {
+        let store = self.source.store(&self.ports).map_err(|failure| failure.error)?;
+        Ok(Self::with_store(self.id, &self.name, store, self.policy, self.ports.clone()))
+    }
+
+    /// How long to wait before a request that failed is made again.
+    pub(super) fn first_pause(&self) -> Duration {
+        self.policy.backoff(0, &*self.ports.entropy)
     }
 
     /// For messages: the node's URL.
@@ -66,13 +141,24 @@ impl DataNode {
 
     /// Stores an object: `pieces` one behind the other.
     pub(crate) async fn put(&self, key: &str, pieces: &[Bytes]) -> Result<(), PoolError> {
+        self.put_within(key, pieces, self.policy.put_give_up).await
+    }
+
+    /// The same; no further attempt begins after `give_up`.
+    pub(crate) async fn put_within(
+        &self,
+        key: &str,
+        pieces: &[Bytes],
+        give_up: Duration,
+    ) -> Result<(), PoolError> {
         let payload: PutPayload = pieces.iter().cloned().collect();
         let length = payload.content_length() as u64;
         let path = Path::from(key);
-        self.request(Direction::Put, "put", key, || async {
+        let (path, payload) = (&path, &payload);
+        self.request_within(Direction::Put, "put", key, give_up, |store| async move {
             let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
-            self.store
-                .put_opts(&path, payload.clone(), options)
+            store
+                .put_opts(path, payload.clone(), options)
                 .await
                 .map(|_| ((), length))
                 .map_err(|error| self.judge("put", key, error))
@@ -83,8 +169,9 @@ impl DataNode {
     /// Deletes an object; one that is not there is deleted already.
     pub(crate) async fn delete(&self, key: &str) -> Result<(), PoolError> {
         let path = Path::from(key);
-        self.request(Direction::Delete, "delete", key, || async {
-            match self.store.delete(&path).await {
+        let path = &path;
+        self.request(Direction::Delete, "delete", key, |store| async move {
+            match store.delete(path).await {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(((), 0)),
                 Err(error) => Err(self.judge("delete", key, error)),
             }
@@ -94,6 +181,16 @@ impl DataNode {
 
     /// The bytes of a range of an object, all of them.
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, PoolError> {
+        self.get_range_within(key, range, self.policy.get_give_up).await
+    }
+
+    /// The same; no further attempt begins after `give_up`.
+    pub(crate) async fn get_range_within(
+        &self,
+        key: &str,
+        range: Range<u64>,
+        give_up: Duration,
+    ) -> Result<Bytes, PoolError> {
         let length = range.end.saturating_sub(range.start);
         if length == 0 || length > GET_BYTES_MAX {
             return Err(PoolError::Corrupt {
@@ -103,7 +200,7 @@ impl DataNode {
                 reason: "no container has such a range: the catalog's entry is damaged".to_owned(),
             });
         }
-        let (bytes, _) = self.get(key, &GetRange::Bounded(range), length).await?;
+        let (bytes, _) = self.get(key, &GetRange::Bounded(range), length, give_up).await?;
         if bytes.len() as u64 == length {
             Ok(bytes)
         } else {
@@ -113,21 +210,39 @@ impl DataNode {
 
     /// The last `length` bytes of an object, or all if it has fewer, and the object's size.
     pub(crate) async fn get_suffix(&self, key: &str, length: u64) -> Result<(Bytes, u64), PoolError> {
-        self.get(key, &GetRange::Suffix(length), length).await
+        self.get(key, &GetRange::Suffix(length), length, self.policy.get_give_up).await
     }
 
-    async fn get(&self, key: &str, range: &GetRange, length_max: u64) -> Result<(Bytes, u64), PoolError> {
+    async fn get(
+        &self,
+        key: &str,
+        range: &GetRange,
+        length_max: u64,
+        give_up: Duration,
+    ) -> Result<(Bytes, u64), PoolError> {
         let path = Path::from(key);
-        self.request(Direction::Get, "get", key, || async {
-            let options = GetOptions { range: Some(range.clone()), ..GetOptions::default() };
-            let judge = |error| self.judge("get", key, error);
-            let result = self.store.get_opts(&path, options).await.map_err(judge)?;
-            let size = result.meta.size;
-            let bytes = self.body(key, result, length_max).await?;
+        let path = &path;
+        self.request_within(Direction::Get, "get", key, give_up, |store| async move {
+            let (bytes, size) = self.get_once(&store, key, path, range, length_max).await?;
             let length = bytes.len() as u64;
             Ok(((bytes, size), length))
         })
         .await
+    }
+
+    async fn get_once(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        key: &str,
+        path: &Path,
+        range: &GetRange,
+        length_max: u64,
+    ) -> Result<(Bytes, u64), Failure> {
+        let options = GetOptions { range: Some(range.clone()), ..GetOptions::default() };
+        let result = store.get_opts(path, options).await.map_err(|error| self.judge("get", key, error))?;
+        let size = result.meta.size;
+        let bytes = self.body(key, result, length_max).await?;
+        Ok((bytes, size))
     }
 
     /// The body of an answer: as long as it was announced, and no longer than was asked for.
@@ -177,29 +292,58 @@ impl DataNode {
         direction: Direction,
         verb: &'static str,
         key: &str,
-        attempt: impl Fn() -> F,
+        attempt: impl Fn(Arc<dyn ObjectStore>) -> F,
+    ) -> Result<T, PoolError>
+    where
+        F: Future<Output = Result<(T, u64), Failure>>,
+    {
+        let give_up = match direction {
+            Direction::Put | Direction::Delete => self.policy.put_give_up,
+            Direction::Get => self.policy.get_give_up,
+        };
+        self.request_within(direction, verb, key, give_up, attempt).await
+    }
+
+    async fn request_within<T, F>(
+        &self,
+        direction: Direction,
+        verb: &'static str,
+        key: &str,
+        give_up: Duration,
+        attempt: impl Fn(Arc<dyn ObjectStore>) -> F,
     ) -> Result<T, PoolError>
     where
         F: Future<Output = Result<(T, u64), Failure>>,
     {
         let clock = &*self.ports.clock;
-        let (limit, give_up) = match direction {
-            Direction::Put | Direction::Delete => (self.policy.put_attempt_timeout, self.policy.put_give_up),
-            Direction::Get => (self.policy.get_attempt_timeout, self.policy.get_give_up),
+        let limit = match direction {
+            Direction::Put | Direction::Delete => self.policy.put_attempt_timeout,
+            Direction::Get => self.policy.get_attempt_timeout,
         };
         let begun = clock.now();
         for number in 0.. {
             self.health.attempt(direction, number);
-            let attempt_begun = clock.now();
-            let failure = match cairn_model::timeout(clock, limit, attempt()).await {
+            let mut waiting = Waiting { node: self, direction, begun: clock.now(), is_over: false };
+            let outcome = cairn_model::timeout(clock, limit, async {
+                let store = self.service().await?;
+                attempt(store).await
+            });
+            let outcome = outcome.await;
+            waiting.is_over = true;
+            let failure = match outcome {
                 Ok(Ok((value, bytes))) => {
-                    self.health.success(direction, bytes, clock.now().since(attempt_begun));
+                    self.health.success(direction, bytes, clock.now().since(waiting.begun));
                     return Ok(value);
                 }
                 Ok(Err(failure)) => failure,
-                Err(_) => self.timed_out(verb, key, limit),
+                Err(_) => {
+                    if direction == Direction::Put && self.health.hung_at_put(clock.now()) {
+                        self.doubt();
+                    }
+                    self.timed_out(verb, key, limit)
+                }
             };
-            self.health.failure(clock.wall(), failure.error.to_string(), failure.error.retryable());
+            self.failed(direction, clock, &failure.error);
             let pause = self.policy.backoff(number, &*self.ports.entropy);
             if !failure.transient || clock.now().plus(pause).since(begun) > give_up {
                 return Err(failure.error);
@@ -208,6 +352,66 @@ impl DataNode {
             clock.sleep(pause).await;
         }
         unreachable!("attempts are not counted out before the time is over")
+    }
+
+    /// Accounts for a failed attempt.
+    fn failed(&self, direction: Direction, clock: &dyn Clock, error: &PoolError) {
+        self.health.failure(clock.wall(), error.to_string(), error.retryable());
+        let now = clock.now();
+        match error {
+            PoolError::OutOfSpace { .. } if direction == Direction::Put => {
+                self.health.refuses_put(now, Refusal::Full);
+            }
+            PoolError::ReadOnly { .. } if direction == Direction::Put => {
+                self.health.refuses_put(now, Refusal::ReadOnly);
+            }
+            PoolError::NotFound { .. } => self.doubt(),
+            error if error.is_of_node() => self.blame(direction, now),
+            _ => {}
+        }
+    }
+
+    fn blame(&self, direction: Direction, now: Monotonic) {
+        if self.health.blame(direction, now) {
+            self.doubt();
+        }
+    }
+
+    /// The next request looks at the marker first.
+    fn doubt(&self) {
+        self.is_verified.store(false, Ordering::Release);
+    }
+
+    /// The store, once it is known to be this node's.
+    async fn service(&self) -> Result<Arc<dyn ObjectStore>, Failure> {
+        let store = self.source.store(&self.ports)?;
+        let Some(site) = self.site.filter(|_| !self.is_verified.load(Ordering::Acquire)) else {
+            return Ok(store);
+        };
+        let (path, range) = (Path::from(MARKER_KEY), GetRange::Suffix(MARKER_BYTES_MAX));
+        let read = self.get_once(&store, MARKER_KEY, &path, &range, MARKER_BYTES_MAX).await;
+        let checked = read.and_then(|(bytes, _)| {
+            let marker = Marker::decode(&bytes, &self.name);
+            let checked = marker.and_then(|marker| marker.check(site, self.id, &self.name));
+            checked.map_err(|error| Failure { error, transient: false })
+        });
+        match checked {
+            Ok(()) => {
+                self.is_verified.store(true, Ordering::Release);
+                Ok(store)
+            }
+            Err(failure) => {
+                // A directory that was replaced is opened anew: the right one may be back under its path.
+                self.source.close();
+                let error = match failure.error {
+                    PoolError::NotFound { .. } => {
+                        PoolError::MarkerMissing { node: Arc::clone(&self.name), key: MARKER_KEY }
+                    }
+                    error => error,
+                };
+                Err(Failure { error, ..failure })
+            }
+        }
     }
 
     fn timed_out(&self, verb: &'static str, key: &str, limit: Duration) -> Failure {
@@ -221,14 +425,34 @@ impl DataNode {
     }
 }
 
+/// A request that has no answer yet. Dropped with the request, when another node was faster or nobody waits any more.
+struct Waiting<'a> {
+    node: &'a DataNode,
+    direction: Direction,
+    begun: Monotonic,
+    is_over: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let now = self.node.ports.clock.now();
+            if self.node.health.given_up(self.direction, now, now.since(self.begun)) {
+                self.node.doubt();
+            }
+        }
+    }
+}
+
 /// Requests that only attaching and opening a node makes.
 impl DataNode {
     /// Stores an object unless one has the key. A store that ignores the condition overwrites: the caller reads back.
     pub(super) async fn put_new(&self, key: &str, bytes: Bytes) -> Result<(), PoolError> {
         let path = Path::from(key);
-        self.request(Direction::Put, "put", key, || async {
+        let (path, bytes) = (&path, &bytes);
+        self.request(Direction::Put, "put", key, |store| async move {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            match self.store.put_opts(&path, bytes.clone().into(), options).await {
+            match store.put_opts(path, bytes.clone().into(), options).await {
                 // Somebody else's, or our own of an attempt whose reply was lost: reading back tells.
                 Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(((), bytes.len() as u64)),
                 Err(error) => Err(self.judge("put", key, error)),
@@ -239,8 +463,8 @@ impl DataNode {
 
     /// The key of some object, if there is one.
     pub(super) async fn any_key(&self) -> Result<Option<String>, PoolError> {
-        self.request(Direction::Get, "list", "", || async {
-            let listed = self.store.list_with_delimiter(None).await;
+        self.request(Direction::Get, "list", "", |store| async move {
+            let listed = store.list_with_delimiter(None).await;
             let listed = listed.map_err(|error| self.judge("list", "", error))?;
             let object = listed.objects.first().map(|object| object.location.to_string());
             let prefix = listed.common_prefixes.first().map(|prefix| format!("{prefix}/"));

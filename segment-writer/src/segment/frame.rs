@@ -32,7 +32,7 @@ pub(crate) struct Header {
     pub(crate) segment: SegmentId,
 }
 
-/// Why a header is refused.
+/// Why a header is refused, or the trailer of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum HeaderError {
     Damaged(Damaged),
@@ -59,6 +59,7 @@ impl Header {
         out
     }
 
+    /// Its checksum is in the trailer: see [`check_frame`].
     pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, HeaderError> {
         if bytes[..8] != HEADER_MAGIC {
             return Err(HeaderError::Damaged(Damaged("it does not begin as a segment does")));
@@ -172,6 +173,21 @@ pub(crate) fn seal_footer(
     tail
 }
 
+/// Checks header and footer as far as that takes no key: `sealed` are the bytes that the trailer points at.
+pub(crate) fn check_frame(
+    header: &[u8; HEADER_BYTES],
+    trailer: &Trailer,
+    sealed: &[u8],
+) -> Result<Header, HeaderError> {
+    // First: a version that is not known says something only when it is what was written.
+    if sealed.len() != trailer.footer.length as usize
+        || checksum(header, sealed, &trailer.first_half()) != trailer.checksum
+    {
+        return Err(HeaderError::Damaged(Damaged("its header or footer fails its checksum")));
+    }
+    Header::decode(header)
+}
+
 /// Checks and opens a footer: `sealed` are the bytes that the trailer points at, `domains` knows a domain by the name
 /// of its key.
 pub(crate) fn open_footer(
@@ -181,12 +197,7 @@ pub(crate) fn open_footer(
     sealed: &mut [u8],
 ) -> Result<Footer, HeaderError> {
     let damaged = |reason| Err(HeaderError::Damaged(Damaged(reason)));
-    let parsed = Header::decode(header)?;
-    if sealed.len() != trailer.footer.length as usize
-        || checksum(header, sealed, &trailer.first_half()) != trailer.checksum
-    {
-        return damaged("its header or footer fails its checksum");
-    }
+    let parsed = check_frame(header, trailer, sealed)?;
     let Some(domain) = domains(parsed.key) else {
         return damaged("it is sealed with another domain key");
     };

@@ -34,7 +34,8 @@
 //! ```
 //!
 //! Version 1, which is still read, has zero as its protection, and in its footer neither an attempt nor fingerprints, not even
-//! their number.
+//! their number. A later version may change what is between header and trailer, but neither their sizes nor what the trailer's checksum is of: what
+//! fails it is damaged, and what passes it and has a version that is not known is of a newer program.
 //!
 //! What authenticates what: each chunk has its own tag (see `seal`). The footer is AES-256-GCM under the domain key
 //! derived with "cairn 2026-11 segment footer" and the segment id, nonce 0, AAD the header: both are genuine or
@@ -65,7 +66,7 @@ mod volume;
 
 pub use footer::{Footer, SegmentContainer, VolumeDelta};
 pub(crate) use frame::{
-    FOOTER_BYTES_MAX, Header, HeaderError, Trailer, VERSION, VERSION_1, open_footer, seal_footer,
+    FOOTER_BYTES_MAX, Header, HeaderError, Trailer, VERSION, VERSION_1, check_frame, open_footer, seal_footer,
 };
 pub use frame::{HEADER_BYTES, TRAILER_BYTES};
 pub use packer::{

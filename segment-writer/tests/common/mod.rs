@@ -6,7 +6,8 @@ use bytes::Bytes;
 use cairn_model::crypto::{Encryption, SecretKey};
 use cairn_model::{
     BLOCK_SIZE, BatchId, Clock, DomainId, Entropy, GatewayId, Generation, Lba, LbaRange, LineageId, MapDelta,
-    MapTarget, Monotonic, NodeId, Ports, SeededEntropy, SiteId, ThreadSpawn, VolumeId, WallTime, WriteSeq,
+    MapTarget, Monotonic, NodeId, ObjectPlace, Placement, Ports, SeededEntropy, SiteId, ThreadSpawn,
+    VolumeId, WallTime, WriteSeq,
 };
 use cairn_segment_writer::{
     BatchHeader, ContainerCipher, ContainerLocation, DataNode, Dedupe, Domain, NodeAccess, NodeUrl,
@@ -138,6 +139,11 @@ pub(crate) fn node_id(pool: &Pool) -> NodeId {
     pool.nodes()[0].id()
 }
 
+/// Where a segment is on the pool's only node.
+pub(crate) fn place_of(pool: &Pool, key: &str, length_bytes: u64) -> ObjectPlace {
+    ObjectPlace { key: key.to_owned(), length_bytes, placement: Placement::single(node_id(pool)) }
+}
+
 /// A batch with all its segments.
 pub(crate) struct Packed {
     pub(crate) segments: Vec<SealedSegment>,
@@ -170,11 +176,8 @@ pub(crate) async fn read_back(
     let mut chunks = BTreeMap::new();
     for segment in segments {
         for container in segment.containers().iter().filter(|container| container.domain == domain.id()) {
-            let location = ContainerLocation {
-                node: node_id(pool),
-                key: segment.key().to_owned(),
-                offset: container.offset,
-            };
+            let place = place_of(pool, segment.key(), segment.length_bytes());
+            let location = ContainerLocation { place, offset: container.offset };
             let cipher = ContainerCipher::new(domain, container.id);
             let count = u32::try_from(container.directory.len()).unwrap();
             for (index, bytes) in

@@ -98,6 +98,10 @@ impl Server {
         self.state.lock().objects.get(path).cloned()
     }
 
+    pub(crate) fn insert(&self, path: &str, bytes: Bytes) {
+        self.state.lock().objects.insert(path.to_owned(), bytes);
+    }
+
     pub(crate) fn objects_below(&self, path: &str) -> usize {
         self.state.lock().objects.keys().filter(|key| key.starts_with(path)).count()
     }

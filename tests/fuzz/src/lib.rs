@@ -42,7 +42,7 @@ pub struct Target {
 }
 
 /// All targets, in the order in which they are run.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "nbd_handshake", run: nbd::handshake::run, seeds: nbd::handshake::seeds, bytes_max: 2048 },
     Target {
         name: "nbd_transmission",
@@ -54,6 +54,7 @@ pub const TARGETS: [Target; 17] = [
     Target { name: "wal_recovery", run: wal::recovery::run, seeds: wal::recovery::seeds, bytes_max: 512 },
     Target { name: "segment_bytes", run: object::bytes::run, seeds: object::bytes::seeds, bytes_max: 8192 },
     Target { name: "segment_object", run: object::whole::run, seeds: object::whole::seeds, bytes_max: 2048 },
+    Target { name: "segment_shard", run: object::shard::run, seeds: object::shard::seeds, bytes_max: 1024 },
     Target { name: "node_marker", run: object::marker::run, seeds: object::marker::seeds, bytes_max: 512 },
     Target { name: "map_delta", run: catalog::delta::run, seeds: catalog::delta::seeds, bytes_max: 4096 },
     Target { name: "map_leaf", run: catalog::leaf::run, seeds: catalog::leaf::seeds, bytes_max: 4096 },

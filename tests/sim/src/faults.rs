@@ -36,6 +36,8 @@ pub(crate) struct Faults {
     /// While the store, or the catalog, answers nobody; since the life began.
     store_away: Outage,
     catalog_away: Outage,
+    /// While one of the nodes, by its number, answers nobody.
+    node_away: (u64, Outage),
     /// While no put finds room.
     pool_full: Outage,
     /// Catalog calls until the process ends in the middle of one; at most `u64::MAX`.
@@ -81,6 +83,7 @@ impl Faults {
             store_away: Outage::draw(&dice, 30, 10_000, limits.allow(Part::StoreOutages)),
             catalog_away: Outage::draw(&dice, catalog_outages, 10_000, limits.allow(Part::CatalogOutages)),
             pool_full: Outage::draw(&dice, 10, 5000, limits.allow(Part::FullPool)),
+            node_away: (dice.below(6), Outage::draw(&dice, 60, 5000, limits.allow(Part::NodeOutages))),
             dice,
             clock,
             calls_left: AtomicU64::new(u64::MAX),
@@ -102,6 +105,7 @@ impl Faults {
             catalog_percent: 0,
             store_away: never.clone(),
             catalog_away: never.clone(),
+            node_away: (0, never.clone()),
             pool_full: never,
             calls_left: AtomicU64::new(u64::MAX),
             sync_failed: Arc::default(),
@@ -149,7 +153,12 @@ impl Faults {
         self.is_troubled
     }
 
-    pub(crate) fn of_store(&self, request: Request<'_>) -> Option<Fault> {
+    /// Of a request to the node of that number.
+    pub(crate) fn of_store(&self, node: u64, request: Request<'_>) -> Option<Fault> {
+        let (away, outage) = &self.node_away;
+        if node == *away && outage.left(&*self.clock).is_some() {
+            return Some(pick(&self.dice, &[Fault::Connection, Fault::Hang]));
+        }
         if !request.key.contains("segments") {
             return None;
         }

@@ -7,13 +7,14 @@ use crate::guest::Shared;
 use crate::limits::Part;
 use crate::settings::{engine_config, millis, pick, request_policy};
 use crate::site::{OTHER_DOMAIN, SimSite};
-use cairn_engine::{CpuBudget, Engine, EngineConfig, EngineError, EngineParts};
+use cairn_engine::{CpuBudget, Engine, EngineConfig, EngineError, EngineParts, members};
 use cairn_fingerprints::FingerprintIndex;
 use cairn_flash::SealedCache;
+use cairn_metadata::Catalog;
 use cairn_model::crypto::{Encryption, SecretKey};
 use cairn_model::{DomainId, Entropy, ErrorKind, GatewayId, Kinded, Monotonic, Ports, SeededEntropy};
 use cairn_segment_writer::testing::FaultStore;
-use cairn_segment_writer::{DataNode, Domain, Pool};
+use cairn_segment_writer::{DataNode, Domain, Pool, PoolSettings};
 use cairn_wal::WalError;
 use cairn_wal::testing::{Dice, MemoryDisk, TaskSpawn};
 use parking_lot::Mutex;
@@ -30,6 +31,7 @@ const LIFE_MAX: Duration = Duration::from_hours(1);
 const GUESTS_MS_MAX: u64 = 3000;
 const WALL_JUMP_MS_MAX: u64 = 7_200_000;
 const BUDGET_PAUSE_MS_MAX: u64 = 400;
+const POOL_PAUSE_MS_MAX: u64 = 1500;
 
 /// How a life is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,17 +231,25 @@ impl Life {
 
     async fn try_start(&self, config: EngineConfig) -> Result<Arc<Engine>, EngineError> {
         let faults = Arc::clone(&self.shared.faults);
-        let dice = Dice::new(self.dice.below(u64::MAX));
-        let slow = SlowStore::new(Arc::clone(&self.site.store) as _, Arc::clone(&self.ports.clock), dice);
-        let plan = Arc::clone(&faults);
-        let store = Arc::new(FaultStore::new(Arc::new(slow), move |request| plan.of_store(request)));
-        let (site, node) = (self.site.id, self.site.node);
-        let node = DataNode::open_store(store, "memory", site, node, request_policy(), self.ports.clone());
+        let site = self.site.id;
+        let nodes = (0..).zip(&self.site.nodes).map(|(number, node)| {
+            let dice = Dice::new(self.dice.below(u64::MAX));
+            let slow = SlowStore::new(Arc::clone(&node.store) as _, Arc::clone(&self.ports.clock), dice);
+            let plan = Arc::clone(&faults);
+            let store =
+                Arc::new(FaultStore::new(Arc::new(slow), move |request| plan.of_store(number, request)));
+            let (policy, ports) = (request_policy(), self.ports.clone());
+            Arc::new(DataNode::open_store_lazily(store, &node.name, site, node.id, policy, ports))
+        });
+        let nodes: Vec<_> = nodes.collect();
+        // As a program reads it before it starts an engine.
+        let (rows, settings) = (self.site.catalog.nodes().await?, self.site.catalog.pool_settings().await?);
+        let settings = PoolSettings { profile: settings.profile, ..PoolSettings::default() };
         let parts = EngineParts {
             site,
             gateway: self.gateway,
             catalog: Arc::new(self.site.catalog.with_plan(faults.of_catalog())),
-            pool: Arc::new(Pool::single(node.await?)),
+            pool: Arc::new(Pool::new(members(&rows, &nodes), settings, self.ports.clone())),
             domains: vec![
                 Domain::new(DomainId::DEFAULT, SecretKey::from_bytes([1; 32]), Encryption::Aes256Gcm),
                 Domain::new(OTHER_DOMAIN, SecretKey::from_bytes([3; 32]), Encryption::Off),
@@ -315,6 +325,9 @@ impl Life {
         if self.dice.percent(30) {
             attachments.spawn(self.budget_changes(engine, until));
         }
+        if self.is_troubled() && self.site.nodes.len() > 1 {
+            attachments.spawn(self.pool_changes(engine, until));
+        }
         while attachments.join_next().await.is_some() {}
     }
 
@@ -334,6 +347,26 @@ impl Life {
                 if let Err(error) = engine.set_cpu_budget(budget) {
                     shared.found(format!("the CPU budget cannot be changed: {error}"));
                 }
+            }
+        }
+    }
+
+    /// An operator who changes the profile and drains nodes now and then, until `until`.
+    fn pool_changes(&self, engine: &Arc<Engine>, until: Monotonic) -> impl Future<Output = ()> + 'static {
+        let (clock, shared, engine) =
+            (Arc::clone(&self.ports.clock), Arc::clone(&self.shared), Arc::clone(engine));
+        let (site, dice) = (Arc::clone(&self.site), Dice::new(self.dice.below(u64::MAX)));
+        async move {
+            loop {
+                clock.sleep(millis(&dice, POOL_PAUSE_MS_MAX)).await;
+                if clock.now() >= until {
+                    return;
+                }
+                match site.change_pool(&dice).await {
+                    Ok(change) => shared.note(&change),
+                    Err(error) => shared.found(format!("the pool cannot be changed: {error}")),
+                }
+                engine.pool_changed();
             }
         }
     }

@@ -25,6 +25,8 @@ pub(crate) enum Part {
     Pauses,
     SecondHost,
     Flash,
+    ManyNodes,
+    NodeOutages,
     Copies,
     Resizes,
     Discards,
@@ -34,7 +36,7 @@ pub(crate) enum Part {
     Reverts,
 }
 
-const PARTS: [Part; 22] = [
+const PARTS: [Part; 24] = [
     Part::SecondHost,
     Part::Pauses,
     Part::WallClocks,
@@ -50,6 +52,8 @@ const PARTS: [Part; 22] = [
     Part::CatalogOutages,
     Part::CatalogFaults,
     Part::Flash,
+    Part::NodeOutages,
+    Part::ManyNodes,
     Part::Copies,
     Part::Resizes,
     Part::Discards,

@@ -41,6 +41,10 @@ pub(crate) fn engine_config(dice: &Dice, lease_ttl: Duration) -> EngineConfig {
     config.cpu_budget = pick(dice, &CpuBudget::ALL);
     config.reclaim_interval = pick(dice, &[None, Some(50), Some(300), Some(1000)]).map(Duration::from_millis);
     config.reclaim_dead_percent_max = pick(dice, &[5, 5, 20, 100]);
+    config.heal_interval = Duration::from_millis(pick(dice, &[20, 200, 1000]));
+    config.heal_bytes_per_second = pick(dice, &[None, Some(4 << 20)]);
+    config.node_failed_after = pick(dice, &[None, Some(100), Some(1000)]).map(Duration::from_millis);
+    config.scrub_period = pick(dice, &[None, Some(1000)]).map(Duration::from_millis);
     config.pack.container_bytes_max = pick(dice, &[64 << 10, 1 << 20, 8 << 20]);
     config
 }

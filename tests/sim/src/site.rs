@@ -1,7 +1,8 @@
 //! What the hosts share: a catalog, a pool and the volumes in it.
 
+use crate::clock::{HostClocks, PACE, VirtualClock};
 use crate::clones::{Clones, Volumes};
-use crate::limits::Limits;
+use crate::limits::{Limits, Part};
 use crate::settings::{millis, pick, request_policy};
 use crate::stamp::SECTOR;
 use crate::trace::Trace;
@@ -9,12 +10,12 @@ use crate::volume::{SimVolume, VolumeHabits};
 use cairn_engine::VolumeOptions;
 use cairn_metadata::memory::MemoryCatalog;
 use cairn_metadata::{
-    Catalog, CatalogError, DomainRow, FORMAT_VERSION, KeyRow, NewVolume, NodeRow, NodeState, SiteRow,
-    VolumeName,
+    Catalog, CatalogError, DomainRow, FORMAT_VERSION, KeyRow, NewVolume, NodeChange, NodeRow, NodeState,
+    PoolSettings, SiteRow, VolumeName,
 };
 use cairn_model::crypto::{Encryption, SecretKey};
 use cairn_model::{
-    DomainId, Durability, Entropy, GatewayId, LineageId, NodeId, Ports, SeededEntropy, SiteId, SystemClock,
+    DomainId, Durability, Entropy, GatewayId, LineageId, NodeId, Ports, Profile, SeededEntropy, SiteId,
     VolumeId, WallTime,
 };
 use cairn_segment_writer::DataNode;
@@ -30,12 +31,21 @@ const BEGINNING: WallTime = WallTime::from_unix_millis(1_800_000_000_000);
 /// Not encrypted: the rules of sharing are the same.
 pub(crate) const OTHER_DOMAIN: DomainId = DomainId::from_bytes([7; 16]);
 
+/// A data node: what it holds outlives everything.
+pub(crate) struct SimNode {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) store: Arc<InMemory>,
+}
+
+/// Profiles that a pool changes between.
+const PROFILES: [&str; 5] = ["single", "replica:2", "ec:2+1", "replica:3", "ec:2+2"];
+
 /// See the module.
 pub(crate) struct SimSite {
     pub(crate) id: SiteId,
-    pub(crate) node: NodeId,
     pub(crate) catalog: MemoryCatalog,
-    pub(crate) store: Arc<InMemory>,
+    pub(crate) nodes: Vec<SimNode>,
     /// Those of the beginning, and clones.
     pub(crate) volumes: Volumes,
     pub(crate) clones: Mutex<Clones>,
@@ -76,11 +86,13 @@ impl SimSite {
         let first_clone = volumes.len() as u64;
         let volumes =
             volumes.into_iter().take(usize::try_from(limits.volumes).unwrap_or(usize::MAX)).collect();
-        let site = Self {
+        let (has_many, many) = (dice.percent(60), 2 + dice.below(4));
+        let nodes = if has_many && limits.allow(Part::ManyNodes) { many } else { 1 };
+        let first_nodes = dice.below(u64::MAX);
+        let mut site = Self {
             id,
-            node: NodeId::from_bytes([0; 16]),
             catalog,
-            store: Arc::new(InMemory::new()),
+            nodes: Vec::new(),
             volumes: Mutex::new(volumes),
             clones: Mutex::default(),
             first_clone,
@@ -89,29 +101,57 @@ impl SimSite {
             lease_ttl: pick(dice, &[Duration::from_secs(1), Duration::from_secs(4)]),
             is_contended: gateways.len() > 1,
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let node = runtime.expect("a runtime of one thread").block_on(site.found(&entropy, &gateways));
-        (Self { node, ..site }, gateways)
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let first_nodes = Dice::new(first_nodes);
+        let found = site.found(&entropy, &gateways, nodes, &first_nodes);
+        runtime.expect("a runtime of one thread").block_on(found);
+        (site, gateways)
     }
 
-    /// Makes the store a data node and fills the catalog.
-    async fn found(&self, entropy: &Arc<dyn Entropy>, gateways: &[GatewayId]) -> NodeId {
-        // Nothing waits for a clock here; the processes have their own.
+    /// Makes stores data nodes and fills the catalog.
+    async fn found(&mut self, entropy: &Arc<dyn Entropy>, gateways: &[GatewayId], nodes: u64, dice: &Dice) {
+        // The identities of nodes, which decide what is placed where, have the time in them: it is always the same.
+        let clock = VirtualClock::starting_at(Duration::ZERO, Arc::new(HostClocks::new(0, PACE)));
         let ports = Ports {
-            clock: Arc::new(SystemClock::new()),
+            clock: Arc::new(clock),
             entropy: Arc::clone(entropy),
             spawn: Arc::new(TaskSpawn::default()),
         };
-        let store = Arc::clone(&self.store) as _;
-        let attached = DataNode::attach_store(store, "memory", self.id, request_policy(), ports);
-        let node = attached.await.expect("an empty store takes a marker").id();
-        self.fill_catalog(node, entropy, gateways).await.expect("an empty catalog takes a site");
-        node
+        for number in 0..nodes {
+            let (name, store) = (format!("node-{number}"), Arc::new(InMemory::new()));
+            let place = Arc::clone(&store) as _;
+            let attached = DataNode::attach_store(place, &name, self.id, request_policy(), ports.clone());
+            let id = attached.await.expect("an empty store takes a marker").id();
+            self.nodes.push(SimNode { id, name, store });
+        }
+        self.fill_catalog(entropy, gateways).await.expect("an empty catalog takes a site");
+        self.change_pool(dice).await.expect("the catalog takes a profile");
+    }
+
+    /// Another profile, and other nodes that are drained: never so many that there would be too few for the profile. What was done.
+    pub(crate) async fn change_pool(&self, dice: &Dice) -> Result<String, CatalogError> {
+        let active = 1 + usize::try_from(dice.below(self.nodes.len() as u64)).expect("few nodes");
+        let profiles = PROFILES.map(|text| text.parse::<Profile>().expect("they are profiles"));
+        let fitting: Vec<Profile> =
+            profiles.into_iter().filter(|profile| profile.shards() <= active).collect();
+        let profile = pick(dice, &fitting);
+        let first = usize::try_from(dice.below(self.nodes.len() as u64)).expect("few nodes");
+        let order: Vec<_> = self.nodes.iter().cycle().skip(first).take(self.nodes.len()).collect();
+        let (used, drained) = order.split_at(active);
+        for node in used {
+            let change = NodeChange { state: Some(NodeState::Active), ..NodeChange::default() };
+            self.catalog.update_node(node.id, &change).await?;
+        }
+        self.catalog.set_pool_settings(&PoolSettings { profile }).await?;
+        for node in drained {
+            let change = NodeChange { state: Some(NodeState::Draining), ..NodeChange::default() };
+            self.catalog.update_node(node.id, &change).await?;
+        }
+        Ok(format!("the pool is {profile} on {active} of {} nodes", self.nodes.len()))
     }
 
     async fn fill_catalog(
         &self,
-        node: NodeId,
         entropy: &Arc<dyn Entropy>,
         gateways: &[GatewayId],
     ) -> Result<(), CatalogError> {
@@ -123,16 +163,19 @@ impl SimSite {
         for (number, gateway) in gateways.iter().enumerate() {
             catalog.register_gateway(*gateway, &format!("host-{number}"), created_at).await?;
         }
-        let row = NodeRow {
-            id: node,
-            name: "memory".to_owned(),
-            url: "file:///memory".to_owned(),
-            domain: None,
-            state: NodeState::Active,
-            created_at,
-            options: "{}".to_owned(),
-        };
-        catalog.add_node(&row).await?;
+        for node in &self.nodes {
+            let row = NodeRow {
+                id: node.id,
+                name: node.name.clone(),
+                url: format!("file:///{}", node.name),
+                domain: None,
+                state: NodeState::Active,
+                created_at,
+                options: "{}".to_owned(),
+                capacity_bytes: None,
+            };
+            catalog.add_node(&row).await?;
+        }
         let key = SecretKey::from_bytes([3; 32]);
         let key = KeyRow {
             purpose: DomainRow::key_purpose(OTHER_DOMAIN),

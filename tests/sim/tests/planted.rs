@@ -76,4 +76,7 @@ found! {
     a_chunk_left_out_on_a_hint_is_found: LeaveOutWithoutLookingAgain,
     a_batch_that_shares_what_was_left_out_is_found: ShareWhatWasLeftOut,
     a_read_that_gives_up_on_what_moved_is_found: GiveUpOnMovedContainer,
+    a_shard_placed_without_being_stored_is_found: PlaceUnstored,
+    a_shard_deleted_before_its_successor_is_placed_is_found: DeleteBeforePlaced,
+    a_place_given_over_another_change_is_found: PlaceOverChange,
 }

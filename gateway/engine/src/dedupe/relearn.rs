@@ -8,7 +8,7 @@ use super::{FORGOTTEN_AT_ONCE, known};
 use crate::engine::Shared;
 use crate::error::EngineError;
 use cairn_fingerprints::FingerprintIndex;
-use cairn_model::{ContainerFingerprints, ContainerId, DomainId, NodeId};
+use cairn_model::{ContainerFingerprints, ContainerId, DomainId, ObjectPlace};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,23 +115,23 @@ async fn step(
         .dedupe
         .on_disk(move |index| unknown.into_iter().filter(|id| index.wants(*id)).collect::<HashSet<_>>());
     let wanted = wanted.await?;
-    let mut absent: BTreeMap<(NodeId, String, DomainId), Vec<ContainerId>> = BTreeMap::new();
+    let mut absent: BTreeMap<(ObjectPlace, DomainId), Vec<ContainerId>> = BTreeMap::new();
     for row in &page {
         comparison.unconfirmed.remove(&row.id);
         if wanted.contains(&row.id) {
-            absent.entry((row.node, row.key.clone(), row.domain)).or_default().push(row.id);
+            absent.entry((row.place.clone(), row.domain)).or_default().push(row.id);
         }
     }
-    for ((node, key, domain), containers) in absent {
+    for ((place, domain), containers) in absent {
         while shared.dedupe.on_disk(FingerprintIndex::is_behind).await? {
             shared.ports.clock.sleep(PAUSE).await;
         }
-        match learn(shared, node, &key, domain, &containers).await {
+        match learn(shared, &place, domain, &containers).await {
             Ok(learned) => comparison.learned += learned,
             // Taken back since the catalog was asked.
             Err(error) if error.is_absence() => {}
             Err(error) => {
-                tracing::debug!(%error, key, "a segment's footer cannot be read");
+                tracing::debug!(%error, key = place.key, "a segment's footer cannot be read");
                 comparison.unread += 1;
             }
         }
@@ -145,14 +145,13 @@ async fn step(
 /// Learns containers from the footer of the segment that holds them.
 async fn learn(
     shared: &Shared,
-    node: NodeId,
-    key: &str,
+    place: &ObjectPlace,
     domain: DomainId,
     wanted: &[ContainerId],
 ) -> Result<u64, EngineError> {
     // Without its key nothing of the domain can be written either.
     let Ok(opened) = shared.domains.get(domain) else { return Ok(0) };
-    let footer = shared.pool.node(node)?.read_footer(key, &opened).await?;
+    let footer = shared.pool.read_footer(place, &opened).await?;
     let held: HashMap<ContainerId, Option<Arc<ContainerFingerprints>>> =
         footer.containers.into_iter().map(|container| (container.id, container.fingerprints)).collect();
     let found: Vec<_> = wanted.iter().filter_map(|id| Some(known(*id, held.get(id)?.as_ref()))).collect();

@@ -11,7 +11,7 @@ use cairn_metadata::{
 };
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{ContainerId, ErrorKind, Kinded, Reduction, UploadReceipt, VolumeId};
-use cairn_segment_writer::SegmentContainer;
+use cairn_segment_writer::{Member, SegmentContainer};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,13 +37,26 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
             let turn = shared.commit_turn.lock().await;
             match commit_until_done(shared, &prepared).await {
                 Ok(receipt) => break (receipt, turn),
-                Err(NotThere(container)) => {
+                Err(refused) => {
                     // Nothing happened, so nothing is to be shown: whoever waits for that need not wait for the pool.
                     drop(turn);
-                    tracing::info!(%container, "a batch shared what is not there; it is packed again");
-                    shared.dedupe.refused(container, containers(&prepared));
+                    let sharing = match refused {
+                        NotThere::Container(container) => {
+                            tracing::info!(%container, "a batch shared what is not there; it is packed again");
+                            shared.dedupe.refused(container, containers(&prepared));
+                            Sharing::WithinBatch
+                        }
+                        NotThere::Node => {
+                            tracing::info!(
+                                "a batch was put on a node that is not in the pool any more; it is packed again"
+                            );
+                            shared.dedupe.release(containers(&prepared).map(|container| container.id));
+                            let_go_of_removed_nodes(shared).await;
+                            Sharing::Indexed
+                        }
+                    };
                     abandon(shared, &prepared.segments);
-                    prepared = prepare(shared, prepared.batch, Sharing::WithinBatch).await?;
+                    prepared = prepare(shared, prepared.batch, sharing).await?;
                 }
             }
         };
@@ -80,7 +93,7 @@ fn abandon(shared: &Arc<Shared>, segments: &[StoredSegment]) {
     let shared_too = Arc::clone(shared);
     shared.tasks.spawn(async move {
         for receipt in receipts {
-            if let Err(error) = shared_too.pool.delete(receipt.node(), receipt.key()).await {
+            if let Err(error) = shared_too.pool.discard(receipt.place()).await {
                 tracing::debug!(%error, key = receipt.key(), "an object of a refused batch is left in the pool");
             }
         }
@@ -91,8 +104,24 @@ fn containers(prepared: &Prepared) -> impl Iterator<Item = &SegmentContainer> {
     prepared.segments.iter().flat_map(|stored| &stored.containers)
 }
 
-/// The batch points at a container that the catalog does not have, or not in the volume's domain.
-struct NotThere(ContainerId);
+/// The pool forgets nodes that the catalog does not have, so that nothing is put there again.
+async fn let_go_of_removed_nodes(shared: &Shared) {
+    shared.ports.clock.sleep(RETRY_PAUSE_FIRST).await;
+    let Ok(rows) = shared.catalog.nodes().await else { return };
+    shared.pool.change_nodes(|members| {
+        let is_known = |member: &&Member| rows.iter().any(|row| row.id == member.node.id());
+        let known: Vec<Member> = members.iter().filter(is_known).cloned().collect();
+        (known.len() < members.len()).then_some(known)
+    });
+}
+
+/// Why the catalog does not take a batch, and never will.
+enum NotThere {
+    /// It points at a container that the catalog does not have, or not in the volume's domain.
+    Container(ContainerId),
+    /// One of its segments has a shard on a node that was removed meanwhile.
+    Node,
+}
 
 async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> Result<CommitReceipt, NotThere> {
     let mut batch = batch_commit(shared, prepared);
@@ -100,7 +129,10 @@ async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> Result<Commi
     loop {
         match shared.catalog.commit_batch(&batch).await {
             Ok(receipt) => return Ok(receipt),
-            Err(CatalogError::UnknownContainer { container, .. }) => return Err(NotThere(container)),
+            Err(CatalogError::UnknownContainer { container, .. }) => {
+                return Err(NotThere::Container(container));
+            }
+            Err(CatalogError::NotFound { what: "node", .. }) => return Err(NotThere::Node),
             Err(error) if error.kind() == ErrorKind::Fenced => {
                 let error = EngineError::from(error);
                 let fenced = find_fenced(shared, &batch).await;

@@ -4,8 +4,9 @@
 //! written together is read together. Concurrent misses on a region share one fetch. Every chunk is authenticated before
 //! anyone sees it; a reader that stops waiting does not stop the fetch for the others.
 //!
-//! A container may move while somebody reads it: reclaim puts survivors of sparse segments together and deletes the old objects. Whoever does not find
-//! what it located before asks the catalog again; only what is not where the catalog says now is gone.
+//! A container may move while somebody reads it: reclaim puts survivors of sparse segments together, healing gives segments other shards, and both delete the old
+//! objects. Whoever does not find what it located before asks the catalog again; only what is not where the catalog says now is gone. The same holds for whoever waits
+//! for nodes that do not answer: other nodes may have it by now.
 //!
 //! Flash is asked before the pool and believed only after authentication: what fails there is counted, and the pool is asked. It is filled with
 //! what the pool returned, in its stored form, once that is verified.
@@ -23,13 +24,15 @@ use bytes::{Bytes, BytesMut};
 use cairn_flash::{SealedCache, Source};
 use cairn_metadata::Catalog;
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{ChunkId, ChunkIndex, ContainerId, Ports, SegmentId};
+use cairn_model::{ChunkId, ChunkIndex, ContainerId, ErrorKind, Kinded, ObjectPlace, Ports, SegmentId};
 use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool, StoredSink};
+use foldhash::fast::FixedState;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,8 +43,8 @@ const READ_AHEADS_MAX: usize = 16;
 /// Scattered writes make chunks of one block, sequential ones of eight.
 const CHUNK_BYTES_EXPECTED: u64 = 8 << 10;
 
-/// A window of a container as it is in one segment.
-type RegionKey = (SegmentId, ContainerId, u32);
+/// A window of a container as it is in one place: its segment, and a hash of where the segment is. A fetch from an old place is not joined.
+type RegionKey = (SegmentId, u64, ContainerId, u32);
 type Region = Arc<Vec<(ChunkIndex, Bytes)>>;
 type Flight = Shared<BoxFuture<'static, Result<Region, EngineError>>>;
 
@@ -50,9 +53,26 @@ type Flight = Shared<BoxFuture<'static, Result<Region, EngineError>>>;
 pub(crate) struct Container {
     id: ContainerId,
     segment: SegmentId,
+    /// Of [`ContainerLocation::place`].
+    place_hash: u64,
     location: ContainerLocation,
     directory: ContainerDirectory,
     cipher: ContainerCipher,
+}
+
+impl Container {
+    /// Whether it is in the same place as `other`.
+    fn is_where(&self, other: &Self) -> bool {
+        self.segment == other.segment && self.location == other.location
+    }
+
+    const fn region_key(&self, region: u32) -> RegionKey {
+        (self.segment, self.place_hash, self.id, region)
+    }
+}
+
+fn hash_of(place: &ObjectPlace) -> u64 {
+    FixedState::default().hash_one(place)
 }
 
 #[derive(Clone, Debug)]
@@ -188,6 +208,11 @@ impl ChunkReader {
         }
     }
 
+    /// Lets go of where the containers of these segments are: they have other places now.
+    pub(crate) fn forget_segments(&self, segments: &HashSet<SegmentId>) {
+        self.containers.retain(|_, container| !segments.contains(&container.segment));
+    }
+
     pub(crate) fn cached_bytes(&self) -> u64 {
         self.chunks.weight()
     }
@@ -200,9 +225,9 @@ impl ChunkReader {
         let mut container = self.container(chunk.container).await?;
         loop {
             match self.fetch_from(&container, chunk).await {
-                Err(error) if error.is_absence() && !is_planted(Bug::GiveUpOnMovedContainer) => {
+                Err(error) if error.may_have_moved() && !is_planted(Bug::GiveUpOnMovedContainer) => {
                     let now = self.locate(chunk.container).await?;
-                    if now.segment == container.segment {
+                    if now.is_where(&container) {
                         return Err(error);
                     }
                     container = now;
@@ -245,7 +270,7 @@ impl ChunkReader {
                 // Errors belong to whoever really reads the chunk.
                 let Ok(container) = reader.container(chunk.container).await else { return };
                 let Ok(region) = reader.region_of(&container, chunk.index) else { return };
-                let key = (container.segment, container.id, region);
+                let key = container.region_key(region);
                 if flights.last().is_none_or(|(last, _)| *last != key) && !reader.chunks.contains_key(&chunk)
                 {
                     flights.push((key, reader.flight(container, region, Via::Flash)));
@@ -282,16 +307,18 @@ impl ChunkReader {
         let found = found.ok_or(EngineError::NoSuchContainer(id))?;
         let directory =
             ContainerDirectory::decode(&found.directory).map_err(|_| EngineError::NoSuchContainer(id))?;
-        let location = ContainerLocation { node: found.node, key: found.key, offset: found.offset };
+        let location = ContainerLocation { place: found.place, offset: found.offset };
         let cipher = ContainerCipher::new(&self.domains.get(found.domain)?, id);
-        let container = Arc::new(Container { id, segment: found.segment, location, directory, cipher });
+        let place_hash = hash_of(&location.place);
+        let segment = found.segment;
+        let container = Arc::new(Container { id, segment, place_hash, location, directory, cipher });
         self.containers.insert(id, Arc::clone(&container));
         Ok(container)
     }
 
     /// The fetch of a region that is under way, or a new one.
     fn flight(self: &Arc<Self>, container: Arc<Container>, region: u32, via: Via) -> Flight {
-        let key = (container.segment, container.id, region);
+        let key = container.region_key(region);
         let mut flights = self.flights.lock();
         if let Some(flight) = flights.get(&key) {
             return flight.clone();
@@ -305,7 +332,7 @@ impl ChunkReader {
             };
             if let Ok(chunks) = &fetched {
                 for (index, bytes) in chunks.iter() {
-                    reader.keep(ChunkId { container: key.1, index: *index }, bytes.clone());
+                    reader.keep(ChunkId { container: key.2, index: *index }, bytes.clone());
                 }
             }
             fetched
@@ -316,12 +343,23 @@ impl ChunkReader {
         flight
     }
 
-    /// Asks the pool until it answers or the deadline passes; only silence is asked again.
+    /// Asks the pool until it answers or the deadline passes; only silence is asked again, and not of nodes that do not have it any more.
     async fn fetch_region(&self, container: &Container, region: u32) -> Result<Region, EngineError> {
         let (clock, limit) = (&*self.ports.clock, self.limits.deadline);
         let silence = EngineError::PoolSilent(limit.as_secs());
-        let fetched = patiently(clock, limit, "a read waits for the pool", silence, || {
-            self.fetch_region_once(container, region)
+        let fetched = patiently(clock, limit, "a read waits for the pool", silence, || async {
+            match self.fetch_region_once(container, region).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    let now = self.locate(container.id).await?;
+                    // Whoever reads it finds out where it is now.
+                    Err(if now.is_where(container) {
+                        error
+                    } else {
+                        EngineError::NoSuchContainer(container.id)
+                    })
+                }
+                fetched => fetched,
+            }
         });
         fetched.await
     }

@@ -21,22 +21,26 @@
 //! Crash cases: closed containers stay closed, which costs sharing, until the next start opens them; doomed objects are deleted by the
 //! next pass, again if need be.
 
+mod doomed;
 mod pace;
 mod pass;
 mod rewrite;
 mod victims;
+
+use doomed::delete_doomed;
+pub(crate) use doomed::delete_doomed_beside;
 
 use crate::config::EngineConfig;
 use crate::engine::{Engine, PURGE_ROWS, Shared, until_known};
 use crate::error::EngineError;
 use crate::volume::Condition;
 use cairn_metadata::ContainerUse;
-use cairn_model::ContainerId;
+use cairn_model::{ContainerId, SegmentId};
 use pace::{Dying, Pace};
 use parking_lot::Mutex;
 use pass::Pass;
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -116,8 +120,8 @@ pub(crate) struct Reclaim {
     due_at: AtomicU64,
     due: Notify,
     pace: Mutex<Pace>,
-    /// Containers that could not be moved, for as long as this process lives: they would be tried again and again.
-    stuck: Mutex<HashSet<ContainerId>>,
+    /// Containers that could not be moved, until something is mended: they would be tried again and again.
+    stuck: Mutex<HashMap<ContainerId, SegmentId>>,
     /// A pass waits for folding: what is overwritten is pointed at until its delta is folded.
     wants_folds: AtomicBool,
 }
@@ -209,7 +213,7 @@ impl Reclaim {
     }
 
     /// Containers that could not be moved.
-    fn stuck(&self, containers: Vec<ContainerId>) {
+    fn stuck(&self, containers: Vec<(ContainerId, SegmentId)>) {
         let mut stuck = self.stuck.lock();
         if stuck.len() + containers.len() > STUCK_MAX {
             stuck.clear();
@@ -217,8 +221,13 @@ impl Reclaim {
         stuck.extend(containers);
     }
 
+    /// These segments were mended or moved: what of them could not be moved may be movable now.
+    pub(crate) fn try_stuck_again(&self, segments: &HashSet<SegmentId>) {
+        self.stuck.lock().retain(|_, segment| !segments.contains(segment));
+    }
+
     fn stuck_containers(&self) -> HashSet<ContainerId> {
-        self.stuck.lock().clone()
+        self.stuck.lock().keys().copied().collect()
     }
 
     fn is_due(&self) -> bool {
@@ -248,7 +257,7 @@ impl Engine {
         let shared = Arc::clone(self.shared_arc());
         let pass = shared.tasks.spawn({
             let shared = Arc::clone(&shared);
-            async move { if dry_run { survey(&shared).await } else { pass(&shared).await.0 } }
+            async move { if dry_run { survey(&shared).await } else { pass(&shared).await.done } }
         });
         pass.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
     }
@@ -261,25 +270,53 @@ async fn survey(shared: &Shared) -> Result<ReclaimReport, EngineError> {
     pass.survey().await.map(|()| pass.report)
 }
 
-/// Takes back all there is; how long looking for it took.
-async fn pass(shared: &Shared) -> (Result<ReclaimReport, EngineError>, Duration) {
+/// How a pass ended.
+struct Ended {
+    /// An error also when all was looked through and some of what is to be deleted could not be.
+    done: Result<ReclaimReport, EngineError>,
+    is_through: bool,
+    /// How long looking took.
+    looking: Duration,
+}
+
+/// Takes back all there is.
+async fn pass(shared: &Shared) -> Ended {
     let _turn = shared.reclaim.turn.lock().await;
     let stored = shared.reclaim.stored();
     let mut pass = Pass::new(shared);
     let done = pass.take_back().await;
-    if done.is_ok() {
-        shared.reclaim.took_stock(stored, pass.found, pass.left, &shared.config);
-    }
+    let is_through = done.is_ok();
     let mut status = shared.reclaim.status.lock();
+    if is_through {
+        shared.reclaim.took_stock(stored, pass.found, pass.left, &shared.config);
+        if shared.config.reclaim_dead_percent_max < 100 {
+            let Space { object_bytes, live_bytes } = pass.found;
+            status.last_look = Some(PoolUse { object_bytes, live_bytes });
+        }
+    }
+    let done = done.and(pass.undeleted.take().map_or(Ok(()), Err));
     status.total.add(&pass.report);
     status.last_at_ms = Some(shared.ports.clock.wall().unix_millis());
-    if done.is_ok() && shared.config.reclaim_dead_percent_max < 100 {
-        let Space { object_bytes, live_bytes } = pass.found;
-        status.last_look = Some(PoolUse { object_bytes, live_bytes });
-    }
     status.problem = done.as_ref().err().map(ToString::to_string);
     status.passes += u64::from(done.is_ok());
-    (done.map(|()| pass.report), pass.looking)
+    Ended { done: done.map(|()| pass.report), is_through, looking: pass.looking }
+}
+
+/// Deletes what the last pass could not delete. Whether it is gone now.
+async fn delete_what_is_left(shared: &Shared) -> bool {
+    let _turn = shared.reclaim.turn.lock().await;
+    let deleted = delete_doomed(shared, &mut None, u64::MAX).await;
+    let mut status = shared.reclaim.status.lock();
+    let problem = match deleted {
+        Ok(deleted) => {
+            status.total.objects += deleted.objects;
+            status.total.object_bytes += deleted.bytes;
+            deleted.problem
+        }
+        Err(error) => Some(error),
+    };
+    status.problem = problem.map(|problem| problem.to_string());
+    status.problem.is_none()
 }
 
 /// Makes a pass whenever something may have died, until the engine stops: every now and then, and when so much was written since the last one
@@ -293,7 +330,7 @@ pub(crate) async fn reclaim_until_stopped(shared: Arc<Shared>) {
     let (clock, reclaim) = (&*shared.ports.clock, &shared.reclaim);
     // Nobody knows yet how much of the pool is dead.
     reclaim.due_after(0, Space::default(), &shared.config);
-    let (mut wait, mut rest, mut seen) = (interval, Duration::ZERO, None);
+    let (mut wait, mut rest, mut seen, mut is_left) = (interval, Duration::ZERO, None, false);
     loop {
         let behind = async {
             clock.sleep(rest).await;
@@ -307,25 +344,30 @@ pub(crate) async fn reclaim_until_stopped(shared: Arc<Shared>) {
         }
         let changes = reclaim.changes.load(Ordering::Relaxed);
         if seen == Some(changes) {
+            if is_left {
+                is_left = !delete_what_is_left(&shared).await;
+            }
             rest = RETRY_PAUSE;
             continue;
         }
-        let (done, looking) = pass(&shared).await;
+        let Ended { done, is_through, looking } = pass(&shared).await;
+        is_left = done.is_err();
         // What is moved and deleted has pauses of its own.
         (wait, rest) = (interval.max(looking * REST_FACTOR), looking * REST_FACTOR_BEHIND);
+        if is_through {
+            // Another pass goes on where this one stopped, though nothing changes meanwhile.
+            seen = (!reclaim.is_due()).then_some(changes);
+        }
         match done {
-            Ok(report) => {
-                // Another pass goes on where this one stopped, though nothing changes meanwhile.
-                seen = (!reclaim.is_due()).then_some(changes);
-                if report.objects > 0 {
-                    tracing::info!(
-                        objects = report.objects,
-                        bytes = report.object_bytes,
-                        moved_bytes = report.moved_bytes,
-                        "space was taken back in the pool"
-                    );
-                }
+            Ok(report) if report.objects > 0 => {
+                tracing::info!(
+                    objects = report.objects,
+                    bytes = report.object_bytes,
+                    moved_bytes = report.moved_bytes,
+                    "space was taken back in the pool"
+                );
             }
+            Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "reclaim failed; will try again");
                 (wait, rest) = (wait.max(RETRY_PAUSE), rest.max(RETRY_PAUSE));

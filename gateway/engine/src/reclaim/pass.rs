@@ -1,8 +1,9 @@
 //! One pass over the site's segments.
 
+use super::doomed::delete_doomed;
 use super::rewrite::{Rewritten, Unit, group, is_refused, rewrite, weigh};
 use super::victims::{Segment, Space, Wanted, choose};
-use super::{OBJECTS_AT_ONCE, PAUSE, ROWS_AT_ONCE, ReclaimReport, WINDOW, settle};
+use super::{PAUSE, ROWS_AT_ONCE, ReclaimReport, WINDOW, settle};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use cairn_metadata::{ContainerUse, SegmentUse, UsePage};
@@ -44,8 +45,12 @@ pub(super) struct Pass<'a> {
     pub(super) left: Space,
     /// How long looking took. Moving and deleting have pauses of their own.
     pub(super) looking: Duration,
-    /// The first thing that went wrong and did not end the pass.
+    /// The first thing that went wrong with moving and did not end the pass.
     problem: Option<EngineError>,
+    /// The first thing that went wrong with deleting.
+    pub(super) undeleted: Option<EngineError>,
+    /// Objects that are to be deleted were dealt with up to this one.
+    doomed_through: Option<u64>,
     /// Something went wrong with moving, which will likely go wrong with the next unit too.
     no_more_moves: bool,
     /// The index forgot containers that are still where they were.
@@ -61,6 +66,8 @@ impl<'a> Pass<'a> {
             left: Space::default(),
             looking: Duration::ZERO,
             problem: None,
+            undeleted: None,
+            doomed_through: None,
             no_more_moves: false,
             forgot: false,
         }
@@ -271,28 +278,14 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Deletes the objects of segments that the catalog does not have any more. One that cannot be deleted holds up neither the others nor the pass.
     async fn delete_doomed(&mut self) -> Result<(), EngineError> {
-        let (shared, mut after) = (self.shared, None);
-        loop {
-            let doomed =
-                until_known(shared, || shared.catalog.doomed_objects(after, OBJECTS_AT_ONCE)).await?;
-            if doomed.is_empty() || shared.stop.is_cancelled() {
-                return Ok(());
-            }
-            for object in doomed {
-                after = Some(object.segment);
-                if let Err(error) = shared.pool.delete(object.node, &object.key).await {
-                    tracing::debug!(%error, key = object.key, "an object cannot be deleted; the next pass tries again");
-                    self.problem.get_or_insert(error.into());
-                    continue;
-                }
-                until_known(shared, || shared.catalog.forget_doomed(object.segment)).await?;
-                self.report.objects += 1;
-                self.report.object_bytes += object.length_bytes;
-                shared.ports.clock.sleep(PAUSE).await;
-            }
+        let deleted = delete_doomed(self.shared, &mut self.doomed_through, u64::MAX).await?;
+        self.report.objects += deleted.objects;
+        self.report.object_bytes += deleted.bytes;
+        if let Some(problem) = deleted.problem {
+            self.undeleted.get_or_insert(problem);
         }
+        Ok(())
     }
 }
 

@@ -23,8 +23,8 @@ use cairn_metadata::{
     SegmentRow,
 };
 use cairn_model::{
-    BatchId, CHUNKS_PER_CONTAINER_MAX, ChunkSet, ContainerFingerprints, ContainerId, DomainId, ErrorKind,
-    Kinded, NodeId, PassId, UploadReceipt,
+    BatchId, CHUNKS_PER_CONTAINER_MAX, ChunkSet, ContainerFingerprints, ContainerId, DomainId, ObjectPlace,
+    PassId, SegmentId, UploadReceipt,
 };
 use cairn_segment_writer::{
     BatchHeader, ContainerCipher, ContainerDirectory, ContainerLocation, Damaged, Domain, FetchedChunks,
@@ -141,7 +141,7 @@ pub(super) struct Rewritten {
     /// Stored bytes that were left behind.
     pub(super) left_out_bytes: u64,
     /// Containers that cannot be read, or not all of it. They stay where they are.
-    pub(super) stuck: Vec<ContainerId>,
+    pub(super) stuck: Vec<(ContainerId, SegmentId)>,
 }
 
 /// Fingerprints of the containers of an object.
@@ -167,7 +167,7 @@ struct Filled {
     /// Stored bytes that are left behind.
     left_out_bytes: u64,
     /// Containers that fail verification and are not in it.
-    damaged: Vec<ContainerId>,
+    damaged: Vec<(ContainerId, SegmentId)>,
 }
 
 /// Moves the containers of a unit; `uses` is what the look found after they were closed. Containers that have more in them than before, so that they find no
@@ -189,14 +189,17 @@ pub(super) async fn rewrite(
     // In one go: between two pieces of work others have their turn, and all of a segment is less work than one slice of a batch.
     let fill = move || filling.fill(&domain, fetched, &footers, bytes_max);
     let (sealed, Filled { present, left_out_bytes, damaged }) = shared.compute.run(fill).await?;
-    rewritten.stuck.extend(damaged);
+    for (container, segment) in damaged {
+        // A copy may be bad where others are good: then it is mended, and this is tried again.
+        shared.heal.suspect(segment);
+        rewritten.stuck.push((container, segment));
+    }
     let Some(segment) = sealed else { return Ok(rewritten) };
     let receipt = match shared.pool.put(&segment).await {
         Ok(receipt) => receipt,
         Err(error) => {
             // It may have come through all the same; nothing names it and nothing will.
-            let node = shared.pool.nodes()[0].id();
-            drop_object(shared, node, segment.key()).await;
+            abandon(shared, &segment).await;
             return Err(error.into());
         }
     };
@@ -212,10 +215,11 @@ async fn fetch_all(
     shared: &Shared,
     unit: &Unit,
     uses: &HashMap<ContainerId, ContainerUse>,
-    stuck: &mut Vec<ContainerId>,
+    stuck: &mut Vec<(ContainerId, SegmentId)>,
 ) -> Result<Vec<(Survivors, Vec<FetchedChunks>)>, EngineError> {
     let mut located = until_known(shared, || shared.catalog.containers(&unit.containers)).await?;
-    located.sort_unstable_by(|one, other| (&one.key, one.id).cmp(&(&other.key, other.id)));
+    // Those of one object follow each other.
+    located.sort_unstable_by(|one, other| (&one.place.key, one.id).cmp(&(&other.place.key, other.id)));
     let survivors = located.into_iter().filter_map(|located| {
         let live = &uses.get(&located.id)?.live;
         let directory = if live.is_empty() { None } else { directory_of(&located, live) }?;
@@ -232,10 +236,18 @@ async fn fetch_all(
         match fetched {
             Ok(fetched) => all.push((survivors, fetched)),
             // Lost or damaged: whoever reads it is told. The others must not stay for it.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+            Err(error) if error.is_of_object() => {
                 let id = survivors.located.id;
+                let ids = [id];
+                let now = until_known(shared, || shared.catalog.containers(&ids)).await?;
+                if now.iter().any(|now| now.place != survivors.located.place) {
+                    // Healing was first. It is found again by the next pass.
+                    continue;
+                }
                 tracing::warn!(%error, container = %id, "a container cannot be read and is not moved");
-                stuck.push(id);
+                let segment = survivors.located.segment;
+                shared.heal.suspect(segment);
+                stuck.push((id, segment));
             }
             Err(error) => return Err(error.into()),
         }
@@ -259,12 +271,13 @@ impl Filling {
             }
             let cipher = ContainerCipher::new(domain, located.id);
             // Of this object: an older one of the same container had other chunks.
-            let fingerprints = footers.get(&located.key).and_then(|of_object| of_object.get(&located.id));
+            let fingerprints =
+                footers.get(&located.place.key).and_then(|of_object| of_object.get(&located.id));
             let fingerprints = fingerprints.map(|fingerprints| &**fingerprints);
             if let Err(damaged) = self.add(&cipher, &directory, live, fingerprints, &fetched) {
-                let key = located.key;
+                let key = located.place.key;
                 tracing::warn!(%damaged, container = %located.id, key, "a container fails verification and is not moved");
-                self.filled.damaged.push(located.id);
+                self.filled.damaged.push((located.id, located.segment));
             }
         }
         let Self { regrouped, filled } = self;
@@ -304,7 +317,7 @@ fn batch(shared: &Shared) -> BatchHeader {
 
 async fn fetch(shared: &Shared, survivors: &Survivors) -> Result<Vec<FetchedChunks>, PoolError> {
     let Survivors { located, directory, live } = survivors;
-    let place = ContainerLocation { node: located.node, key: located.key.clone(), offset: located.offset };
+    let place = ContainerLocation { place: located.place.clone(), offset: located.offset };
     let mut fetched = Vec::new();
     for run in runs(directory, live) {
         fetched.push(shared.pool.fetch_chunks(&place, directory, run).await?);
@@ -340,13 +353,12 @@ async fn footers(
     fetched: &[(Survivors, Vec<FetchedChunks>)],
     domain: &Domain,
 ) -> HashMap<String, Fingerprints> {
-    let object = |survivors: &Survivors| (survivors.located.node, survivors.located.key.clone());
-    let objects: BTreeSet<(NodeId, String)> =
-        fetched.iter().map(|(survivors, _)| object(survivors)).collect();
-    let mut incoming = stream::iter(objects)
-        .map(|(node, key)| async move {
-            let fingerprints = fingerprints(shared, node, &key, domain).await;
-            (key, fingerprints)
+    let places: BTreeSet<ObjectPlace> =
+        fetched.iter().map(|(survivors, _)| survivors.located.place.clone()).collect();
+    let mut incoming = stream::iter(places)
+        .map(|place| async move {
+            let fingerprints = fingerprints(shared, &place, domain).await;
+            (place.key, fingerprints)
         })
         .buffered(REQUESTS_AT_ONCE);
     let mut footers = HashMap::new();
@@ -356,18 +368,14 @@ async fn footers(
     footers
 }
 
-async fn fingerprints(shared: &Shared, node: NodeId, key: &str, domain: &Domain) -> Fingerprints {
-    let footer = match shared.pool.node(node) {
-        Ok(node) => node.read_footer(key, domain).await,
-        Err(error) => Err(error),
-    };
-    match footer {
+async fn fingerprints(shared: &Shared, place: &ObjectPlace, domain: &Domain) -> Fingerprints {
+    match shared.pool.read_footer(place, domain).await {
         Ok(footer) => {
             let containers = footer.containers.into_iter();
             containers.filter_map(|container| Some((container.id, container.fingerprints?))).collect()
         }
         Err(error) => {
-            tracing::debug!(%error, key, "what moves from a segment without its footer is not shared");
+            tracing::debug!(%error, key = place.key, "what moves from a segment without its footer is not shared");
             Fingerprints::new()
         }
     }
@@ -394,8 +402,11 @@ async fn move_to(
         present: present[&container.id].clone(),
     });
     let ids: Vec<_> = segment.containers().iter().map(|container| container.id).collect();
-    let (node, containers) = (receipt.node(), containers.collect());
-    let moved = ContainerMove { pass, segment: SegmentRow { receipt }, containers };
+    let moved = ContainerMove {
+        pass,
+        containers: containers.collect(),
+        segment: SegmentRow { receipt: receipt.clone() },
+    };
     match until_known(shared, || shared.catalog.move_containers(&moved)).await {
         Ok(()) => {
             shared.chunks.forget(&ids);
@@ -404,7 +415,7 @@ async fn move_to(
         Err(error) => {
             // Refused for good: the catalog does not know the object and never will. Of any other error nobody knows what happened.
             if is_refused(&error) {
-                drop_object(shared, node, segment.key()).await;
+                abandon(shared, segment).await;
             }
             Err(error)
         }
@@ -414,11 +425,16 @@ async fn move_to(
 /// Whether the catalog did not move anything and never will: another pass took the containers over, say.
 pub(super) fn is_refused(error: &EngineError) -> bool {
     let EngineError::Catalog(refusal) = error else { return false };
-    matches!(**refusal, CatalogError::ContainerOpen { .. } | CatalogError::Invalid(_))
+    matches!(
+        **refusal,
+        CatalogError::ContainerOpen { .. }
+            | CatalogError::Invalid(_)
+            | CatalogError::NotFound { what: "node", .. }
+    )
 }
 
-async fn drop_object(shared: &Shared, node: NodeId, key: &str) {
-    if let Err(error) = shared.pool.delete(node, key).await {
-        tracing::debug!(%error, key, "an object of survivors that did not move is left in the pool");
+async fn abandon(shared: &Shared, segment: &SealedSegment) {
+    if let Err(error) = shared.pool.abandon(segment).await {
+        tracing::debug!(%error, key = segment.key(), "an object of survivors that did not move is left in the pool");
     }
 }

@@ -208,12 +208,18 @@ fn nodes(page: &mut Exposition, nodes: &[Node]) {
     per.info("node_info", "The data node and where it is.", |node| {
         vec![("id", &*node.id), ("url", &*node.url), ("state", &*node.state)]
     });
+    let mut per = page.per("node", nodes, |node| &node.name);
+    per.gauge("node_shards", "Shards of segments that it holds.", |node| node.shards);
+    per.gauge("node_used_bytes", "What they take.", |node| node.used_bytes);
     let seen: Vec<(&str, &NodeHealth)> =
         nodes.iter().filter_map(|node| Some((&*node.name, node.health.as_ref()?))).collect();
     let mut per = page.per("node", &seen, |(name, _)| name);
     per.gauge("node_failing", "Whether its latest request failed.", |(_, health)| health.failing);
     per.counter("node_retries_total", "Requests repeated.", |(_, health)| health.retries);
     per.counter("node_errors_total", "Requests given up.", |(_, health)| health.errors);
+    per.counter("node_damaged_total", "Chunks and shards that failed verification.", |(_, health)| {
+        health.damaged
+    });
     per.counter("segment_puts_total", "Puts that succeeded.", |(_, health)| health.puts);
     per.counter("segment_put_requests_total", "Puts tried.", |(_, health)| health.put_requests);
     per.counter("segment_put_bytes_total", "Bytes put.", |(_, health)| health.put_bytes);

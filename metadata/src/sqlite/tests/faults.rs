@@ -159,8 +159,8 @@ async fn a_damaged_file_is_corrupt() {
     world.catalog.close().await;
     catalog.close().await;
     let mut bytes = std::fs::read(store.path()).unwrap();
-    // Every page but the first, which says what the file is, and the schema's.
-    let damage_from = bytes.len() / 2;
+    // Every page but the first ones, which say what the file is, and the schema's.
+    let damage_from = bytes.len() / 4 * 3;
     bytes[damage_from..].fill(0x5a);
     std::fs::write(store.path(), bytes).unwrap();
     let catalog = store.open_file().await;

@@ -4,12 +4,12 @@ use super::FileStore;
 use crate::conformance::{TTL, at, blocks, written};
 use crate::sqlite::open::MIGRATIONS;
 use crate::{
-    BatchCommit, Catalog, FoldPlan, LeafIndex, MapLeaf, MapPoint, NewSnapshot, NewVolume, SnapshotName,
-    SqliteCatalog, VolumeCommit, VolumeName, VolumeUsage,
+    BatchCommit, Catalog, DoomedObject, FoldPlan, LeafIndex, MapLeaf, MapPoint, NewSnapshot, NewVolume,
+    NodeRow, NodeState, SegmentPlace, SnapshotName, SqliteCatalog, VolumeCommit, VolumeName, VolumeUsage,
 };
 use cairn_model::{
     BatchId, CommitSeq, ContainerId, DomainId, Durability, GatewayId, Generation, LbaRange, LineageId,
-    MapDelta, Reduction, SnapshotId, VolumeId, WriteSeq,
+    MapDelta, NodeId, ObjectPlace, Placement, Profile, Reduction, SegmentId, SnapshotId, VolumeId, WriteSeq,
 };
 use sqlx::{Connection, SqliteConnection};
 use std::sync::Arc;
@@ -317,4 +317,87 @@ async fn lineages_of_schema_3_are_roots_and_what_was_deleted_is_purged() {
     assert_eq!(catalog.leaf(head, index(0)).await.unwrap(), Some(leaf(0, 5)));
     let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_all(&catalog.writer).await.unwrap();
     assert!(dangling.is_empty());
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "everything that the upgrade carries over")]
+async fn segments_of_schema_8_are_single_and_what_was_doomed_stays_so() {
+    let store = FileStore::new().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(store.path()).create_if_missing(true);
+    let mut old = SqliteConnection::connect_with(&options).await.unwrap();
+    MIGRATIONS.run_to(8, &mut old).await.unwrap();
+    for sql in [
+        "INSERT INTO site VALUES (1, zeroblob(16), 'home', 77, 1)",
+        "INSERT INTO nodes VALUES (zeroblob(16), 'disk', 'file:///pool', 'rack', 'draining', 9, '{\"a\":1}')",
+        "INSERT INTO nodes VALUES (x'01010101010101010101010101010101', 'empty', 'file:///other', NULL, 'active', 8, '{}')",
+        "INSERT INTO segments VALUES (x'06060606060606060606060606060606', zeroblob(16), 'segments/6', 4096)",
+        "INSERT INTO segments VALUES (x'05050505050505050505050505050505', zeroblob(16), 'segments/5', 100)",
+        "INSERT INTO doomed VALUES (x'04040404040404040404040404040404', zeroblob(16), 'segments/4', 70)",
+        "INSERT INTO doomed VALUES (x'03030303030303030303030303030303', zeroblob(16), 'segments/3', 60)",
+        "UPDATE totals SET segments = 2, segment_bytes = 4196, containers = 1, container_bytes = 1000, logical_bytes = 0",
+    ] {
+        sqlx::query(sql).execute(&mut old).await.unwrap();
+    }
+    put_container(&mut old, CONTAINER, &[1, 1, 0x1f, 0x05]).await;
+    old.close().await.unwrap();
+
+    let node = NodeId::from_bytes([0; 16]);
+    let place = |number: u8, length_bytes: u64| SegmentPlace {
+        id: SegmentId::from_bytes([number; 16]),
+        place: ObjectPlace {
+            key: format!("segments/{number}"),
+            length_bytes,
+            placement: Placement::single(node),
+        },
+    };
+    for _ in 0..2 {
+        let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+        let places = [place(5, 100), place(6, 4096)];
+        assert_eq!(catalog.segment_places(None, 10).await.unwrap(), places);
+        assert_eq!(catalog.segments_on(node, None, 10).await.unwrap(), places);
+        assert_eq!(catalog.containers(&[CONTAINER]).await.unwrap()[0].place, places[1].place);
+        assert_eq!(catalog.degraded_segments(None, 10).await.unwrap(), []);
+        assert_eq!(catalog.segments_of_other_profile(Profile::Single, None, 10).await.unwrap(), []);
+        assert_eq!(catalog.pool_settings().await.unwrap().profile, Profile::Single);
+        let doomed = |id: u64, number: u8, length_bytes: u64| DoomedObject {
+            id,
+            segment: SegmentId::from_bytes([number; 16]),
+            node,
+            key: format!("segments/{number}"),
+            length_bytes,
+        };
+        assert_eq!(catalog.doomed_objects(None, 10).await.unwrap(), [doomed(1, 3, 60), doomed(2, 4, 70)]);
+        let usage = catalog.node_usage().await.unwrap();
+        let usage: Vec<_> = usage.iter().map(|node| (node.shards, node.bytes)).collect();
+        assert_eq!(usage, [(2, 4196), (0, 0)]);
+        let row = NodeRow {
+            id: node,
+            name: "disk".to_owned(),
+            url: "file:///pool".to_owned(),
+            domain: Some("rack".to_owned()),
+            state: NodeState::Draining,
+            created_at: at(9),
+            options: "{\"a\":1}".to_owned(),
+            capacity_bytes: None,
+        };
+        assert_eq!(catalog.node(node).await.unwrap(), row);
+        let totals = catalog.totals().await.unwrap();
+        assert_eq!((totals.segments, totals.segment_bytes, totals.degraded_segments), (2, 4196, 0));
+        let dangling = sqlx::query("PRAGMA foreign_key_check").fetch_all(&catalog.writer).await.unwrap();
+        assert!(dangling.is_empty());
+        catalog.close().await;
+    }
+    // What refers to the tables that were made anew holds.
+    let catalog = SqliteCatalog::open(&store.path()).await.unwrap();
+    for sql in [
+        "DELETE FROM nodes WHERE id = zeroblob(16)",
+        "DELETE FROM segments WHERE id = x'06060606060606060606060606060606'",
+        "INSERT INTO containers (id, segment, segment_offset, length_bytes, directory) VALUES (x'00', x'00', 0, 0, x'00')",
+        "INSERT INTO shards VALUES (x'00', 0, zeroblob(16), 0)",
+        "INSERT INTO shards VALUES (x'06060606060606060606060606060606', 1, x'02', 0)",
+        "INSERT INTO doomed (segment, node, object_key, length_bytes) VALUES (x'00', x'02', 'key', 0)",
+    ] {
+        let error = sqlx::query(sql).execute(&catalog.writer).await.unwrap_err();
+        assert!(error.as_database_error().unwrap().is_foreign_key_violation(), "{sql}: {error}");
+    }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod bytes;
 pub(crate) mod marker;
+pub(crate) mod shard;
 pub(crate) mod whole;
 
 use cairn_model::crypto::{Encryption, SecretKey};

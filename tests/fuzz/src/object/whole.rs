@@ -9,7 +9,7 @@ use super::{KEY, block_on, domain, node_id, open_domain, pool_with};
 use crate::input::Input;
 use crate::{Seeds, lie, memory};
 use bytes::Bytes;
-use cairn_model::varint;
+use cairn_model::{ObjectPlace, Placement, varint};
 use cairn_segment_writer::fuzzing::{mend_checksum, sealed_object};
 use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Domain, Footer, Pool};
 use std::sync::OnceLock;
@@ -112,9 +112,14 @@ fn damaged(input: &mut Input<'_>, mend: bool, sound: &Fixture) {
 
 fn open(object: &[u8], domain: &Domain) -> Option<Opened> {
     let pool = pool_with(object);
+    let place = ObjectPlace {
+        key: KEY.to_owned(),
+        length_bytes: object.len() as u64,
+        placement: Placement::single(node_id()),
+    };
     let footer = block_on(pool.nodes()[0].read_footer(KEY, domain)).ok()?;
     let chunks = footer.containers.iter().map(|container| {
-        let location = ContainerLocation { node: node_id(), key: KEY.to_owned(), offset: container.offset };
+        let location = ContainerLocation { place: place.clone(), offset: container.offset };
         let cipher = ContainerCipher::new(domain, container.id);
         read(&pool, &location, &container.directory, &cipher)
     });

@@ -1,0 +1,274 @@
+//! Whether shards are what the catalog says, and losing those that are not.
+
+use super::healer::is_there;
+use super::step::place_of;
+use super::{REMEMBERED_MAX, kind, tell, wait_for_turn};
+use crate::engine::{Shared, until_known};
+use crate::error::EngineError;
+use cairn_metadata::{CatalogError, SegmentPlace};
+use cairn_model::{ErrorKind, Kinded, Monotonic, NodeId, SegmentId};
+use cairn_segment_writer::{PoolError, ShardState};
+
+/// What is wrong with a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Flaw {
+    Missing,
+    Damaged,
+}
+
+/// What became of a shard that was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Found {
+    Whole,
+    /// It was not there, or not what it should be, and is missing in the catalog now: it can be made anew.
+    Lost(Flaw),
+    /// The same, but it takes it to read the segment: it stays where it is.
+    BeyondRepair(Flaw),
+    /// Somebody else changed the segment meanwhile.
+    Changed,
+    /// It cannot be read now: its node does not answer, or not for this shard.
+    Unread,
+}
+
+/// A shard that cannot be read is made anew when that was tried so often, with so many looks between, and its node answered otherwise every time: a sector of its disk is bad, say.
+const TRIES: u32 = 3;
+const LOOKS_BETWEEN_TRIES: u32 = 6;
+
+/// See [`TRIES`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unreadable {
+    tries: u32,
+    last: Monotonic,
+}
+
+/// Reads a shard. Until the answer is sure: what was moved meanwhile is not taken for lost, because only the place that was looked at can lose it.
+pub(super) async fn examine(
+    shared: &Shared,
+    segment: &SegmentPlace,
+    index: usize,
+) -> Result<Found, EngineError> {
+    let SegmentPlace { id, place } = segment;
+    let holder = place.placement.shards().get(index).copied().flatten().map(|at| at.node);
+    let verified = match verify(shared, segment, index).await {
+        // It may have happened on the way, or be a false answer.
+        Ok(ShardState::Damaged(_) | ShardState::Missing) => verify(shared, segment, index).await,
+        verified => verified,
+    };
+    let (flaw, story) = match verified {
+        Err(error) => {
+            if error.kind() == ErrorKind::Unavailable {
+                not_readable(shared, (*id, index), holder).await;
+            }
+            return Ok(Found::Unread);
+        }
+        Ok(ShardState::Whole) => {
+            wait_for_turn(shared, place.placement.profile().shard_bytes(place.length_bytes)).await;
+            shared.heal.beyond_repair.lock().remove(&(*id, index));
+            shared.heal.unreadable.lock().remove(&(*id, index));
+            return Ok(Found::Whole);
+        }
+        Ok(ShardState::Missing) => (Flaw::Missing, "missing".to_owned()),
+        Ok(ShardState::Damaged(reason)) => (Flaw::Damaged, format!("damaged ({reason})")),
+    };
+    shared.heal.unreadable.lock().remove(&(*id, index));
+    // What is missing may be a place that is not there: a directory that is not mounted, say. Then its node is away, and nothing is lost yet.
+    if flaw == Flaw::Missing {
+        if is_away(shared, holder).await {
+            return Ok(Found::Unread);
+        }
+        shared.heal.doubted.lock().extend(holder);
+    }
+    // It is given up only for others that are whole, not for others on record: what is damaged may be a small part, and the rest what it takes to read the segment; and a
+    // store that says falsely that it does not have something would cost the last good copy. Where one more may be bad, they need not all be read for that.
+    let spare = place.placement.profile().tolerates().saturating_sub(place.placement.missing());
+    if (flaw == Flaw::Damaged || spare <= 1) && !are_others_enough(shared, segment, index).await {
+        return Ok(beyond_repair(shared, segment, index, flaw, &story).await);
+    }
+    let losing = || shared.catalog.lose_shard(*id, place.clone(), index);
+    match until_known(shared, losing).await {
+        Ok(()) => {
+            tracing::warn!(key = place.key, index, story, "a shard is lost, and will be made anew");
+            shared.heal.moved(*id);
+            Ok(Found::Lost(flaw))
+        }
+        Err(EngineError::Catalog(error)) => match &*error {
+            CatalogError::LastShards { .. } => Ok(beyond_repair(shared, segment, index, flaw, &story).await),
+            CatalogError::PlacementChanged { .. } => Ok(Found::Changed),
+            _ => Err(EngineError::Catalog(error)),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+async fn is_away(shared: &Shared, holder: Option<NodeId>) -> bool {
+    match holder.and_then(|node| shared.pool.node(node).ok()) {
+        Some(node) => !is_there(shared, &node).await,
+        None => true,
+    }
+}
+
+/// Counts a try to read the shard that failed, if its node answers otherwise.
+async fn not_readable(shared: &Shared, which: (SegmentId, usize), holder: Option<NodeId>) {
+    if is_away(shared, holder).await {
+        // The node may be what failed all the time.
+        shared.heal.unreadable.lock().remove(&which);
+        return;
+    }
+    let now = shared.ports.clock.now();
+    let mut unreadable = shared.heal.unreadable.lock();
+    if unreadable.len() >= REMEMBERED_MAX && !unreadable.contains_key(&which) {
+        return;
+    }
+    let seen = unreadable.entry(which).or_insert(Unreadable { tries: 1, last: now });
+    if now.since(seen.last) >= shared.config.heal_interval * LOOKS_BETWEEN_TRIES {
+        (seen.tries, seen.last) = (seen.tries + 1, now);
+    }
+}
+
+/// Shards that could not be read so often that they are to be made anew, a few of them. If that cannot be done they begin from the beginning.
+pub(super) fn unreadable(shared: &Shared) -> Vec<(SegmentId, usize)> {
+    const AT_ONCE: usize = 32;
+    let mut unreadable = shared.heal.unreadable.lock();
+    let given_up = unreadable.iter().filter(|(_, seen)| seen.tries >= TRIES);
+    let given_up: Vec<_> = given_up.map(|(which, _)| *which).take(AT_ONCE).collect();
+    for which in &given_up {
+        unreadable.remove(which);
+    }
+    given_up
+}
+
+/// Tries to read again what could not be read. Only until the first one fails again: that may take long, and others wait.
+async fn examine_unreadable(shared: &Shared) -> Result<u64, EngineError> {
+    const AT_ONCE: usize = 4;
+    let now = shared.ports.clock.now();
+    let due: Vec<_> = {
+        let unreadable = shared.heal.unreadable.lock();
+        let pause = shared.config.heal_interval * LOOKS_BETWEEN_TRIES;
+        let is_due = |seen: &Unreadable| seen.tries < TRIES && now.since(seen.last) >= pause;
+        let due = unreadable.iter().filter(|(_, seen)| is_due(seen));
+        due.map(|(which, _)| *which).take(AT_ONCE).collect()
+    };
+    let mut lost = 0;
+    for (id, index) in due {
+        let segment = place_of(shared, id).await?;
+        let is_named =
+            |segment: &SegmentPlace| segment.place.placement.shards().get(index).is_some_and(Option::is_some);
+        let Some(segment) = segment.filter(is_named) else {
+            shared.heal.unreadable.lock().remove(&(id, index));
+            continue;
+        };
+        match examine(shared, &segment, index).await? {
+            Found::Lost(_) => lost += 1,
+            Found::Unread => break,
+            Found::Whole | Found::BeyondRepair(_) | Found::Changed => {}
+        }
+    }
+    Ok(lost)
+}
+
+/// Whether enough of the other shards are whole to make one anew.
+async fn are_others_enough(shared: &Shared, segment: &SegmentPlace, index: usize) -> bool {
+    let placement = &segment.place.placement;
+    let (mut whole, needed) = (0, placement.profile().needed());
+    for (other, _) in placement.present().filter(|(other, _)| *other != index) {
+        if whole == needed {
+            break;
+        }
+        whole += usize::from(matches!(verify(shared, segment, other).await, Ok(ShardState::Whole)));
+    }
+    whole == needed
+}
+
+/// The shard stays where it is, and somebody is told, once.
+async fn beyond_repair(
+    shared: &Shared,
+    segment: &SegmentPlace,
+    index: usize,
+    flaw: Flaw,
+    story: &str,
+) -> Found {
+    let SegmentPlace { id, place } = segment;
+    let is_news = {
+        let mut known = shared.heal.beyond_repair.lock();
+        if known.len() >= REMEMBERED_MAX {
+            // Most of them may be gone by now. Those that are not are told of again.
+            known.clear();
+        }
+        known.insert((*id, index))
+    };
+    if is_news {
+        let text = format!(
+            "shard {index} of segment {} is {story}, and too few others are whole to make it anew: what was written in it can be lost",
+            place.key
+        );
+        tracing::error!(text, "the pool has lost data");
+        tell(shared, kind::LOST, format!("segment {id}"), text).await;
+    }
+    Found::BeyondRepair(flaw)
+}
+
+/// Whether a node says that it does not have a shard. One small request: nothing is verified, and nothing concluded.
+pub(super) async fn is_absent(shared: &Shared, segment: &SegmentPlace, index: usize) -> bool {
+    let at = segment.place.placement.shards().get(index).copied().flatten();
+    let (Some(at), Some(key)) = (at, segment.place.shard_key(index)) else { return false };
+    let Ok(node) = shared.pool.node(at.node) else { return false };
+    matches!(node.get_range(&key, 0..1).await, Err(PoolError::NotFound { .. }))
+}
+
+/// What the pool says of a shard; an error when it does not say.
+async fn verify(shared: &Shared, segment: &SegmentPlace, index: usize) -> Result<ShardState, PoolError> {
+    let verified = shared.pool.verify_shard(&segment.place, index, &|key| shared.domains.by_key(key)).await;
+    verified.inspect_err(
+        |error| tracing::debug!(%error, key = segment.place.key, index, "a shard cannot be read"),
+    )
+}
+
+/// The segment that a key is of: its identity is the key's last part.
+fn segment_of(key: &str) -> Option<SegmentId> {
+    key.rsplit('/').next()?.parse().ok()
+}
+
+/// Reads what readers found damaged, and all shards of segments that somebody doubts, a few of them. How many were lost.
+pub(super) async fn examine_suspects(shared: &Shared) -> Result<u64, EngineError> {
+    const AT_ONCE: usize = 32;
+    let mut lost = 0;
+    for (number, damaged) in shared.pool.take_damaged().into_iter().enumerate() {
+        let Some(segment) = segment_of(&damaged.key) else { continue };
+        if number >= AT_ONCE {
+            shared.heal.suspect(segment);
+            continue;
+        }
+        // Readers may have an old place in hand, and take what was moved for damage.
+        shared.heal.moved(segment);
+        let Some(segment) = place_of(shared, segment).await? else { continue };
+        let at = segment.place.placement.shards().get(damaged.index).copied().flatten();
+        let is_known = shared.heal.beyond_repair.lock().contains(&(segment.id, damaged.index));
+        if is_known || at.is_none_or(|at| at.node != damaged.node) {
+            continue;
+        }
+        if matches!(examine(shared, &segment, damaged.index).await?, Found::Lost(_)) {
+            lost += 1;
+        }
+    }
+    lost += examine_unreadable(shared).await?;
+    for _ in 0..AT_ONCE {
+        let Some(segment) = shared.heal.suspects.lock().pop_first() else { break };
+        let Some(segment) = place_of(shared, segment).await? else { continue };
+        for (index, _) in segment.place.placement.present() {
+            if shared.heal.beyond_repair.lock().contains(&(segment.id, index)) {
+                continue;
+            }
+            match examine(shared, &segment, index).await? {
+                Found::Lost(_) => {
+                    lost += 1;
+                    // Its place is another one now; the rest is for the next time.
+                    shared.heal.suspect(segment.id);
+                    break;
+                }
+                Found::Changed => break,
+                Found::Whole | Found::BeyondRepair(_) | Found::Unread => {}
+            }
+        }
+    }
+    Ok(lost)
+}
