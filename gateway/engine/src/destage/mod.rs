@@ -151,17 +151,23 @@ impl Destage {
 
 /// Freezes every volume at one moment. The caller must not hold any volume's state.
 fn cut(shared: &Shared) -> Cut {
-    cut_with(shared, Vec::new()).0
+    cut_with(shared, Vec::new()).0.expect("without marks there is a cut")
 }
 
 /// Freezes every volume at one moment, those of `marks` with a snapshot at their end.
-fn cut_with(shared: &Shared, marks: Vec<Mark>) -> (Cut, Result<Marked, EngineError>) {
+///
+/// When the log is clean there are no marks, nothing to freeze, and no cut: the commit of an empty one would make the log clean again just after whoever asked has made it
+/// dirty, and so on for ever.
+fn cut_with(shared: &Shared, marks: Vec<Mark>) -> (Option<Cut>, Result<Marked, EngineError>) {
     let registry = shared.registry.freeze();
     let mut states: Vec<_> = registry.values().map(|volume| (volume, volume.state().lock())).collect();
     // No append can happen now: every one of them needs a state, and no volume can come in.
     let (marks, late) =
         if is_planted(Bug::SnapshotCutsLate) { (Vec::new(), marks) } else { (marks, Vec::new()) };
     let mut marked = mark_all(shared, &mut states, marks);
+    if matches!(marked, Ok(Marked::LogIsClean)) {
+        return (None, marked);
+    }
     let through = shared.wal.usage().next_lsn;
     let through = Lsn::new(through.get() - 1);
     let mut parts = Vec::new();
@@ -179,7 +185,7 @@ fn cut_with(shared: &Shared, marks: Vec<Mark>) -> (Cut, Result<Marked, EngineErr
         marked = mark_all(shared, &mut states, late);
     }
     shared.pressure.was_cut();
-    (Cut { through, parts }, marked)
+    (Some(Cut { through, parts }), marked)
 }
 
 /// Appends the marks to the log and to the write buffers, unless one of them cannot be.
@@ -286,7 +292,7 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
             Event::Cut(waiters) => waiting.push_back((cut(&shared), waiters)),
             Event::Snapshot(marks, reply) => {
                 let (cut, marked) = cut_with(&shared, marks);
-                waiting.push_back((cut, Vec::new()));
+                waiting.extend(cut.map(|cut| (cut, Vec::new())));
                 // Whoever asked may have stopped waiting.
                 let _ = reply.send(marked);
             }
