@@ -68,6 +68,14 @@ bench *ARGS:
     cargo build --release --bin cairn
     cargo build --release -p cairn-segment-writer --example cpu_limits
     cargo run --release -p system-tests --bin perf -- {{ARGS}}
+    just bench-pool
+
+# What erasure coding costs beside a pool of one node, and reads with two of six nodes gone; `just bench-pool --help` for the settings.
+bench-pool *ARGS:
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    cargo build --release -p cairn-segment-writer --example coding
+    tests/perf/pool {{ARGS}}
 
 # What random overwrites cost in space and in writes, and what reclaim costs the guest; `just overwrites --help` for the settings.
 overwrites *ARGS:
@@ -86,6 +94,12 @@ soak HOURS="1" *ARGS:
     tests/install-tools.sh
     cargo build --release --bin cairn
     cargo run --release -p system-tests --bin soak -- {{HOURS}} {{ARGS}}
+
+# ROUNDS in which two of six real servers die and lose their disks while fio verifies; `--replica` for replica:3, `--folders` for directories.
+pool-rounds ROUNDS="20" *ARGS:
+    tests/install-tools.sh
+    cargo build --release --bin cairn
+    cargo run --release -p system-tests --bin pool-rounds -- {{ROUNDS}} {{ARGS}}
 
 # A real Ceph RGW for development, N endpoints.
 dev-up N="1":

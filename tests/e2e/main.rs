@@ -11,6 +11,7 @@ mod flash;
 mod gateway;
 mod groups;
 mod linearizable;
+mod pool;
 mod reclaim;
 mod reduction;
 mod secrecy;

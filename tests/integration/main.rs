@@ -1,6 +1,8 @@
 //! The released program on a real Ceph RGW.
 #![expect(clippy::disallowed_methods, reason = "tests from outside live on the machine's own clock")]
 
+mod pool;
+
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

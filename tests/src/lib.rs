@@ -24,6 +24,7 @@ pub mod nbd;
 pub mod object_store;
 pub mod oracle;
 pub mod peer;
+pub mod pool;
 pub mod process;
 pub mod random;
 pub mod server;

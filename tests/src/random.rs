@@ -13,6 +13,13 @@ impl Random {
         Self { state: seed }
     }
 
+    /// Another one every time, for what no replay depends on.
+    pub fn by_chance() -> Result<Self> {
+        let mut bytes = [0_u8; 8];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self::seeded(u64::from_le_bytes(bytes)))
+    }
+
     /// The seed from `CAIRN_E2E_SEED`, or a fresh one.
     pub fn seed_from_environment() -> Result<u64> {
         let mut bytes = [0_u8; 8];

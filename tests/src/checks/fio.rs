@@ -26,6 +26,15 @@ pub fn verifies_random_4k(export: &Export, size: u64) -> Result<()> {
     fio(export, size).args(["--rw=randwrite", "--bs=4k", "--iodepth=32", "--do_verify=1"]).run().map(drop)
 }
 
+/// The same with at most so many bytes written, and as many read, a second.
+pub fn verifies_random_4k_slowly(export: &Export, size: u64, bytes_per_second: u64) -> Result<()> {
+    let rate = format!("--rate={bytes_per_second}");
+    fio(export, size)
+        .args(["--rw=randwrite", "--bs=4k", "--iodepth=32", "--do_verify=1", &rate])
+        .run()
+        .map(drop)
+}
+
 /// Random writes of 512 bytes to 64 KiB at any sector, with flushes between.
 pub fn verifies_mixed_sizes(export: &Export, size: u64) -> Result<()> {
     fio(export, size)
