@@ -150,6 +150,16 @@ async fn what_an_interrupted_attach_or_a_fresh_file_system_leaves_is_no_content(
 }
 
 #[tokio::test]
+async fn a_directory_with_a_name_that_is_no_text_is_not_empty() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join(std::ffi::OsStr::from_bytes(b"\xff"))).unwrap();
+    let attached = DataNode::attach(&directory_access(folder.path()), site(), Ports::system()).await;
+    let error = attached.unwrap_err();
+    assert!(matches!(error, PoolError::NotEmpty { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_directory_that_was_replaced_under_a_running_node_is_neither_filled_nor_believed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pool");

@@ -50,6 +50,18 @@ impl NodeAccess {
     }
 }
 
+/// A name that no object of a pool has, such as one that is not UTF-8, is what a place that is not empty holds.
+fn foreign_name(error: PoolError) -> Result<Option<String>, PoolError> {
+    match error {
+        PoolError::Rejected { cause, source: Some(source), .. }
+            if matches!(*source, object_store::Error::InvalidPath { .. }) =>
+        {
+            Ok(Some(cause))
+        }
+        error => Err(error),
+    }
+}
+
 impl DataNode {
     /// Makes a place a data node of `site` and opens it. The place must be empty, or be a node of this site already. A
     /// directory is made if it is missing; a bucket is not (see [`S3Admin`](crate::S3Admin)).
@@ -75,7 +87,7 @@ impl DataNode {
         let marker = match node.read_marker().await {
             Ok(marker) => marker,
             Err(PoolError::MarkerMissing { .. }) => {
-                if let Some(example) = node.any_key().await? {
+                if let Some(example) = node.any_key().await.or_else(foreign_name)? {
                     return Err(PoolError::NotEmpty { node: Arc::clone(node.name()), example });
                 }
                 node.put_new(MARKER_KEY, Marker { site, node: fresh }.encode().into()).await?;

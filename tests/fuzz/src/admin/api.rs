@@ -48,7 +48,7 @@ pub(super) struct Answer {
 pub(super) struct Api {
     runtime: Runtime,
     router: Router,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 static API: Mutex<Option<Api>> = Mutex::new(None);
@@ -69,7 +69,12 @@ impl Api {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let service = runtime.block_on(service(folder.path()));
         let router = routes(Arc::new(service));
-        Self { runtime, router, _folder: folder }
+        Self { runtime, router, folder }
+    }
+
+    /// Where a node of that name may be made: nowhere outside the folder of this gateway.
+    pub(super) fn node_url(&self, name: &str) -> String {
+        format!("file://{}/nodes/{name}", self.folder.path().display())
     }
 
     /// Sends a request and checks its answer by the API's document.

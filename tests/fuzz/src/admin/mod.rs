@@ -89,7 +89,7 @@ fn step(api: &Api, model: &mut Model, input: &mut Input<'_>) {
             let paths =
                 [format!("/v1/volumes/{name}/flush"), "/v1/destage".to_owned(), "/v1/nodes".to_owned()];
             let path = &paths[usize::from(input.below(3))];
-            let body = json!({"name": name, "url": format!("file:///{name}"), "create": false});
+            let body = json!({"name": name, "url": api.node_url(name), "create": false});
             api.ask(&Asked::json(Method::POST, path, &body));
         }
         _ => anything(api, model, input),
