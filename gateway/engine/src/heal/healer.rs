@@ -28,6 +28,8 @@ const BETWEEN_LOOKS: usize = 32;
 const AT_ONCE: usize = 2;
 /// The same when the next loss may be one too many.
 const AT_ONCE_AT_RISK: usize = 4;
+/// The same when it is only asked whether a shard is there: what is missing is to be known, and made anew, before more is lost.
+const AT_ONCE_LOOKED_FOR: usize = 16;
 /// Failures in a row that end a pass: the next segments would fail too. The next one goes on behind them.
 const FAILURES_MAX: u32 = 8;
 /// Before it is begun anew because nodes or the profile have changed.
@@ -221,14 +223,17 @@ impl<'a> Healer<'a> {
                 .map(move |node| Pass { kind, source: Source::On(node), total: held(node) })
                 .collect::<Vec<_>>()
         };
-        let mut passes = Vec::new();
+        let missing = |kind| {
+            let degraded = Pass { kind, source: Source::Degraded, total: totals.degraded_segments };
+            std::iter::once(degraded).chain(on(kind, NodeState::Failed))
+        };
+        // What is known to be at risk, before it is looked for what else is; and then that.
+        let mut passes: Vec<Pass> = missing(HealKind::Rescue).collect();
         for node in self.checks.keys() {
             passes.push(Pass { kind: HealKind::Check, source: Source::On(*node), total: held(*node) });
+            passes.extend(missing(HealKind::Rescue));
         }
-        for kind in [HealKind::Rescue, HealKind::Repair] {
-            passes.push(Pass { kind, source: Source::Degraded, total: totals.degraded_segments });
-            passes.extend(on(kind, NodeState::Failed));
-        }
+        passes.extend(missing(HealKind::Repair));
         passes.extend(on(HealKind::Drain, NodeState::Draining));
         let source = Source::OtherProfile(view.profile);
         passes.push(Pass { kind: HealKind::Conversion, source, total: totals.segments });
@@ -354,7 +359,11 @@ impl<'a> Healer<'a> {
         let shared = self.shared;
         let _turn = shared.heal.turn.lock().await;
         let step = Step { shared, view, rebalance: pass.kind == HealKind::Rebalance };
-        let at_once = if pass.kind == HealKind::Rescue { AT_ONCE_AT_RISK } else { AT_ONCE };
+        let at_once = match pass.kind {
+            HealKind::Rescue => AT_ONCE_AT_RISK,
+            HealKind::Check => AT_ONCE_LOOKED_FOR,
+            _ => AT_ONCE,
+        };
         let (mut rest, mut under_way, mut healed) = (some.iter(), FuturesUnordered::new(), Healed::default());
         loop {
             while under_way.len() < at_once && !shared.stop.is_cancelled() && self.failures < FAILURES_MAX {
