@@ -85,7 +85,7 @@ pub(crate) struct Shared {
     pub(crate) flash: Option<Arc<dyn SealedCache>>,
     pub(crate) ports: Ports,
     pub(crate) wal: Wal,
-    pub(crate) wal_state: WalStateFlag,
+    pub(crate) wal_state: Arc<WalStateFlag>,
     pub(crate) pressure: Pressure,
     pub(crate) leaves: LeafCache,
     pub(crate) chunks: Arc<ChunkReader>,
@@ -490,7 +490,7 @@ async fn purge_until_stopped(shared: Arc<Shared>) {
 /// What recovery opened.
 pub(crate) struct Opened {
     pub(crate) wal: Wal,
-    pub(crate) wal_state: WalStateFlag,
+    pub(crate) wal_state: Arc<WalStateFlag>,
     pub(crate) destage: Destage,
     pub(crate) dedupe: Dedupe,
     pub(crate) domains: Domains,

@@ -123,7 +123,7 @@ pub(crate) async fn recover(
     }
     let wal = replay.run(recovery).await?;
     let (destage, destage_requests) = Destage::new();
-    let flag = WalStateFlag::new(parts.gateway, wal_state);
+    let flag = Arc::new(WalStateFlag::new(parts.gateway, wal_state));
     let (dedupe, lessons) = Dedupe::new(Arc::clone(&parts.fingerprints), Arc::clone(&parts.ports.spawn))?;
     let opened = Opened { wal, wal_state: flag, destage, dedupe, domains };
     let shared = assemble(config, parts, tasks, opened)?;

@@ -29,6 +29,7 @@ use crate::snapshot::encode_note;
 use crate::status::DestageStatus;
 use crate::volume::buffer::Layer;
 use crate::volume::{Volume, VolumeState};
+use crate::wal_state::DirtyPin;
 use cairn_metadata::NewSnapshot;
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{BatchId, Lsn};
@@ -59,20 +60,12 @@ pub(crate) struct Mark {
     pub(crate) permit: Permit,
 }
 
-/// What became of the marks of a cut: all of them, or none.
-pub(crate) enum Marked {
-    /// They are in the write order; the log has the last of them here.
-    Through(Lsn),
-    /// The catalog believes the log to be empty and must be told otherwise first.
-    LogIsClean,
-}
-
 /// What somebody wants of destage.
 pub(crate) enum Request {
     /// Destage everything written so far.
     All(Waiter),
     /// Cut now, and mark the cut as the end of snapshots.
-    Snapshot(Vec<Mark>, oneshot::Sender<Result<Marked, EngineError>>),
+    Snapshot(Vec<Mark>, DirtyPin, oneshot::Sender<Result<Lsn, EngineError>>),
 }
 
 /// Every volume's layer of one cut.
@@ -129,10 +122,11 @@ impl Destage {
         done.await.map_err(|_| EngineError::Stopped)
     }
 
-    /// Takes snapshots of volumes at one moment: no write of any of them lies between. They are in the catalog when what was written before is.
-    pub(crate) async fn snapshot(&self, marks: Vec<Mark>) -> Result<Marked, EngineError> {
+    /// Takes snapshots of volumes at one moment: no write of any of them lies between. They are in the catalog when what was written before is. All of them or none are in
+    /// the write order then; the log has the last of them at what is returned. The log is dirty until then.
+    pub(crate) async fn snapshot(&self, marks: Vec<Mark>, dirty: DirtyPin) -> Result<Lsn, EngineError> {
         let (reply, done) = oneshot::channel();
-        self.requests.send(Request::Snapshot(marks, reply)).await.map_err(|_| EngineError::Stopped)?;
+        self.requests.send(Request::Snapshot(marks, dirty, reply)).await.map_err(|_| EngineError::Stopped)?;
         done.await.unwrap_or(Err(EngineError::Stopped))
     }
 
@@ -151,23 +145,17 @@ impl Destage {
 
 /// Freezes every volume at one moment. The caller must not hold any volume's state.
 fn cut(shared: &Shared) -> Cut {
-    cut_with(shared, Vec::new()).0.expect("without marks there is a cut")
+    cut_with(shared, Vec::new()).0
 }
 
 /// Freezes every volume at one moment, those of `marks` with a snapshot at their end.
-///
-/// When the log is clean there are no marks, nothing to freeze, and no cut: the commit of an empty one would make the log clean again just after whoever asked has made it
-/// dirty, and so on for ever.
-fn cut_with(shared: &Shared, marks: Vec<Mark>) -> (Option<Cut>, Result<Marked, EngineError>) {
+fn cut_with(shared: &Shared, marks: Vec<Mark>) -> (Cut, Result<Lsn, EngineError>) {
     let registry = shared.registry.freeze();
     let mut states: Vec<_> = registry.values().map(|volume| (volume, volume.state().lock())).collect();
     // No append can happen now: every one of them needs a state, and no volume can come in.
     let (marks, late) =
         if is_planted(Bug::SnapshotCutsLate) { (Vec::new(), marks) } else { (marks, Vec::new()) };
     let mut marked = mark_all(shared, &mut states, marks);
-    if matches!(marked, Ok(Marked::LogIsClean)) {
-        return (None, marked);
-    }
     let through = shared.wal.usage().next_lsn;
     let through = Lsn::new(through.get() - 1);
     let mut parts = Vec::new();
@@ -185,7 +173,7 @@ fn cut_with(shared: &Shared, marks: Vec<Mark>) -> (Option<Cut>, Result<Marked, E
         marked = mark_all(shared, &mut states, late);
     }
     shared.pressure.was_cut();
-    (Some(Cut { through, parts }), marked)
+    (Cut { through, parts }, marked)
 }
 
 /// Appends the marks to the log and to the write buffers, unless one of them cannot be.
@@ -193,9 +181,9 @@ fn mark_all(
     shared: &Shared,
     states: &mut [(&Arc<Volume>, MutexGuard<'_, VolumeState>)],
     marks: Vec<Mark>,
-) -> Result<Marked, EngineError> {
+) -> Result<Lsn, EngineError> {
     if marks.is_empty() {
-        return Ok(Marked::Through(Lsn::ZERO));
+        return Ok(Lsn::ZERO);
     }
     let place = |states: &[(&Arc<Volume>, _)], mark: &Mark| {
         states.iter().position(|(volume, _)| Arc::ptr_eq(volume, &mark.volume))
@@ -208,9 +196,7 @@ fn mark_all(
     }
     let volumes: BTreeSet<_> = marks.iter().map(|mark| mark.volume.id()).collect();
     assert_eq!(volumes.len(), marks.len(), "one snapshot of a volume at a time");
-    if !shared.wal_state.is_dirty() {
-        return Ok(Marked::LogIsClean);
-    }
+    debug_assert!(shared.wal_state.is_dirty(), "whoever asks for marks has pinned it");
     let (mut records, mut marked) = (Vec::with_capacity(marks.len()), Vec::with_capacity(marks.len()));
     for mark in marks {
         let at = place(states, &mark).expect("looked at");
@@ -226,7 +212,7 @@ fn mark_all(
     for (at, seq, snapshot) in marked {
         states[at].1.buffer.mark(seq, snapshot);
     }
-    Ok(Marked::Through(last))
+    Ok(last)
 }
 
 /// What the task does next.
@@ -234,7 +220,7 @@ enum Event {
     Prepared(Box<Prepared>),
     Committed(Result<Vec<Waiter>, EngineError>),
     Cut(Vec<Waiter>),
-    Snapshot(Vec<Mark>, oneshot::Sender<Result<Marked, EngineError>>),
+    Snapshot(Vec<Mark>, DirtyPin, oneshot::Sender<Result<Lsn, EngineError>>),
 }
 
 /// Cuts, prepares and commits until the engine stops and has nothing left to destage.
@@ -269,7 +255,7 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
             },
             request = requests.recv() => match request {
                 Some(Request::All(waiter)) => Event::Cut(vec![waiter]),
-                Some(Request::Snapshot(marks, reply)) => Event::Snapshot(marks, reply),
+                Some(Request::Snapshot(marks, dirty, reply)) => Event::Snapshot(marks, dirty, reply),
                 None => return,
             },
             () = due(&shared, room) => Event::Cut(Vec::new()),
@@ -290,9 +276,10 @@ pub(crate) async fn destage_until_stopped(shared: Arc<Shared>, mut requests: mps
                 }
             }
             Event::Cut(waiters) => waiting.push_back((cut(&shared), waiters)),
-            Event::Snapshot(marks, reply) => {
+            Event::Snapshot(marks, dirty, reply) => {
                 let (cut, marked) = cut_with(&shared, marks);
-                waiting.extend(cut.map(|cut| (cut, Vec::new())));
+                drop(dirty);
+                waiting.push_back((cut, Vec::new()));
                 // Whoever asked may have stopped waiting.
                 let _ = reply.send(marked);
             }
@@ -359,14 +346,10 @@ async fn due(shared: &Shared, room: bool) {
 
 /// Nothing is in flight: if nothing was written either, the catalog learns that the log is empty.
 async fn settle(shared: &Shared) {
-    let lower_if_empty = |lower: &dyn Fn()| {
+    let lower_if_empty = |lower: &dyn Fn() -> bool| {
         let registry = shared.registry.freeze();
         let states: Vec<_> = registry.values().map(|volume| volume.state().lock()).collect();
-        let empty = states.iter().all(|state| state.buffer.is_empty());
-        if empty {
-            lower();
-        }
-        empty
+        states.iter().all(|state| state.buffer.is_empty()) && lower()
     };
     if let Err(error) = shared.wal_state.make_clean(&*shared.catalog, lower_if_empty).await {
         tracing::debug!(%error, "the log stays marked as dirty");

@@ -5,7 +5,7 @@
 //! wrong after may leave one, and then nobody says there is none.
 
 use super::{CROWDED_LIMIT, PAUSE, check_free, encode_note, is_crowded};
-use crate::destage::{Mark, Marked};
+use crate::destage::Mark;
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use crate::volume::Volume;
@@ -143,20 +143,16 @@ async fn append(
     snapshots: &[(Arc<Volume>, NewSnapshot)],
     waits_for: &Mutex<WaitsFor>,
 ) -> Result<Lsn, EngineError> {
-    loop {
-        *waits_for.lock() = WaitsFor::Catalog;
-        until_known(shared, || shared.wal_state.make_dirty(&*shared.catalog)).await?;
-        *waits_for.lock() = WaitsFor::Room;
-        let mut marks = Vec::with_capacity(snapshots.len());
-        for (volume, snapshot) in snapshots {
-            let permit = shared.wal.reserve(encode_note(snapshot).len()).await?;
-            marks.push(Mark { volume: Arc::clone(volume), snapshot: snapshot.clone(), permit });
-        }
-        *waits_for.lock() = WaitsFor::Answer;
-        if let Marked::Through(lsn) = shared.destage.snapshot(marks).await? {
-            return Ok(lsn);
-        }
+    *waits_for.lock() = WaitsFor::Catalog;
+    let dirty = until_known(shared, || shared.wal_state.pin_dirty(&*shared.catalog)).await?;
+    *waits_for.lock() = WaitsFor::Room;
+    let mut marks = Vec::with_capacity(snapshots.len());
+    for (volume, snapshot) in snapshots {
+        let permit = shared.wal.reserve(encode_note(snapshot).len()).await?;
+        marks.push(Mark { volume: Arc::clone(volume), snapshot: snapshot.clone(), permit });
     }
+    *waits_for.lock() = WaitsFor::Answer;
+    shared.destage.snapshot(marks, dirty).await
 }
 
 async fn synced(shared: &Shared, lsn: Lsn) -> Result<(), EngineError> {

@@ -28,7 +28,7 @@ pub(crate) use each::{Taken, take_each};
 pub(crate) use mark::{decode_note, encode_note};
 pub(crate) use views::Views;
 
-use crate::destage::{Mark, Marked};
+use crate::destage::Mark;
 use crate::engine::{Engine, Shared, administer, destage_in_time, until_known};
 use crate::error::EngineError;
 use crate::volume::Volume;
@@ -287,17 +287,13 @@ async fn mark(
 
 /// Brings the marks of snapshots into the log at one moment; returns where it must be synced through.
 async fn append(shared: &Shared, snapshots: &[(Arc<Volume>, NewSnapshot)]) -> Result<Lsn, EngineError> {
-    loop {
-        until_known(shared, || shared.wal_state.make_dirty(&*shared.catalog)).await?;
-        let mut marks = Vec::with_capacity(snapshots.len());
-        for (volume, snapshot) in snapshots {
-            let permit = shared.wal.reserve(encode_note(snapshot).len()).await?;
-            marks.push(Mark { volume: Arc::clone(volume), snapshot: snapshot.clone(), permit });
-        }
-        if let Marked::Through(lsn) = shared.destage.snapshot(marks).await? {
-            return Ok(lsn);
-        }
+    let dirty = until_known(shared, || shared.wal_state.pin_dirty(&*shared.catalog)).await?;
+    let mut marks = Vec::with_capacity(snapshots.len());
+    for (volume, snapshot) in snapshots {
+        let permit = shared.wal.reserve(encode_note(snapshot).len()).await?;
+        marks.push(Mark { volume: Arc::clone(volume), snapshot: snapshot.clone(), permit });
     }
+    shared.destage.snapshot(marks, dirty).await
 }
 
 /// Fails when the volume has a snapshot of that name.
