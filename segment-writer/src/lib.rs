@@ -28,9 +28,8 @@ pub use domain::{Domain, FingerprintKey};
 pub use error::{Action, Damaged, PoolError};
 pub use pool::{
     BreakerState, Candidate, Credentials, DamagedShard, DataNode, Domains, EncodedSegment, GET_BYTES_MAX,
-    HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, Layout, MARKER_KEY, Member, NodeAccess, NodeHealth,
-    NodeState, NodeUrl, Pool, PoolSettings, Refusal, RequestPolicy, S3Url, ShardState, Space, Stray, assign,
-    choose,
+    HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, MARKER_KEY, Member, NodeAccess, NodeHealth,
+    NodeState, NodeUrl, Pool, PoolSettings, Refusal, RequestPolicy, S3Url, ShardState, Stray, choose,
 };
 pub use reader::{ContainerLocation, FetchedChunks, StoredSink};
 pub use seal::ContainerCipher;

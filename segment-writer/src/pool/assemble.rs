@@ -103,15 +103,16 @@ impl Pool {
         index: usize,
     ) -> Result<(ShardTrailer, Bytes), PoolError> {
         let length = place.placement.profile().shard_bytes(place.length_bytes);
-        futures::future::try_join(
-            self.trailer(roster, place, index),
-            self.verified_regions(roster, place, index, 0..length),
-        )
-        .await
+        self.verified_regions(roster, place, index, 0..length).await
     }
 
     /// The shards but one, those on nodes that are avoided last.
-    fn in_order(&self, roster: &Roster, place: &ObjectPlace, but: Option<usize>) -> Vec<(usize, ShardPlace)> {
+    pub(super) fn in_order(
+        &self,
+        roster: &Roster,
+        place: &ObjectPlace,
+        but: Option<usize>,
+    ) -> Vec<(usize, ShardPlace)> {
         let now = self.ports.clock.now();
         let typical = roster.typical(|node| node.health().get_p50());
         let mut order: Vec<_> = place.placement.present().filter(|(index, _)| Some(*index) != but).collect();

@@ -43,6 +43,11 @@ impl NodeAccess {
         }
     }
 
+    /// Whoever was to open the store has died.
+    pub(super) fn opening_failed(&self, died: impl std::error::Error + Send + Sync + 'static) -> PoolError {
+        self.io_error(Path::new(&self.url.to_string()), std::io::Error::other(died))
+    }
+
     fn io_error(&self, path: &Path, error: std::io::Error) -> PoolError {
         let source = object_store::Error::Generic { store: "directory", source: Box::new(error) };
         let action = Action { verb: "open", key: path.display().to_string() };
@@ -70,8 +75,7 @@ impl DataNode {
             directory::DirectoryStore::create(path).map_err(|error| access.io_error(path, error))?;
         }
         let name = access.url.to_string();
-        let node = Self::attach_store(access.store()?, &name, site, access.policy, ports).await?;
-        Ok(node.located_at(&access.url))
+        Self::attach_store(access.store()?, &name, site, access.policy, ports).await
     }
 
     /// [`attach`](Self::attach) for a store that is at hand.
@@ -109,8 +113,7 @@ impl DataNode {
         ports: Ports,
     ) -> Result<Self, PoolError> {
         let name = access.url.to_string();
-        let node = Self::open_store(access.store()?, &name, site, id, access.policy, ports).await?;
-        Ok(node.located_at(&access.url))
+        Self::open_store(access.store()?, &name, site, id, access.policy, ports).await
     }
 
     /// [`open`](Self::open) for a store that is at hand.
@@ -132,7 +135,6 @@ impl DataNode {
     pub fn open_lazily(access: &NodeAccess, site: SiteId, id: NodeId, ports: Ports) -> Self {
         let name = access.url.to_string();
         Self::of_source(id, &name, Source::lazy(access.clone()), Some(site), access.policy, ports)
-            .located_at(&access.url)
     }
 
     /// [`open_lazily`](Self::open_lazily) for a store that is at hand.

@@ -211,6 +211,7 @@ impl<'a> Distrust<'a> {
                 let regions = span.range.clone();
                 self.events.push(Box::pin(async move {
                     let result = pool.verified_regions(roster, place, index, regions).await;
+                    let result = result.map(|(_, bytes)| bytes);
                     Event::Read { span: number, index, node: shard.node, result }
                 }));
             }

@@ -8,7 +8,7 @@
 //! - a node that is added takes places from others, a node that is removed leaves its own to others: nothing else moves;
 //! - what does not fit goes to the next in the order, which every gateway agrees on.
 //!
-//! The order says nothing about which shard is on which node: see [`assign`].
+//! The order says nothing about which shard is on which node: one that is where it may be stays there.
 
 use cairn_model::{NodeId, Profile, SegmentId};
 use std::collections::HashMap;
@@ -24,39 +24,10 @@ pub struct Candidate {
     pub weight: u64,
 }
 
-/// Where a segment is to be.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Layout {
-    /// As many as the profile has shards, or all when there are fewer. The best first.
-    pub nodes: Vec<NodeId>,
-    /// The others, in the order in which they would be taken.
-    pub spares: Vec<NodeId>,
-    /// No two of the nodes are in one domain.
-    pub is_spread: bool,
-}
-
-/// Chooses nodes for the shards of a segment.
-pub fn choose(segment: SegmentId, profile: Profile, candidates: &[Candidate]) -> Layout {
+/// Chooses nodes for the shards of a segment: as many as the profile has shards, or all when there are fewer. The best first.
+pub fn choose(segment: SegmentId, profile: Profile, candidates: &[Candidate]) -> Vec<NodeId> {
     let order = order(segment, candidates);
-    let (chosen, spares) = order.split_at(profile.shards().min(order.len()));
-    let id = |placed: &Placed| candidates[placed.at].id;
-    Layout {
-        nodes: chosen.iter().map(id).collect(),
-        spares: spares.iter().map(id).collect(),
-        is_spread: chosen.iter().all(|placed| placed.round == 0),
-    }
-}
-
-/// The nodes of shards that are to be on `desired`, and are on `actual` now: a shard stays where it is if it may, the others get the nodes that
-/// are left. `None` where there are too few.
-pub fn assign(actual: &[Option<NodeId>], desired: &[NodeId]) -> Vec<Option<NodeId>> {
-    let stays = |node: &NodeId| desired.contains(node);
-    let mut free = desired.iter().copied().filter(|node| !actual.contains(&Some(*node)));
-    let mut assigned: Vec<_> = actual.iter().map(|node| node.filter(stays)).collect();
-    for place in assigned.iter_mut().filter(|place| place.is_none()) {
-        *place = free.next();
-    }
-    assigned
+    order.iter().take(profile.shards()).map(|placed| candidates[placed.at].id).collect()
 }
 
 /// A candidate in the order.
@@ -152,7 +123,7 @@ mod tests {
         let mut got = [0; 4];
         for number in 0..20_000 {
             let layout = choose(segment(number), Profile::Single, &candidates);
-            got[candidates.iter().position(|one| one.id == layout.nodes[0]).unwrap()] += 1;
+            got[candidates.iter().position(|one| one.id == layout[0]).unwrap()] += 1;
         }
         for at in 0..4 {
             assert_close(got[at], 2000.0 * f64::from(u32::try_from(weights[at]).unwrap()), "weight");
@@ -164,7 +135,7 @@ mod tests {
         let candidates = candidates(&[None; 10], &[5]);
         let mut got = HashMap::<_, usize>::new();
         for number in 0..10_000 {
-            for id in choose(segment(number), ec(4, 2), &candidates).nodes {
+            for id in choose(segment(number), ec(4, 2), &candidates) {
                 *got.entry(id).or_default() += 1;
             }
         }
@@ -179,8 +150,8 @@ mod tests {
         let nodes = candidates(&[None; 10], &[5]);
         let mut moved = 0;
         for number in 0..10_000 {
-            let before = choose(segment(number), ec(4, 2), &nodes[..9]).nodes;
-            let after = choose(segment(number), ec(4, 2), &nodes).nodes;
+            let before = choose(segment(number), ec(4, 2), &nodes[..9]);
+            let after = choose(segment(number), ec(4, 2), &nodes);
             let new: Vec<_> = after.iter().filter(|id| !before.contains(id)).collect();
             assert!(new.is_empty() || new == [&nodes[9].id], "{new:?}");
             moved += new.len();
@@ -189,29 +160,18 @@ mod tests {
     }
 
     #[test]
-    fn too_few_domains_are_said_and_filled_evenly() {
+    fn too_few_domains_are_filled_evenly() {
         let domains = [Some(0), Some(0), Some(0), Some(1), Some(1), Some(1), Some(2), Some(2), Some(2)];
         let nodes = candidates(&domains, &[1]);
         for number in 0..500 {
             let layout = choose(segment(number), ec(4, 2), &nodes);
-            assert!(!layout.is_spread);
             for rack in 0..3 {
                 let there = layout
-                    .nodes
                     .iter()
                     .filter(|id| domains[nodes.iter().position(|one| one.id == **id).unwrap()] == Some(rack));
                 assert_eq!(there.count(), 2, "of six shards over three racks");
             }
         }
-        assert!(choose(segment(1), Profile::replica(3).unwrap(), &nodes).is_spread);
-    }
-
-    #[test]
-    fn shards_stay_where_they_may() {
-        let [a, b, c, d] = [0, 1, 2, 3].map(node);
-        assert_eq!(assign(&[Some(a), Some(b), Some(c)], &[c, d, a]), [Some(a), Some(d), Some(c)]);
-        assert_eq!(assign(&[Some(a), None, Some(c)], &[c, a]), [Some(a), None, Some(c)]);
-        assert_eq!(assign(&[None, None], &[a]), [Some(a), None]);
     }
 
     proptest! {
@@ -224,17 +184,16 @@ mod tests {
         ) {
             let nodes = candidates(&domains, &weights);
             let layout = choose(segment(number), Profile::replica(shards).unwrap(), &nodes);
-            let ids: HashSet<_> = layout.nodes.iter().chain(&layout.spares).collect();
-            prop_assert_eq!(ids.len(), nodes.len(), "each once");
-            prop_assert_eq!(layout.nodes.len(), usize::from(shards).min(nodes.len()));
+            let ids: HashSet<_> = layout.iter().collect();
+            prop_assert_eq!(ids.len(), layout.len(), "each once");
+            prop_assert_eq!(layout.len(), usize::from(shards).min(nodes.len()));
             let domain = |id: &NodeId| {
                 let at = nodes.iter().position(|one| one.id == *id).unwrap();
                 domains[at].map_or(1000 + at, |rack| rack)
             };
             let all: HashSet<_> = nodes.iter().map(|one| domain(&one.id)).collect();
-            let used: HashSet<_> = layout.nodes.iter().map(domain).collect();
-            prop_assert_eq!(used.len(), all.len().min(layout.nodes.len()));
-            prop_assert_eq!(layout.is_spread, used.len() == layout.nodes.len());
+            let used: HashSet<_> = layout.iter().map(domain).collect();
+            prop_assert_eq!(used.len(), all.len().min(layout.len()));
         }
 
         #[test]
@@ -249,10 +208,17 @@ mod tests {
             let fewer: Vec<_> = nodes.iter().filter(|one| one.id != gone).cloned().collect();
             let after = choose(segment(number), ec(4, 2), &fewer);
             // Where domains do not suffice, a place that is left may be filled from the node's own domain and another one make room.
-            let new = after.nodes.iter().filter(|id| !before.nodes.contains(id)).count();
-            prop_assert!(new <= 1 + usize::from(!after.is_spread), "{} moved", new);
-            if !before.nodes.contains(&gone) && before.is_spread {
-                prop_assert_eq!(&before.nodes, &after.nodes);
+            let is_spread = |chosen: &[NodeId]| {
+                let domain = |id: &NodeId| {
+                    let at = nodes.iter().position(|one| one.id == *id).unwrap();
+                    domains[at].map_or(1000 + at, |rack| rack)
+                };
+                chosen.iter().map(domain).collect::<HashSet<_>>().len() == chosen.len()
+            };
+            let new = after.iter().filter(|id| !before.contains(id)).count();
+            prop_assert!(new <= 1 + usize::from(!is_spread(&after)), "{} moved", new);
+            if !before.contains(&gone) && is_spread(&before) {
+                prop_assert_eq!(&before, &after);
             }
         }
     }

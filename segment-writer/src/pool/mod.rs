@@ -48,10 +48,10 @@ pub use breaker::BreakerState;
 pub use credentials::Credentials;
 pub use health::{HealthSnapshot, LastError, NodeHealth, Refusal};
 pub use keys::{KEYS_BYTES_MAX, KEYS_KEY};
-pub use layout::{Candidate, Layout, assign, choose};
+pub use layout::{Candidate, choose};
 pub use location::{NodeUrl, S3Url};
 pub use marker::MARKER_KEY;
-pub use node::{DataNode, GET_BYTES_MAX, Space};
+pub use node::{DataNode, GET_BYTES_MAX};
 pub use notes::{DamagedShard, Stray};
 pub use policy::RequestPolicy;
 pub use put::EncodedSegment;
@@ -60,7 +60,7 @@ pub use roster::{Member, NodeState, PoolSettings};
 
 use crate::error::PoolError;
 use attempts::Attempts;
-use cairn_model::{NodeId, ObjectPlace, Ports, Profile, SegmentId};
+use cairn_model::{NodeId, ObjectPlace, Ports, Profile};
 use hedge::HedgeBudget;
 use notes::Notes;
 use parking_lot::RwLock;
@@ -145,13 +145,6 @@ impl Pool {
 
     pub fn node(&self, id: NodeId) -> Result<Arc<DataNode>, PoolError> {
         self.roster.read().member(id).map(|member| Arc::clone(&member.node))
-    }
-
-    /// Where a segment of that profile is to be, as things are: over the nodes that take new segments. What is elsewhere is to be moved there; see [`assign`].
-    pub fn choose_nodes(&self, segment: SegmentId, profile: Profile) -> Layout {
-        let roster = self.roster();
-        let active = roster.members.iter().filter(|member| member.state == NodeState::Active);
-        choose(segment, profile, &active.map(Member::candidate).collect::<Vec<_>>())
     }
 
     /// Deletes every shard of a segment that nothing names. Those that could be deleted are, whatever becomes of the others.

@@ -11,10 +11,9 @@
 
 use super::classify::{Failure, classify, too_short};
 use super::health::{Direction, NodeHealth, Refusal};
-use super::location::NodeUrl;
 use super::marker::{MARKER_BYTES_MAX, MARKER_KEY, Marker};
 use super::policy::RequestPolicy;
-use super::source::Source;
+use super::source::{Opening, Source};
 use crate::error::{Action, PoolError};
 use bytes::{Bytes, BytesMut};
 use cairn_model::{Clock, Monotonic, NodeId, Ports, SiteId};
@@ -24,11 +23,11 @@ use object_store::{
     GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
     PutPayload,
 };
+use parking_lot::Mutex;
 use std::future::Future;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Longest range read at once: no container is longer.
@@ -46,17 +45,10 @@ pub struct DataNode {
     health: NodeHealth,
     /// Whose marker must be there; `None` where there need be none.
     site: Option<SiteId>,
-    /// The marker was found right, and nothing has happened since that puts it in doubt.
-    is_verified: AtomicBool,
-    directory: Option<PathBuf>,
-}
-
-/// Room for data.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Space {
-    pub capacity_bytes: u64,
-    /// To this program.
-    pub available_bytes: u64,
+    /// In what the marker was found right, and how many doubts there had been when it was looked for.
+    verified: Mutex<Option<(Opening, u64)>>,
+    /// What happened that may mean that something else is there.
+    doubts: AtomicU64,
 }
 
 impl DataNode {
@@ -81,29 +73,13 @@ impl DataNode {
         ports: Ports,
     ) -> Self {
         let health = NodeHealth::default();
-        let is_verified = AtomicBool::new(false);
-        Self { id, name: name.into(), source, policy, ports, health, site, is_verified, directory: None }
+        let (verified, doubts) = (Mutex::default(), AtomicU64::new(0));
+        Self { id, name: name.into(), source, policy, ports, health, site, verified, doubts }
     }
 
-    /// For a node that is a directory.
-    pub(super) fn located_at(self, url: &NodeUrl) -> Self {
-        let directory = match url {
-            NodeUrl::Directory(path) => Some(path.clone()),
-            NodeUrl::S3(_) => None,
-        };
-        Self { directory, ..self }
-    }
-
-    /// The room on the file system of a directory; `None` where it is not known. May block for as long as the file system does.
-    pub fn space(&self) -> Option<Space> {
-        let found = rustix::fs::statvfs(self.directory.as_ref()?).ok()?;
-        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Some(Space { capacity_bytes: bytes(found.f_blocks), available_bytes: bytes(found.f_bavail) })
-    }
-
-    /// Its marker was found right.
+    /// Its marker was found right in the store at hand.
     pub(super) fn verified(self) -> Self {
-        self.is_verified.store(true, Ordering::Release);
+        *self.verified.lock() = Some((0, 0));
         self
     }
 
@@ -120,8 +96,13 @@ impl DataNode {
     }
 
     /// The same place without a look at whose it is.
-    pub(super) fn unguarded(&self) -> Result<Self, PoolError> {
-        let store = self.source.store(&self.ports).map_err(|failure| failure.error)?;
+    pub(super) async fn unguarded(&self) -> Result<Self, PoolError> {
+        let limit = self.policy.get_attempt_timeout;
+        let store =
+            cairn_model::timeout(&*self.ports.clock, limit, self.source.store(&*self.ports.clock)).await;
+        let (store, _) = store
+            .unwrap_or_else(|_| Err(self.timed_out("open", "", limit)))
+            .map_err(|failure| failure.error)?;
         Ok(Self::with_store(self.id, &self.name, store, self.policy, self.ports.clone()))
     }
 
@@ -379,13 +360,14 @@ impl DataNode {
 
     /// The next request looks at the marker first.
     fn doubt(&self) {
-        self.is_verified.store(false, Ordering::Release);
+        self.doubts.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The store, once it is known to be this node's.
     async fn service(&self) -> Result<Arc<dyn ObjectStore>, Failure> {
-        let store = self.source.store(&self.ports)?;
-        let Some(site) = self.site.filter(|_| !self.is_verified.load(Ordering::Acquire)) else {
+        let doubts = self.doubts.load(Ordering::Acquire);
+        let (store, opening) = self.source.store(&*self.ports.clock).await?;
+        let Some(site) = self.site.filter(|_| *self.verified.lock() != Some((opening, doubts))) else {
             return Ok(store);
         };
         let (path, range) = (Path::from(MARKER_KEY), GetRange::Suffix(MARKER_BYTES_MAX));
@@ -397,12 +379,12 @@ impl DataNode {
         });
         match checked {
             Ok(()) => {
-                self.is_verified.store(true, Ordering::Release);
+                *self.verified.lock() = Some((opening, doubts));
                 Ok(store)
             }
             Err(failure) => {
                 // A directory that was replaced is opened anew: the right one may be back under its path.
-                self.source.close();
+                self.source.close(opening);
                 let error = match failure.error {
                     PoolError::NotFound { .. } => {
                         PoolError::MarkerMissing { node: Arc::clone(&self.name), key: MARKER_KEY }
@@ -471,5 +453,38 @@ impl DataNode {
             Ok((object.or(prefix), 0))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{NodeAccess, NodeUrl};
+
+    #[tokio::test]
+    async fn what_is_opened_anew_is_looked_at_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("pool");
+        std::fs::create_dir(&root).unwrap();
+        let access = NodeAccess::new(NodeUrl::Directory(root.clone()));
+        let site = SiteId::from_bytes([7; 16]);
+        let id = DataNode::attach(&access, site, Ports::system()).await.unwrap().id();
+        let node = DataNode::open_lazily(&access, site, id, Ports::system());
+        let put = async || node.put("segments/ab/object", &[Bytes::from_static(b"x")]).await;
+        put().await.unwrap();
+        let (_, opening) = node.source.store(&*node.ports.clock).await.ok().unwrap();
+        // A request has failed at the same time as the one that showed it to be the right place: the file system is not mounted any more.
+        node.source.close(opening);
+        std::fs::rename(&root, folder.path().join("elsewhere")).unwrap();
+        std::fs::create_dir(&root).unwrap();
+        assert!(matches!(put().await, Err(PoolError::MarkerMissing { .. })));
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing is put there");
+        std::fs::remove_dir(&root).unwrap();
+        std::fs::rename(folder.path().join("elsewhere"), &root).unwrap();
+        put().await.unwrap();
+        // Whoever failed in an earlier one closes nothing.
+        let before = node.source.store(&*node.ports.clock).await.ok().unwrap();
+        node.source.close(opening);
+        assert_eq!(node.source.store(&*node.ports.clock).await.ok().unwrap().1, before.1);
     }
 }

@@ -9,13 +9,13 @@ impl DataNode {
     /// Whether nothing at all is in the node's place, neither its marker nor any object. A directory that is not mounted looks like that. An error: that
     /// cannot be told now, because the place does not answer or is not there.
     pub async fn is_wiped(&self) -> Result<bool, PoolError> {
-        Ok(self.unguarded()?.any_key().await?.is_none())
+        Ok(self.unguarded().await?.any_key().await?.is_none())
     }
 
     /// Makes an empty place this node again. What it held must count as lost before. A place that is not empty is refused, unless the marker in it is this node's.
     pub async fn refound(&self) -> Result<(), PoolError> {
         let Some(site) = self.site() else { return Ok(()) };
-        let place = self.unguarded()?;
+        let place = self.unguarded().await?;
         let present = match place.get_suffix(MARKER_KEY, MARKER_BYTES_MAX).await {
             Ok((bytes, _)) => Some(bytes),
             Err(PoolError::NotFound { .. }) => None,

@@ -102,7 +102,7 @@ impl Pool {
         target.put(&key, &made.swap_remove(index)).await
     }
 
-    /// Puts the segment under another profile, on `nodes`, and says where it is then. The old shards stay. After an error some of the new ones may be there: their
+    /// Puts the segment, read from where `place` says, under another profile, on `nodes`, and says where it is then. The old shards stay. After an error some of the new ones may be there: their
     /// keys are those of `profile` and `tag` on `nodes`, in order.
     pub async fn convert(
         &self,
@@ -151,7 +151,7 @@ impl Pool {
         let profile = place.placement.profile();
         let length = profile.shard_bytes(place.length_bytes);
         if let Profile::Ec { .. } = profile {
-            return self.verified_regions(roster, place, index, 0..length).await;
+            return self.verified_regions(roster, place, index, 0..length).await.map(|(_, bytes)| bytes);
         }
         check_range(place, roster, &(0..length))?;
         let (node, key) = shard_at(place, index);
@@ -185,7 +185,7 @@ impl Pool {
         self.assemble(roster, place, None, (data, parity), domains).await
     }
 
-    /// The first copy that passes.
+    /// The first copy that passes, those on nodes that are avoided last.
     async fn any_copy(
         &self,
         roster: &Roster,
@@ -194,7 +194,7 @@ impl Pool {
     ) -> Result<Bytes, PoolError> {
         let mut lost = None;
         let mut unread = None;
-        for (index, shard) in place.placement.present() {
+        for (index, shard) in self.in_order(roster, place, None) {
             match self.whole_shard(roster, place, index, domains).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) if error.is_of_object() => {

@@ -11,21 +11,21 @@ use cairn_model::{NodeId, ObjectPlace, Profile};
 use std::ops::Range;
 
 impl Pool {
-    /// Whole regions of one shard, held to its trailer. `Corrupt` when they fail.
+    /// Whole regions of one shard, and the trailer that they were held to. `Corrupt` when they fail.
     pub(super) async fn verified_regions(
         &self,
         roster: &Roster,
         place: &ObjectPlace,
         index: usize,
         regions: Range<u64>,
-    ) -> Result<Bytes, PoolError> {
+    ) -> Result<(ShardTrailer, Bytes), PoolError> {
         let (trailer, bytes) = futures::future::try_join(
             self.trailer(roster, place, index),
             self.shard_range(roster, place, index, regions.clone()),
         )
         .await?;
         if trailer.verify(regions.start, &bytes) {
-            Ok(bytes)
+            Ok((trailer, bytes))
         } else {
             Err(corrupt_shard(roster, place, index, "a region fails its checksum"))
         }
@@ -43,7 +43,7 @@ impl Pool {
     }
 
     /// What a shard says about itself, if that is what it should be.
-    pub(super) async fn trailer(
+    async fn trailer(
         &self,
         roster: &Roster,
         place: &ObjectPlace,

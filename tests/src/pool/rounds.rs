@@ -283,14 +283,24 @@ impl Rounds {
             let flipped = nodes.flip_bits(node, random)?;
             summary.shards_flipped += flipped;
             load.rest(self.down)?;
-            site.cairn(&["scrub", "--json"]).timeout(self.patience).run()?;
+            self.scrub(site)?;
             self.wait_until_healed(site, nodes, load, &[node])?;
+            let left = self.scrub(site)?;
+            let is_right =
+                ["missing", "damaged", "beyond_repair", "unread"].iter().all(|what| left[*what] == 0);
+            ensure!(is_right, "after all was mended, scrub finds {left}");
             return Ok(format!(
                 "{told}; {flipped} shards of {} with a bit flipped, and mended",
                 nodes.name(node)
             ));
         }
         Ok(told)
+    }
+
+    /// What a look at every byte finds.
+    fn scrub(&self, site: &PoolSite) -> Result<serde_json::Value> {
+        let told = site.cairn(&["scrub", "--json"]).timeout(self.patience * 2).run()?.stdout;
+        serde_json::from_str(&told).with_context(|| format!("`cairn scrub` said {told:?}"))
     }
 
     /// The catalog says that all shards are there, and the nodes have as many as it says. While guests write, the two are looked at one after the other: a little

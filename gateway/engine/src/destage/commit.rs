@@ -10,7 +10,7 @@ use cairn_metadata::{
     BatchCommit, CatalogError, CommitReceipt, ContainerRow, SegmentRow, VolumeCommit, VolumeOutcome,
 };
 use cairn_model::planted::{Bug, is_planted};
-use cairn_model::{ContainerId, ErrorKind, Kinded, Reduction, UploadReceipt, VolumeId};
+use cairn_model::{ContainerId, ErrorKind, Kinded, NodeId, Reduction, UploadReceipt, VolumeId};
 use cairn_segment_writer::{Member, SegmentContainer};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
                                 "a batch was put on a node that is not in the pool any more; it is packed again"
                             );
                             shared.dedupe.release(containers(&prepared).map(|container| container.id));
-                            let_go_of_removed_nodes(shared).await;
+                            let_go_of_removed_nodes(shared, &prepared).await;
                             Sharing::Indexed
                         }
                     };
@@ -104,12 +104,18 @@ fn containers(prepared: &Prepared) -> impl Iterator<Item = &SegmentContainer> {
     prepared.segments.iter().flat_map(|stored| &stored.containers)
 }
 
-/// The pool forgets nodes that the catalog does not have, so that nothing is put there again.
-async fn let_go_of_removed_nodes(shared: &Shared) {
+/// The pool forgets nodes that a refused batch was put on and that the catalog does not have, so that nothing is put there again. No others: one may have been taken in since the
+/// rows were read.
+async fn let_go_of_removed_nodes(shared: &Shared, refused: &Prepared) {
     shared.ports.clock.sleep(RETRY_PAUSE_FIRST).await;
     let Ok(rows) = shared.catalog.nodes().await else { return };
+    let places = || refused.segments.iter().map(|stored| stored.receipt.place());
+    let has_put = |node: NodeId| places().any(|place| place.objects().any(|(on, ..)| on == node));
     shared.pool.change_nodes(|members| {
-        let is_known = |member: &&Member| rows.iter().any(|row| row.id == member.node.id());
+        let is_known = |member: &&Member| {
+            let id = member.node.id();
+            rows.iter().any(|row| row.id == id) || !has_put(id)
+        };
         let known: Vec<Member> = members.iter().filter(is_known).cloned().collect();
         (known.len() < members.len()).then_some(known)
     });

@@ -7,7 +7,8 @@ use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use cairn_metadata::{CatalogError, SegmentPlace};
 use cairn_model::{ErrorKind, Kinded, Monotonic, NodeId, SegmentId};
-use cairn_segment_writer::{PoolError, ShardState};
+use cairn_segment_writer::{DamagedShard, PoolError, ShardState};
+use std::sync::atomic::Ordering;
 
 /// What is wrong with a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +42,29 @@ pub(super) struct Unreadable {
     last: Monotonic,
 }
 
+/// [`examine`] of a shard that no check of its node came by: where one is missing there may be others, and what is lost comes before other work.
+pub(super) async fn examine_by_chance(
+    shared: &Shared,
+    segment: &SegmentPlace,
+    index: usize,
+) -> Result<Found, EngineError> {
+    let was_known = shared.heal.is_beyond_repair(segment.id, index);
+    let found = examine(shared, segment, index).await?;
+    let is_missing = matches!(found, Found::Lost(Flaw::Missing))
+        || (found == Found::BeyondRepair(Flaw::Missing) && !was_known);
+    if let Some(holder) =
+        segment.place.placement.shards().get(index).copied().flatten().filter(|_| is_missing)
+    {
+        let mut doubted = shared.heal.doubted.lock();
+        let first = doubted.entry(holder.node).or_insert(segment.id);
+        *first = segment.id.min(*first);
+    }
+    if matches!(found, Found::Lost(_)) {
+        shared.heal.lost_by_chance.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(found)
+}
+
 /// Reads a shard. Until the answer is sure: what was moved meanwhile is not taken for lost, because only the place that was looked at can lose it.
 pub(super) async fn examine(
     shared: &Shared,
@@ -72,27 +96,33 @@ pub(super) async fn examine(
     };
     shared.heal.unreadable.lock().remove(&(*id, index));
     // What is missing may be a place that is not there: a directory that is not mounted, say. Then its node is away, and nothing is lost yet.
-    if flaw == Flaw::Missing {
-        if is_away(shared, holder).await {
-            return Ok(Found::Unread);
-        }
-        shared.heal.doubted.lock().extend(holder);
+    if flaw == Flaw::Missing && is_away(shared, holder).await {
+        return Ok(Found::Unread);
     }
     // It is given up only for others that are whole, not for others on record: what is damaged may be a small part, and the rest what it takes to read the segment; and a
     // store that says falsely that it does not have something would cost the last good copy. Where one more may be bad, they need not all be read for that.
     let spare = place.placement.profile().tolerates().saturating_sub(place.placement.missing());
-    if (flaw == Flaw::Damaged || spare <= 1) && !are_others_enough(shared, segment, index).await {
-        return Ok(beyond_repair(shared, segment, index, flaw, &story).await);
+    if flaw == Flaw::Damaged || spare <= 1 {
+        match are_others_enough(shared, segment, index, spare <= 1).await {
+            Some(true) => {}
+            Some(false) => return beyond_repair(shared, segment, index, flaw, &story).await,
+            // Nobody knows before those answer that cannot be asked now.
+            None => {
+                remember_unread(shared, (*id, index), 0);
+                return Ok(Found::Unread);
+            }
+        }
     }
     let losing = || shared.catalog.lose_shard(*id, place.clone(), index);
     match until_known(shared, losing).await {
         Ok(()) => {
             tracing::warn!(key = place.key, index, story, "a shard is lost, and will be made anew");
             shared.heal.moved(*id);
+            shared.heal.status.lock().total.lost += 1;
             Ok(Found::Lost(flaw))
         }
         Err(EngineError::Catalog(error)) => match &*error {
-            CatalogError::LastShards { .. } => Ok(beyond_repair(shared, segment, index, flaw, &story).await),
+            CatalogError::LastShards { .. } => beyond_repair(shared, segment, index, flaw, &story).await,
             CatalogError::PlacementChanged { .. } => Ok(Found::Changed),
             _ => Err(EngineError::Catalog(error)),
         },
@@ -107,25 +137,31 @@ async fn is_away(shared: &Shared, holder: Option<NodeId>) -> bool {
     }
 }
 
-/// Counts a try to read the shard that failed, if its node answers otherwise.
-async fn not_readable(shared: &Shared, which: (SegmentId, usize), holder: Option<NodeId>) {
+/// Counts a try to read the shard that failed, if its node answers otherwise. Whether it will be read again for that.
+pub(super) async fn not_readable(shared: &Shared, which: (SegmentId, usize), holder: Option<NodeId>) -> bool {
     if is_away(shared, holder).await {
         // The node may be what failed all the time.
         shared.heal.unreadable.lock().remove(&which);
-        return;
+        return false;
     }
+    remember_unread(shared, which, 1)
+}
+
+/// The shard will be read again. A try that counts, counts if the last one was long enough ago. `false`: too much is remembered.
+pub(super) fn remember_unread(shared: &Shared, which: (SegmentId, usize), counts: u32) -> bool {
     let now = shared.ports.clock.now();
     let mut unreadable = shared.heal.unreadable.lock();
     if unreadable.len() >= REMEMBERED_MAX && !unreadable.contains_key(&which) {
-        return;
+        return false;
     }
-    let seen = unreadable.entry(which).or_insert(Unreadable { tries: 1, last: now });
+    let seen = unreadable.entry(which).or_insert(Unreadable { tries: counts, last: now });
     if now.since(seen.last) >= shared.config.heal_interval * LOOKS_BETWEEN_TRIES {
-        (seen.tries, seen.last) = (seen.tries + 1, now);
+        (seen.tries, seen.last) = (seen.tries + counts, now);
     }
+    true
 }
 
-/// Shards that could not be read so often that they are to be made anew, a few of them. If that cannot be done they begin from the beginning.
+/// Shards that could not be read so often that they are to be made anew, a few of them. Whoever cannot do that remembers them anew.
 pub(super) fn unreadable(shared: &Shared) -> Vec<(SegmentId, usize)> {
     const AT_ONCE: usize = 32;
     let mut unreadable = shared.heal.unreadable.lock();
@@ -137,8 +173,13 @@ pub(super) fn unreadable(shared: &Shared) -> Vec<(SegmentId, usize)> {
     given_up
 }
 
+/// Whether there are shards that could not be read so often that they are to be made anew.
+pub(super) fn are_any_given_up(shared: &Shared) -> bool {
+    shared.heal.unreadable.lock().values().any(|seen| seen.tries >= TRIES)
+}
+
 /// Tries to read again what could not be read. Only until the first one fails again: that may take long, and others wait.
-async fn examine_unreadable(shared: &Shared) -> Result<u64, EngineError> {
+async fn examine_unreadable(shared: &Shared) -> Result<bool, EngineError> {
     const AT_ONCE: usize = 4;
     let now = shared.ports.clock.now();
     let due: Vec<_> = {
@@ -148,7 +189,7 @@ async fn examine_unreadable(shared: &Shared) -> Result<u64, EngineError> {
         let due = unreadable.iter().filter(|(_, seen)| is_due(seen));
         due.map(|(which, _)| *which).take(AT_ONCE).collect()
     };
-    let mut lost = 0;
+    let mut is_any_lost = false;
     for (id, index) in due {
         let segment = place_of(shared, id).await?;
         let is_named =
@@ -157,26 +198,40 @@ async fn examine_unreadable(shared: &Shared) -> Result<u64, EngineError> {
             shared.heal.unreadable.lock().remove(&(id, index));
             continue;
         };
-        match examine(shared, &segment, index).await? {
-            Found::Lost(_) => lost += 1,
+        match examine_by_chance(shared, &segment, index).await? {
+            Found::Lost(_) => is_any_lost = true,
             Found::Unread => break,
             Found::Whole | Found::BeyondRepair(_) | Found::Changed => {}
         }
     }
-    Ok(lost)
+    Ok(is_any_lost)
 }
 
-/// Whether enough of the other shards are whole to make one anew.
-async fn are_others_enough(shared: &Shared, segment: &SegmentPlace, index: usize) -> bool {
+/// Whether enough of the other shards are whole to make one anew; `None` when that depends on some that cannot be read now. Without limits where the loss of this one leaves none
+/// to spare.
+async fn are_others_enough(
+    shared: &Shared,
+    segment: &SegmentPlace,
+    index: usize,
+    is_at_risk: bool,
+) -> Option<bool> {
     let placement = &segment.place.placement;
-    let (mut whole, needed) = (0, placement.profile().needed());
+    let (mut whole, mut unread, needed) = (0, 0, placement.profile().needed());
+    let bytes = placement.profile().shard_bytes(segment.place.length_bytes);
     for (other, _) in placement.present().filter(|(other, _)| *other != index) {
         if whole == needed {
             break;
         }
-        whole += usize::from(matches!(verify(shared, segment, other).await, Ok(ShardState::Whole)));
+        if !is_at_risk {
+            wait_for_turn(shared, bytes).await;
+        }
+        match verify(shared, segment, other).await {
+            Ok(ShardState::Whole) => whole += 1,
+            Ok(ShardState::Missing | ShardState::Damaged(_)) => {}
+            Err(_) => unread += 1,
+        }
     }
-    whole == needed
+    (whole == needed || whole + unread < needed).then_some(whole == needed)
 }
 
 /// The shard stays where it is, and somebody is told, once.
@@ -186,15 +241,19 @@ async fn beyond_repair(
     index: usize,
     flaw: Flaw,
     story: &str,
-) -> Found {
+) -> Result<Found, EngineError> {
     let SegmentPlace { id, place } = segment;
+    // It was looked for where it was when somebody asked the catalog: it may have been moved, or deleted, since.
+    if place_of(shared, *id).await?.is_none_or(|now| now.place != *place) {
+        return Ok(Found::Changed);
+    }
     let is_news = {
         let mut known = shared.heal.beyond_repair.lock();
         if known.len() >= REMEMBERED_MAX {
             // Most of them may be gone by now. Those that are not are told of again.
             known.clear();
         }
-        known.insert((*id, index))
+        known.insert((*id, index), false).is_none()
     };
     if is_news {
         let text = format!(
@@ -204,15 +263,22 @@ async fn beyond_repair(
         tracing::error!(text, "the pool has lost data");
         tell(shared, kind::LOST, format!("segment {id}"), text).await;
     }
-    Found::BeyondRepair(flaw)
+    Ok(Found::BeyondRepair(flaw))
 }
 
-/// Whether a node says that it does not have a shard. One small request: nothing is verified, and nothing concluded.
-pub(super) async fn is_absent(shared: &Shared, segment: &SegmentPlace, index: usize) -> bool {
+/// Whether a node says that it does not have a shard. One small request: nothing is verified, and nothing concluded. An error: it does not say.
+pub(super) async fn is_absent(
+    shared: &Shared,
+    segment: &SegmentPlace,
+    index: usize,
+) -> Result<bool, PoolError> {
     let at = segment.place.placement.shards().get(index).copied().flatten();
-    let (Some(at), Some(key)) = (at, segment.place.shard_key(index)) else { return false };
-    let Ok(node) = shared.pool.node(at.node) else { return false };
-    matches!(node.get_range(&key, 0..1).await, Err(PoolError::NotFound { .. }))
+    let (Some(at), Some(key)) = (at, segment.place.shard_key(index)) else { return Ok(false) };
+    match shared.pool.node(at.node)?.get_range(&key, 0..1).await {
+        Ok(_) => Ok(false),
+        Err(PoolError::NotFound { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// What the pool says of a shard; an error when it does not say.
@@ -228,47 +294,74 @@ fn segment_of(key: &str) -> Option<SegmentId> {
     key.rsplit('/').next()?.parse().ok()
 }
 
-/// Reads what readers found damaged, and all shards of segments that somebody doubts, a few of them. How many were lost.
-pub(super) async fn examine_suspects(shared: &Shared) -> Result<u64, EngineError> {
+/// Reads what readers found damaged, and all shards of segments that somebody doubts, a few of them. Whether any were lost.
+pub(super) async fn examine_suspects(shared: &Shared) -> Result<bool, EngineError> {
     const AT_ONCE: usize = 32;
-    let mut lost = 0;
-    for (number, damaged) in shared.pool.take_damaged().into_iter().enumerate() {
+    let mut is_any_lost = false;
+    let mut now = shared.pool.take_damaged();
+    // The rest is for the next time.
+    let later = now.split_off(now.len().min(AT_ONCE));
+    later.iter().filter_map(|damaged| segment_of(&damaged.key)).for_each(|left| shared.heal.suspect(left));
+    let mut problem = None;
+    for damaged in now {
         let Some(segment) = segment_of(&damaged.key) else { continue };
-        if number >= AT_ONCE {
+        if problem.is_some() {
             shared.heal.suspect(segment);
             continue;
         }
-        // Readers may have an old place in hand, and take what was moved for damage.
-        shared.heal.moved(segment);
-        let Some(segment) = place_of(shared, segment).await? else { continue };
-        let at = segment.place.placement.shards().get(damaged.index).copied().flatten();
-        let is_known = shared.heal.beyond_repair.lock().contains(&(segment.id, damaged.index));
-        if is_known || at.is_none_or(|at| at.node != damaged.node) {
-            continue;
-        }
-        if matches!(examine(shared, &segment, damaged.index).await?, Found::Lost(_)) {
-            lost += 1;
+        match examine_damaged(shared, segment, &damaged).await {
+            Ok(is_lost) => is_any_lost |= is_lost,
+            Err(error) => {
+                shared.heal.suspect(segment);
+                problem = Some(error);
+            }
         }
     }
-    lost += examine_unreadable(shared).await?;
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    is_any_lost |= examine_unreadable(shared).await?;
     for _ in 0..AT_ONCE {
         let Some(segment) = shared.heal.suspects.lock().pop_first() else { break };
-        let Some(segment) = place_of(shared, segment).await? else { continue };
-        for (index, _) in segment.place.placement.present() {
-            if shared.heal.beyond_repair.lock().contains(&(segment.id, index)) {
-                continue;
-            }
-            match examine(shared, &segment, index).await? {
-                Found::Lost(_) => {
-                    lost += 1;
-                    // Its place is another one now; the rest is for the next time.
-                    shared.heal.suspect(segment.id);
-                    break;
-                }
-                Found::Changed => break,
-                Found::Whole | Found::BeyondRepair(_) | Found::Unread => {}
-            }
+        let examined = examine_all(shared, segment).await;
+        if !matches!(examined, Ok(false)) {
+            // After a loss its place is another one; the rest is for the next time.
+            shared.heal.suspect(segment);
+        }
+        is_any_lost |= examined?;
+    }
+    Ok(is_any_lost)
+}
+
+/// Whether what a reader found damaged is lost.
+async fn examine_damaged(
+    shared: &Shared,
+    segment: SegmentId,
+    damaged: &DamagedShard,
+) -> Result<bool, EngineError> {
+    // Readers may have an old place in hand, and take what was moved for damage.
+    shared.heal.moved(segment);
+    let Some(segment) = place_of(shared, segment).await? else { return Ok(false) };
+    let at = segment.place.placement.shards().get(damaged.index).copied().flatten();
+    let is_known = shared.heal.is_beyond_repair(segment.id, damaged.index);
+    if is_known || at.is_none_or(|at| at.node != damaged.node) {
+        return Ok(false);
+    }
+    Ok(matches!(examine_by_chance(shared, &segment, damaged.index).await?, Found::Lost(_)))
+}
+
+/// Reads the shards of a segment until one is lost. Whether one is.
+async fn examine_all(shared: &Shared, segment: SegmentId) -> Result<bool, EngineError> {
+    let Some(segment) = place_of(shared, segment).await? else { return Ok(false) };
+    for (index, _) in segment.place.placement.present() {
+        if shared.heal.is_beyond_repair(segment.id, index) {
+            continue;
+        }
+        match examine_by_chance(shared, &segment, index).await? {
+            Found::Lost(_) => return Ok(true),
+            Found::Changed => break,
+            Found::Whole | Found::BeyondRepair(_) | Found::Unread => {}
         }
     }
-    Ok(lost)
+    Ok(false)
 }

@@ -4,8 +4,10 @@ mod nodes;
 
 pub(super) use nodes::is_there;
 
-use super::examine::{Found, examine, is_absent, unreadable};
-use super::plan::{Plan, View, Wait};
+use super::examine::{
+    Found, are_any_given_up, examine, is_absent, not_readable, remember_unread, unreadable,
+};
+use super::plan::{Node, Plan, View, Wait};
 use super::status::{HealKind, HealProgress, Healed, eta, progress};
 use super::step::{Outcome, Step, delete_strays, place_of};
 use super::watch::Watch;
@@ -18,7 +20,9 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Segments of one question to the catalog.
 const PAGE: u32 = 500;
@@ -28,7 +32,7 @@ const BETWEEN_LOOKS: usize = 32;
 const AT_ONCE: usize = 2;
 /// The same when the next loss may be one too many.
 const AT_ONCE_AT_RISK: usize = 4;
-/// The same when it is only asked whether a shard is there: what is missing is to be known, and made anew, before more is lost.
+/// The same when it is only asked whether a shard is there. What is not is examined, and made anew if the next loss may be one too many, by [`AT_ONCE_AT_RISK`].
 const AT_ONCE_LOOKED_FOR: usize = 16;
 /// Failures in a row that end a pass: the next segments would fail too. The next one goes on behind them.
 const FAILURES_MAX: u32 = 8;
@@ -38,18 +42,24 @@ const CHANGE_PAUSE: Duration = Duration::from_millis(200);
 const DELETED_AT_ONCE: u64 = 256;
 /// The part of the time that is spent on what cannot be done: looking through the catalog for it is work.
 const REST_FACTOR: u32 = 4;
+/// The same in looks, at most: what ended a long round may be over long before.
+const RESTS_MAX: u32 = 30;
 
 /// Heals until the engine stops.
 pub(crate) async fn heal_until_stopped(shared: Arc<Shared>) {
     let clock = &*shared.ports.clock;
     let mut healer = Healer::new(&shared);
-    let mut rest = Duration::ZERO;
+    let (mut rest, mut rests_until) = (Duration::ZERO, clock.now());
     loop {
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => return,
-            () = shared.heal.wake.notified() => {}
+            () = shared.heal.wake.notified() => rests_until = clock.now(),
             () = clock.sleep(rest) => {}
+        }
+        if clock.now() < rests_until && !healer.has_news().await {
+            rest = rests_until.since(clock.now()).min(shared.config.heal_interval);
+            continue;
         }
         let began = clock.now();
         let done = healer.round().await;
@@ -57,6 +67,9 @@ pub(crate) async fn heal_until_stopped(shared: Arc<Shared>) {
         let mut status = shared.heal.status.lock();
         status.work = None;
         rest = shared.config.heal_interval;
+        // Nodes and what is found damaged are looked at all the same.
+        let pause = rest.max(took.saturating_mul(REST_FACTOR).min(rest * RESTS_MAX));
+        rests_until = clock.now();
         match done {
             Ok(true) => {
                 status.problem = None;
@@ -64,7 +77,9 @@ pub(crate) async fn heal_until_stopped(shared: Arc<Shared>) {
             }
             Ok(false) => {
                 status.problem = None;
-                rest = rest.max(took * REST_FACTOR);
+                if healer.waiting > 0 {
+                    rests_until = rests_until.plus(pause);
+                }
             }
             Err(EngineError::Stopped) => return,
             Err(error) => {
@@ -72,7 +87,7 @@ pub(crate) async fn heal_until_stopped(shared: Arc<Shared>) {
                     tracing::warn!(%error, "healing the pool does not go on; will try again");
                 }
                 status.problem = Some(error.to_string());
-                rest = rest.max(took * REST_FACTOR);
+                rests_until = rests_until.plus(pause);
             }
         }
     }
@@ -101,7 +116,7 @@ enum Ended {
     Through,
     /// Too much failed, or it began where another one had ended for that: not all of it was looked at.
     Partly,
-    /// Nodes or the profile have changed.
+    /// Something else comes first: nodes or the profile have changed, or something was found lost.
     Changed,
 }
 
@@ -110,10 +125,16 @@ struct Healer<'a> {
     watch: Watch,
     /// When a node was last known to answer or not, and how many requests had succeeded then.
     probed: HashMap<NodeId, Probe>,
-    /// Nodes that lack something they should have: how far their shards were looked at.
-    checks: BTreeMap<NodeId, Option<SegmentId>>,
+    /// Nodes that lack something they should have.
+    checks: BTreeMap<NodeId, Check>,
+    /// Shards that were found lost by chance, until that was taken into account.
+    lost_seen: u64,
+    /// Some pass of the round has not seen all that there is to it.
+    is_partial: bool,
     /// With these nodes and this profile a sweep found everything in its place.
     settled: Option<View>,
+    /// The nodes and the profile at the last look.
+    seen: Option<View>,
     /// The nodes and the profile of the pass under way: what took puts, and had room, all the time.
     throughout: Option<View>,
     looked_at: Option<Monotonic>,
@@ -129,6 +150,25 @@ struct Healer<'a> {
     without_row: BTreeSet<NodeId>,
     /// Objects that are to be deleted were dealt with up to this one. What could not be deleted then is for reclaim, or for when its node is back.
     doomed_through: Option<u64>,
+}
+
+/// How far the shards of a node were looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Check {
+    after: Option<SegmentId>,
+    /// It has passed by some that could not be asked, and that nobody else will ask: it goes on from there once more.
+    has_skipped: bool,
+    /// They are behind this one.
+    skipped_after: Option<SegmentId>,
+}
+
+impl Check {
+    /// There is something missing that it may have passed by.
+    fn must_see(&mut self, segment: SegmentId) {
+        if self.after.is_some_and(|after| segment <= after) {
+            *self = Self::default();
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +187,10 @@ impl<'a> Healer<'a> {
             watch: Watch::default(),
             probed: HashMap::new(),
             checks: BTreeMap::new(),
+            lost_seen: 0,
+            is_partial: false,
             settled: None,
+            seen: None,
             throughout: None,
             looked_at: None,
             waiting: 0,
@@ -165,7 +208,7 @@ impl<'a> Healer<'a> {
         self.problem = None;
         loop {
             let mut view = self.look().await?;
-            (self.waiting, self.waits_for) = (0, None);
+            (self.waiting, self.waits_for, self.is_partial) = (0, None, false);
             if self.go_through(&mut view).await? {
                 break;
             }
@@ -179,8 +222,30 @@ impl<'a> Healer<'a> {
         }
         match self.problem.take() {
             Some(problem) => Err(problem),
-            None => Ok(self.waiting == 0),
+            None => Ok(self.waiting == 0 && !self.is_partial),
         }
+    }
+
+    /// Looks at nodes and damage between two rounds. Whether something has changed that a round is to follow at once.
+    async fn has_news(&mut self) -> bool {
+        let (before, checks) = (self.seen.clone(), self.checks.len());
+        match self.look().await {
+            Ok(view) => {
+                let has_changed = before.is_none_or(|before| !view.is_like(&before));
+                self.has_lost_more() || has_changed || self.checks.len() > checks
+            }
+            Err(error) => {
+                tracing::debug!(%error, "nodes cannot be looked at now");
+                false
+            }
+        }
+    }
+
+    /// Whether shards were found lost by chance, or given up as unreadable, since this was asked last or a pass for those of which something is missing began.
+    fn has_lost_more(&mut self) -> bool {
+        let lost = self.shared.heal.lost_by_chance.load(Ordering::Relaxed);
+        let before = std::mem::replace(&mut self.lost_seen, lost);
+        lost > before || are_any_given_up(self.shared)
     }
 
     /// Whether everything was gone through before something changed.
@@ -189,11 +254,9 @@ impl<'a> Healer<'a> {
         for pass in self.passes(view).await? {
             let (waiting, had_problem) = (self.waiting, self.problem.is_some());
             let ended = self.pass(view, pass).await?;
+            self.is_partial |= matches!(ended, Ended::Partly);
             match (pass.kind, pass.source) {
                 _ if matches!(ended, Ended::Changed) => return Ok(false),
-                (HealKind::Check, Source::On(node)) => {
-                    self.checks.remove(&node);
-                }
                 (HealKind::Rebalance, _)
                     if matches!(ended, Ended::Through)
                         && self.waiting == waiting
@@ -204,6 +267,8 @@ impl<'a> Healer<'a> {
                 _ => {}
             }
         }
+        // Those of silent nodes go on when they answer.
+        self.is_partial |= !self.checks.is_empty();
         Ok(true)
     }
 
@@ -216,8 +281,8 @@ impl<'a> Healer<'a> {
             let of = |usage: &&NodeUsage| usage.node == node;
             usage.iter().find(of).map_or(0, |usage| usage.shards)
         };
-        let on = |kind, state| {
-            let nodes = view.nodes.iter().filter(move |node| node.state == state);
+        let of = |kind, nodes: &dyn Fn(&Node) -> bool| {
+            let nodes = view.nodes.iter().filter(|node| nodes(node));
             let nodes = nodes.map(|node| node.candidate.id).filter(|node| held(*node) > 0);
             nodes
                 .map(move |node| Pass { kind, source: Source::On(node), total: held(node) })
@@ -225,16 +290,18 @@ impl<'a> Healer<'a> {
         };
         let missing = |kind| {
             let degraded = Pass { kind, source: Source::Degraded, total: totals.degraded_segments };
-            std::iter::once(degraded).chain(on(kind, NodeState::Failed))
+            std::iter::once(degraded).chain(of(kind, &|node| node.state == NodeState::Failed))
         };
-        // What is known to be at risk, before it is looked for what else is; and then that.
+        let is_draining = |node: &Node| node.state == NodeState::Draining;
+        // What is known to be at risk, before it is looked for what else is missing.
         let mut passes: Vec<Pass> = missing(HealKind::Rescue).collect();
-        for node in self.checks.keys() {
+        passes.extend(of(HealKind::Rescue, &|node| is_draining(node) && !node.answers));
+        let answers = |node: &&NodeId| view.answers(**node) == Some(true);
+        for node in self.checks.keys().filter(answers) {
             passes.push(Pass { kind: HealKind::Check, source: Source::On(*node), total: held(*node) });
-            passes.extend(missing(HealKind::Rescue));
         }
         passes.extend(missing(HealKind::Repair));
-        passes.extend(on(HealKind::Drain, NodeState::Draining));
+        passes.extend(of(HealKind::Drain, &is_draining));
         let source = Source::OtherProfile(view.profile);
         passes.push(Pass { kind: HealKind::Conversion, source, total: totals.segments });
         if !self.settled.as_ref().is_some_and(|settled| settled.covers(view)) {
@@ -260,54 +327,121 @@ impl<'a> Healer<'a> {
         let began = clock.now();
         let mut report = progress(pass.kind, clock.wall(), pass.total);
         let mut after = match (pass.kind, pass.source) {
-            (HealKind::Check, Source::On(node)) => self.checks.get(&node).copied().flatten(),
+            (HealKind::Check, Source::On(node)) => self.checks.get(&node).and_then(|check| check.after),
             _ => self.cursors.remove(&(pass.kind, pass.source)),
         };
         self.failures = 0;
         self.throughout = Some(view.clone());
+        if pass.source == Source::Degraded {
+            // What was found lost until now is gone through.
+            self.has_lost_more();
+        }
         let ended = if after.is_none() { Ended::Through } else { Ended::Partly };
         loop {
             let page = self.page(pass.source, after).await?;
-            let Some(last) = page.last().map(|segment| segment.id) else { return Ok(ended) };
+            let Some(last) = page.last().map(|segment| segment.id) else {
+                return Ok(if self.has_come_to_the_end(pass) { ended } else { Ended::Partly });
+            };
             let to_do: Vec<&SegmentPlace> =
                 page.iter().filter(|segment| is_to_do(view, pass.kind, segment)).collect();
             report.segments_done += (page.len() - to_do.len()) as u64;
             for some in to_do.chunks(BETWEEN_LOOKS) {
-                let healed = self.heal_some(view, pass, some).await?;
+                self.tell_progress(&report, &Healed::default());
+                let lost_before = self.shared.heal.status.lock().total.lost;
+                let (healed, done) = self.heal_some(view, pass, after, some).await?;
+                let some = &some[..done];
+                let Some(last) = some.last().map(|segment| segment.id) else { continue };
                 report.segments_done += some.len() as u64;
                 report.bytes += healed.bytes;
                 report.eta_seconds =
                     eta(clock.now().since(began), report.segments_done, report.segments_total);
                 self.tell_progress(&report, &healed);
-                self.tidy(healed.segments + healed.lost > 0).await?;
+                let is_any_lost = self.shared.heal.status.lock().total.lost > lost_before;
+                self.tidy(healed.segments > 0 || is_any_lost).await?;
+                self.has_come_to(pass, last);
+                after = Some(last);
                 if self.failures >= FAILURES_MAX {
-                    self.cursors.insert((pass.kind, pass.source), some.last().expect("a chunk has one").id);
+                    if pass.kind != HealKind::Check {
+                        self.cursors.insert((pass.kind, pass.source), last);
+                    }
                     return Ok(Ended::Partly);
                 }
-                if self.has_changed(view).await? {
+                if self.is_interrupted(view, pass, last).await? {
                     return Ok(Ended::Changed);
                 }
             }
             after = Some(last);
-            if let (HealKind::Check, Source::On(node)) = (pass.kind, pass.source) {
-                self.checks.insert(node, after);
-            }
-            if self.has_changed(view).await? {
+            self.has_come_to(pass, last);
+            if self.is_interrupted(view, pass, last).await? {
                 return Ok(Ended::Changed);
             }
         }
     }
 
-    /// Looks at nodes when it is time. Whether there is something else to do now.
-    async fn has_changed(&mut self, view: &mut View) -> Result<bool, EngineError> {
+    /// Looks at nodes and damage when it is time. Whether something else comes first now. Then a pass goes on behind `last` the next time, unless it is to do with
+    /// segments before it what could not be done with the nodes as they were.
+    async fn is_interrupted(
+        &mut self,
+        view: &mut View,
+        pass: Pass,
+        last: SegmentId,
+    ) -> Result<bool, EngineError> {
         if !self.is_look_due() {
             return Ok(false);
         }
+        let checks = self.checks.len();
         let before = std::mem::replace(view, self.look().await?);
         if let Some(throughout) = &mut self.throughout {
             throughout.weaken(view);
         }
-        Ok(!view.is_like(&before))
+        let has_changed = !view.is_like(&before);
+        // What was lost by chance may be at risk; and the look for more comes before what is only to be elsewhere.
+        let is_urgent = (pass.kind != HealKind::Rescue && self.has_lost_more())
+            || (pass.kind > HealKind::Repair && self.checks.len() > checks);
+        if has_changed {
+            // What could not be done may be possible now.
+            self.cursors.clear();
+        }
+        let is_interrupted = has_changed || is_urgent || self.begins_again(pass);
+        // A sweep that was cut off is followed by a whole one: it need not begin anew for every node that comes and goes.
+        if is_interrupted
+            && pass.kind != HealKind::Check
+            && (!has_changed || pass.kind == HealKind::Rebalance)
+        {
+            self.cursors.insert((pass.kind, pass.source), last);
+        }
+        Ok(is_interrupted)
+    }
+
+    /// The check of a pass, if it is one.
+    fn check_of(&mut self, pass: Pass) -> Option<&mut Check> {
+        let (HealKind::Check, Source::On(node)) = (pass.kind, pass.source) else { return None };
+        self.checks.get_mut(&node)
+    }
+
+    /// A check remembers how far it is, beyond the end of the pass.
+    fn has_come_to(&mut self, pass: Pass, last: SegmentId) {
+        if let Some(check) = self.check_of(pass) {
+            check.after = Some(last);
+        }
+    }
+
+    /// Whether a check is over, too: it is not where some could not be asked.
+    fn has_come_to_the_end(&mut self, pass: Pass) -> bool {
+        let Some(check) = self.check_of(pass) else { return true };
+        if check.has_skipped {
+            *check = Check { after: check.skipped_after, ..Check::default() };
+            return false;
+        }
+        if let Source::On(node) = pass.source {
+            self.checks.remove(&node);
+        }
+        true
+    }
+
+    /// Whether a check is to begin again: something is missing that it has passed by.
+    fn begins_again(&mut self, pass: Pass) -> bool {
+        self.check_of(pass).is_some_and(|check| check.after.is_none())
     }
 
     /// Shards that cannot be read although their nodes answer are made anew from the others. They are what they are until their successors are there: a node may only be slow.
@@ -315,32 +449,36 @@ impl<'a> Healer<'a> {
         let shared = self.shared;
         let turn = shared.heal.turn.lock().await;
         let given_up = unreadable(shared);
-        for (id, index) in &given_up {
-            let (id, index) = (*id, *index);
-            let Some(segment) = place_of(shared, id).await? else { continue };
-            if segment.place.placement.shards().get(index).copied().flatten().is_none() {
-                continue;
-            }
-            tracing::warn!(
-                key = segment.place.key,
-                index,
-                "a shard cannot be read although its node answers: it is made anew"
-            );
-            let step = Step { shared, view, rebalance: false };
-            match step.heal(&segment, &[index]).await {
+        for which in &given_up {
+            match self.replace(view, *which).await {
                 Ok(Outcome::Healed(healed)) => shared.heal.status.lock().total.add(&healed),
                 Ok(Outcome::Fine | Outcome::Changed) => {}
                 Ok(Outcome::Waits(wait)) => {
                     self.waiting += 1;
                     self.waits_for.get_or_insert(wait);
+                    remember_unread(shared, *which, 1);
                 }
                 Err(error) => {
                     self.problem.get_or_insert(error);
+                    remember_unread(shared, *which, 1);
                 }
             }
         }
         drop(turn);
         self.tidy(!given_up.is_empty()).await
+    }
+
+    async fn replace(&self, view: &View, (id, index): (SegmentId, usize)) -> Result<Outcome, EngineError> {
+        let shared = self.shared;
+        let is_named =
+            |segment: &SegmentPlace| segment.place.placement.shards().get(index).is_some_and(Option::is_some);
+        let Some(segment) = place_of(shared, id).await?.filter(is_named) else { return Ok(Outcome::Changed) };
+        tracing::warn!(
+            key = segment.place.key,
+            index,
+            "a shard cannot be read although its node answers: it is made anew"
+        );
+        Step { shared, view, rebalance: false }.heal(&segment, &[index]).await
     }
 
     fn tell_progress(&self, report: &HealProgress, healed: &Healed) {
@@ -349,13 +487,14 @@ impl<'a> Healer<'a> {
         status.total.add(healed);
     }
 
-    /// Heals some segments, a few at a time.
+    /// Heals some segments, all of them behind `after`, a few at a time. With how many of them were begun before too much failed.
     async fn heal_some(
         &mut self,
         view: &View,
         pass: Pass,
+        after: Option<SegmentId>,
         some: &[&SegmentPlace],
-    ) -> Result<Healed, EngineError> {
+    ) -> Result<(Healed, usize), EngineError> {
         let shared = self.shared;
         let _turn = shared.heal.turn.lock().await;
         let step = Step { shared, view, rebalance: pass.kind == HealKind::Rebalance };
@@ -364,11 +503,14 @@ impl<'a> Healer<'a> {
             HealKind::Check => AT_ONCE_LOOKED_FOR,
             _ => AT_ONCE,
         };
-        let (mut rest, mut under_way, mut healed) = (some.iter(), FuturesUnordered::new(), Healed::default());
+        let checking =
+            Checking { at_once: Semaphore::new(AT_ONCE_AT_RISK), has_skipped: AtomicBool::new(false) };
+        let (mut begun, mut under_way, mut healed) = (0, FuturesUnordered::new(), Healed::default());
         loop {
             while under_way.len() < at_once && !shared.stop.is_cancelled() && self.failures < FAILURES_MAX {
-                let Some(segment) = rest.next() else { break };
-                under_way.push(one(&step, pass, segment));
+                let Some(segment) = some.get(begun) else { break };
+                under_way.push(one(&step, pass, segment, &checking));
+                begun += 1;
             }
             let Some(done) = under_way.next().await else { break };
             match done {
@@ -394,10 +536,16 @@ impl<'a> Healer<'a> {
                 }
             }
         }
+        drop(under_way);
         if shared.stop.is_cancelled() {
             return Err(EngineError::Stopped);
         }
-        Ok(healed)
+        if checking.has_skipped.into_inner()
+            && let Some(check) = self.check_of(pass).filter(|check| !check.has_skipped)
+        {
+            (check.has_skipped, check.skipped_after) = (true, after);
+        }
+        Ok((healed, begun))
     }
 
     /// Readers learn of new places, and what is not needed any more is deleted.
@@ -421,20 +569,60 @@ impl<'a> Healer<'a> {
     }
 }
 
+/// What the segments of a check have in common.
+struct Checking {
+    at_once: Semaphore,
+    has_skipped: AtomicBool,
+}
+
+impl Checking {
+    /// A shard cannot be asked now. The check comes back to it unless it is read again anyway.
+    fn pass_by(&self, shared: &Shared, segment: SegmentId, index: usize) {
+        if !shared.heal.unreadable.lock().contains_key(&(segment, index)) {
+            self.has_skipped.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What a pass does about one segment.
-async fn one(step: &Step<'_>, pass: Pass, segment: &SegmentPlace) -> Result<Outcome, EngineError> {
+async fn one(
+    step: &Step<'_>,
+    pass: Pass,
+    segment: &SegmentPlace,
+    checking: &Checking,
+) -> Result<Outcome, EngineError> {
     let (HealKind::Check, Source::On(node)) = (pass.kind, pass.source) else {
         return step.heal(segment, &[]).await;
     };
+    let shared = step.shared;
     let Some(index) = index_on(segment, node) else { return Ok(Outcome::Changed) };
-    if !is_absent(step.shared, segment, index).await {
+    // Everything that can be said of it was said.
+    if shared.heal.is_beyond_repair(segment.id, index) {
         return Ok(Outcome::Fine);
     }
-    let lost = match examine(step.shared, segment, index).await? {
-        Found::Lost(_) => 1,
-        Found::Whole | Found::BeyondRepair(_) | Found::Changed | Found::Unread => 0,
-    };
-    Ok(Outcome::Healed(Healed { lost, ..Healed::default() }))
+    match is_absent(shared, segment, index).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(Outcome::Fine),
+        Err(error) => {
+            not_readable(shared, (segment.id, index), Some(node)).await;
+            checking.pass_by(shared, segment.id, index);
+            return Err(error.into());
+        }
+    }
+    let _permit = checking.at_once.acquire().await.map_err(|_| EngineError::Stopped)?;
+    match examine(shared, segment, index).await? {
+        Found::Lost(_) => {}
+        Found::Unread => {
+            checking.pass_by(shared, segment.id, index);
+            return Ok(Outcome::Fine);
+        }
+        Found::Whole | Found::BeyondRepair(_) | Found::Changed => return Ok(Outcome::Fine),
+    }
+    // Of a node that lost everything there may be very much to look for: what is at risk does not wait for the end of that.
+    match place_of(shared, segment.id).await? {
+        Some(now) if step.view.is_at_risk(&now.place, &[]) => step.heal(&now, &[]).await,
+        _ => Ok(Outcome::Changed),
+    }
 }
 
 /// Whether a segment is one of those that a pass is for.

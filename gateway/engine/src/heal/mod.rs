@@ -42,6 +42,7 @@ use examine::Unreadable;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use step::Unanswered;
 use throttle::Throttle;
@@ -76,14 +77,16 @@ pub(crate) struct Heal {
     suspects: Mutex<BTreeSet<SegmentId>>,
     /// Segments that have another place since readers were told last.
     moved: Mutex<HashSet<SegmentId>>,
-    /// Shards whose damage cannot be mended, as far as is known: they are not read again and again.
-    beyond_repair: Mutex<BTreeSet<(SegmentId, usize)>>,
+    /// Shards whose damage cannot be mended, as far as is known, and whether that may have changed since: until then they are not read again and again.
+    beyond_repair: Mutex<BTreeMap<(SegmentId, usize), bool>>,
     /// Shards that cannot be read although their nodes answer, and what was seen of that.
     unreadable: Mutex<BTreeMap<(SegmentId, usize), Unreadable>>,
     /// Changes of places whose answer did not come: nothing is made anew before it has.
     unanswered: Mutex<Vec<Unanswered>>,
-    /// Nodes on which a shard was missing since they were looked at last.
-    doubted: Mutex<BTreeSet<NodeId>>,
+    /// Nodes on which a shard was missing since they were looked at last, and the first segment of which one was.
+    doubted: Mutex<BTreeMap<NodeId, SegmentId>>,
+    /// Shards that were found lost and no check was looking for.
+    lost_by_chance: AtomicU64,
     /// Who waits for a pass of scrub.
     askers: Mutex<Vec<ScrubAnswer>>,
     scrub_wake: Notify,
@@ -102,6 +105,7 @@ impl Heal {
             unreadable: Mutex::default(),
             unanswered: Mutex::default(),
             doubted: Mutex::default(),
+            lost_by_chance: AtomicU64::new(0),
             askers: Mutex::default(),
             scrub_wake: Notify::new(),
         }
@@ -118,6 +122,24 @@ impl Heal {
     /// The segment has another place.
     fn moved(&self, segment: SegmentId) {
         self.moved.lock().insert(segment);
+    }
+
+    /// What is known of damage that cannot be mended, and no reason to believe something else by now.
+    fn is_beyond_repair(&self, segment: SegmentId, index: usize) -> bool {
+        self.beyond_repair.lock().get(&(segment, index)) == Some(&false)
+    }
+
+    /// Shards of the segment were made anew: what could not be mended may be mended now.
+    fn has_new_shards(&self, segment: SegmentId) {
+        let mut known = self.beyond_repair.lock();
+        for (_, is_doubtful) in known.range_mut((segment, 0)..=(segment, usize::MAX)) {
+            *is_doubtful = true;
+        }
+    }
+
+    /// A node is back: the same for all of them.
+    fn has_node_back(&self) {
+        self.beyond_repair.lock().values_mut().for_each(|is_doubtful| *is_doubtful = true);
     }
 
     pub(crate) fn status(&self) -> HealStatus {

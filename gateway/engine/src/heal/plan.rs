@@ -37,8 +37,8 @@ pub(super) enum Plan {
     /// Something is to be done, and cannot be as things are.
     Waits(Wait),
     Shards(ShardPlan),
-    /// All of it is made anew, as an object of the pool's profile, on these nodes.
-    Convert(Vec<NodeId>),
+    /// All of it is made anew from there, as an object of the pool's profile, on these nodes.
+    Convert(ObjectPlace, Vec<NodeId>),
 }
 
 /// Shards that are made one by one.
@@ -113,6 +113,11 @@ impl View {
         self.nodes.iter().find(|node| node.candidate.id == id)
     }
 
+    /// Whether a node answers; `None` where it is not known.
+    pub(super) fn answers(&self, id: NodeId) -> Option<bool> {
+        self.node(id).map(|node| node.answers)
+    }
+
     fn state(&self, id: NodeId) -> NodeState {
         self.node(id).map_or(NodeState::Failed, |node| node.state)
     }
@@ -125,7 +130,7 @@ impl View {
     fn chosen(&self, segment: SegmentId, profile: Profile, wanted: impl Fn(&Node) -> bool) -> Vec<NodeId> {
         let active = self.nodes.iter().filter(|node| node.state == NodeState::Active && wanted(node));
         let candidates: Vec<Candidate> = active.map(|node| node.candidate.clone()).collect();
-        choose(segment, profile, &candidates).nodes
+        choose(segment, profile, &candidates)
     }
 
     fn domain(&self, id: NodeId) -> Option<&str> {
@@ -185,9 +190,9 @@ impl View {
             let slots = self.best_copies(segment, place, lost, wanted);
             return self.plan_shards(segment, place, wanted, slots, &[], rebalance);
         }
-        if self.source(place, now, place.placement.shards(), lost).is_none() {
+        let Some(source) = self.source(place, now, place.placement.shards(), lost) else {
             return Plan::Waits(Wait::Readable);
-        }
+        };
         let mut nodes = self.chosen(segment, wanted, |node| node.takes && node.has_room);
         if nodes.len() < wanted.shards() {
             nodes = self.chosen(segment, wanted, |node| node.takes);
@@ -195,7 +200,7 @@ impl View {
         if nodes.len() < wanted.shards() {
             return Plan::Waits(Wait::Profile { profile: wanted, nodes: nodes.len() });
         }
-        Plan::Convert(nodes)
+        Plan::Convert(source, nodes)
     }
 
     /// As many copies as the profile has, the best ones: those that need not be made anew, and of these the ones that are where they belong.
@@ -271,42 +276,9 @@ impl View {
         vacant.sort_by_key(|index| kept[*index].map(|shard| self.state(shard.node) == NodeState::Draining));
         let mut made = Vec::new();
         if !vacant.is_empty() {
-            let free = |has_room: bool| -> Vec<NodeId> {
-                let is_wanted = |node: &Node| {
-                    (node.takes && (node.has_room || !has_room)) || settled.contains(&node.candidate.id)
-                };
-                let chosen = self.chosen(segment, profile, is_wanted).into_iter();
-                chosen.filter(|node| self.takes(*node) && !settled.contains(node)).collect()
-            };
-            let mut roomy = free(true);
-            if roomy.len() < vacant.len() {
-                let others: Vec<_> = free(false).into_iter().filter(|node| !roomy.contains(node)).collect();
-                roomy.extend(others);
-            }
-            let mut free = roomy;
-            // A node that lost its shard gets it again, if it is to have one.
-            let old = place.placement.shards();
-            let mut used = settled.clone();
-            for index in &vacant {
-                let here = old.get(*index).copied().flatten().map(|shard| shard.node);
-                let same =
-                    free.iter().position(|node| Some(*node) == here && profile == place.placement.profile());
-                let apart = || {
-                    let crowded = |node: &NodeId| {
-                        self.domain(*node)
-                            .is_some_and(|domain| used.iter().any(|used| self.domain(*used) == Some(domain)))
-                    };
-                    free.iter().position(|node| !crowded(node)).or(if free.is_empty() {
-                        None
-                    } else {
-                        Some(0)
-                    })
-                };
-                let Some(at) = same.or_else(apart) else { break };
-                let node = free.remove(at);
-                used.push(node);
-                made.push((*index, node));
-            }
+            let is_old = profile == place.placement.profile();
+            let old = if is_old { place.placement.shards() } else { &[] };
+            made = self.nodes_for(&vacant, segment, profile, (old, lost), &settled);
         } else if rebalance {
             let here: Vec<NodeId> = kept.iter().flatten().map(|shard| shard.node).collect();
             let ideal =
@@ -317,6 +289,15 @@ impl View {
             made.extend(misplaced.zip(free));
         }
         let unplaced = vacant.len().saturating_sub(made.len());
+        let is_made = |index: usize| made.iter().any(|(made, _)| *made == index);
+        // What is found lost and gets no successor stays: its node may only be slow.
+        if profile == place.placement.profile() {
+            for index in lost.iter().copied().filter(|index| !is_made(*index)) {
+                if let Some(slot) = kept.get_mut(index) {
+                    *slot = place.placement.shards().get(index).copied().flatten();
+                }
+            }
+        }
         let named = |shards: &[Option<ShardPlace>]| shards.iter().flatten().copied().collect::<Vec<_>>();
         let (before, after) = (named(place.placement.shards()), named(&kept));
         let is_as_it_was = profile == place.placement.profile() && before == after;
@@ -325,7 +306,62 @@ impl View {
         }
         let Some(source) = source else { return Plan::Waits(Wait::Readable) };
         let drops = lost.is_empty() && before.iter().any(|shard| !after.contains(shard));
+        let is_unseen = |index: usize| {
+            kept[index].is_some() && !is_made(index) && source.placement.shards()[index].is_none()
+        };
+        if drops && (0..kept.len()).any(is_unseen) {
+            // A copy that would stay is on a node that does not answer: nobody can say whether it is good.
+            return Plan::Waits(Wait::Readable);
+        }
         Plan::Shards(ShardPlan { source, kept, made, drops })
+    }
+    /// Nodes for those `vacant` shards that there are nodes for, none of which has a shard that is `settled`. `old` are the shards of the same profile as they are named,
+    /// and those with the indices `lost` cannot be read.
+    fn nodes_for(
+        &self,
+        vacant: &[usize],
+        segment: SegmentId,
+        profile: Profile,
+        (old, lost): (&[Option<ShardPlace>], &[usize]),
+        settled: &[NodeId],
+    ) -> Vec<(usize, NodeId)> {
+        let chosen = |has_room: bool| -> Vec<NodeId> {
+            let is_wanted = |node: &Node| {
+                (node.takes && (node.has_room || !has_room)) || settled.contains(&node.candidate.id)
+            };
+            let chosen = self.chosen(segment, profile, is_wanted).into_iter();
+            chosen.filter(|node| self.takes(*node) && !settled.contains(node)).collect()
+        };
+        let mut free = chosen(true);
+        if free.len() < vacant.len() {
+            let full: Vec<_> = chosen(false).into_iter().filter(|node| !free.contains(node)).collect();
+            free.extend(full);
+        }
+        let node_of = |index: &usize| old.get(*index).copied().flatten().map(|shard| shard.node);
+        // What cannot be read on a node may be there all the same: no other shard goes to it.
+        let is_reserved = |node: &NodeId| lost.iter().any(|index| node_of(index) == Some(*node));
+        let mut used = settled.to_vec();
+        let mut made = Vec::new();
+        for index in vacant {
+            // A node that lost its shard gets it again, if it is to have one.
+            let same = free.iter().position(|node| Some(*node) == node_of(index));
+            let apart = || {
+                let is_crowded = |node: &NodeId| {
+                    self.domain(*node)
+                        .is_some_and(|domain| used.iter().any(|used| self.domain(*used) == Some(domain)))
+                };
+                let is_free = |node: &NodeId| !is_reserved(node);
+                free.iter()
+                    .position(|node| is_free(node) && !is_crowded(node))
+                    .or_else(|| free.iter().position(is_free))
+            };
+            // Another one may have a node that this one must not have.
+            let Some(at) = same.or_else(apart) else { continue };
+            let node = free.remove(at);
+            used.push(node);
+            made.push((*index, node));
+        }
+        made
     }
 }
 
@@ -334,293 +370,4 @@ const fn is_whole(profile: Profile) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::sync::Arc;
-
-    fn id(number: usize) -> NodeId {
-        NodeId::from_bytes([u8::try_from(number).unwrap() + 1; 16])
-    }
-
-    fn node(number: usize, domain: Option<&str>) -> Node {
-        let candidate = Candidate { id: id(number), domain: domain.map(Arc::from), weight: 1 };
-        Node { candidate, state: NodeState::Active, answers: true, takes: true, has_room: true }
-    }
-
-    fn view(nodes: usize, profile: Profile) -> View {
-        View { profile, nodes: (0..nodes).map(|number| node(number, None)).collect() }
-    }
-
-    const SEGMENT: SegmentId = SegmentId::from_bytes([7; 16]);
-
-    fn place(profile: Profile, nodes: &[Option<usize>]) -> ObjectPlace {
-        let shards = nodes.iter().map(|node| node.map(|node| ShardPlace { node: id(node), tag: 0 }));
-        let placement = Placement::new(profile, shards.collect()).unwrap();
-        ObjectPlace { key: "segments/a".to_owned(), length_bytes: 1000, placement }
-    }
-
-    /// On the nodes where it would be put.
-    fn placed(view: &View) -> ObjectPlace {
-        let nodes = view.chosen(SEGMENT, view.profile, |_| true);
-        let shards = nodes.into_iter().map(|node| Some(ShardPlace { node, tag: 0 }));
-        let placement = Placement::new(view.profile, shards.collect()).unwrap();
-        ObjectPlace { key: "segments/a".to_owned(), length_bytes: 1000, placement }
-    }
-
-    /// Where the segment is when all of the plan was done.
-    fn done(view: &View, place: &ObjectPlace, plan: &Plan) -> Option<ObjectPlace> {
-        let placement = match plan {
-            Plan::Done | Plan::Waits(_) => return None,
-            Plan::Shards(plan) => {
-                let mut shards = plan.kept.clone();
-                for (index, node) in &plan.made {
-                    shards[*index] = Some(ShardPlace { node: *node, tag: 1 });
-                }
-                Placement::new(plan.source.placement.profile(), shards).expect("enough, each on its own node")
-            }
-            Plan::Convert(nodes) => {
-                let shards = nodes.iter().map(|node| Some(ShardPlace { node: *node, tag: 1 }));
-                Placement::new(view.profile, shards.collect()).expect("as many as the profile has")
-            }
-        };
-        Some(ObjectPlace { placement, ..place.clone() })
-    }
-
-    fn made(plan: &Plan) -> &[(usize, NodeId)] {
-        let Plan::Shards(plan) = plan else { panic!("{plan:?}") };
-        &plan.made
-    }
-
-    #[test]
-    fn what_is_in_its_place_stays_there() {
-        let view = view(6, Profile::ec(2, 1).unwrap());
-        let place = placed(&view);
-        for rebalance in [false, true] {
-            assert_eq!(view.plan(SEGMENT, &place, &[], rebalance), Plan::Done);
-        }
-    }
-
-    #[test]
-    fn missing_shards_and_those_of_failed_and_drained_nodes_are_made_elsewhere() {
-        let profile = Profile::ec(2, 2).unwrap();
-        let mut view = view(7, profile);
-        view.nodes[1].state = NodeState::Failed;
-        view.nodes[2].state = NodeState::Draining;
-        let plan = view.plan(SEGMENT, &place(profile, &[Some(0), Some(1), Some(2), None]), &[], false);
-        let made = made(&plan);
-        assert_eq!(made.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [3, 1, 2]);
-        assert!(made.iter().all(|(_, node)| ![id(0), id(1), id(2)].contains(node)), "{made:?}");
-        let Plan::Shards(plan) = plan else { panic!() };
-        assert_eq!(plan.source.placement.shards()[1], None, "nobody counts on a failed node");
-        assert!(plan.source.placement.shards()[2].is_some(), "a drained one is read");
-    }
-
-    #[test]
-    fn the_only_free_node_gets_what_is_nowhere() {
-        let profile = Profile::ec(2, 2).unwrap();
-        let mut view = view(5, profile);
-        view.nodes[0].state = NodeState::Draining;
-        view.nodes[1].state = NodeState::Failed;
-        let place = place(profile, &[Some(0), Some(1), Some(2), None]);
-        assert_eq!(made(&view.plan(SEGMENT, &place, &[], false)), [(3, id(3)), (1, id(4))]);
-        view.nodes[4].takes = false;
-        assert_eq!(made(&view.plan(SEGMENT, &place, &[], false)), [(3, id(3))]);
-        assert_eq!(view.spare(&place, &[]), 0, "what is on the failed node does not count");
-        view.nodes[0].answers = false;
-        view.nodes[1].state = NodeState::Active;
-        assert_eq!(view.spare(&place, &[]), 0, "nor what is on a silent one that is drained");
-    }
-
-    #[test]
-    fn full_nodes_get_what_no_other_one_takes() {
-        let profile = Profile::replica(3).unwrap();
-        let mut view = view(4, profile);
-        view.nodes[2].has_room = false;
-        let one = place(profile, &[Some(0), Some(1), None]);
-        assert_eq!(made(&view.plan(SEGMENT, &one, &[], false)), [(2, id(3))]);
-        view.nodes[3].has_room = false;
-        assert_eq!(made(&view.plan(SEGMENT, &one, &[], false)).len(), 1, "better there than nowhere");
-        view.nodes[3].takes = false;
-        assert_eq!(made(&view.plan(SEGMENT, &one, &[], false)), [(2, id(2))]);
-        // Nothing is moved there.
-        view.nodes[3].takes = true;
-        view.nodes[2].has_room = true;
-        let elsewhere = place(profile, &[Some(0), Some(1), Some(2)]);
-        assert_eq!(view.plan(SEGMENT, &elsewhere, &[], true), Plan::Done);
-        let all = self::view(4, profile);
-        assert!(view.is_like(&all) && all.covers(&view) && !view.covers(&all));
-        let mut weak = all.clone();
-        weak.weaken(&view);
-        assert_eq!(weak, view);
-    }
-
-    #[test]
-    fn nodes_that_are_silent_keep_what_they_have_and_get_nothing() {
-        let profile = Profile::replica(3).unwrap();
-        let mut view = view(4, profile);
-        view.nodes[0].takes = false;
-        view.nodes[3].takes = false;
-        let place = place(profile, &[Some(0), Some(1), None]);
-        let plan = view.plan(SEGMENT, &place, &[], false);
-        assert_eq!(made(&plan), [(2, id(2))]);
-        view.nodes[2].takes = false;
-        assert_eq!(view.plan(SEGMENT, &place, &[], false), Plan::Waits(Wait::Nodes { shards: 1 }));
-    }
-
-    #[test]
-    fn what_is_lost_is_made_anew_where_it_was() {
-        let view = view(6, Profile::ec(4, 2).unwrap());
-        let place = placed(&view);
-        let here = place.placement.shards()[2].unwrap().node;
-        assert_eq!(made(&view.plan(SEGMENT, &place, &[2], false)), [(2, here)]);
-        assert_eq!(view.plan(SEGMENT, &place, &[0, 1, 2], false), Plan::Waits(Wait::Readable));
-        let mut away = view.clone();
-        let node = away
-            .nodes
-            .iter_mut()
-            .find(|node| Some(node.candidate.id) == place.placement.shards()[0].map(|shard| shard.node));
-        let node = node.unwrap();
-        (node.answers, node.takes) = (false, false);
-        assert_eq!(
-            away.plan(SEGMENT, &place, &[1, 2], false),
-            Plan::Waits(Wait::Readable),
-            "nobody waits for a silent node"
-        );
-        assert!(view.is_at_risk(&place, &[0, 1]) && !view.is_at_risk(&place, &[0]));
-    }
-
-    #[test]
-    fn a_shard_goes_where_no_other_one_of_its_domain_is() {
-        let profile = Profile::replica(3).unwrap();
-        let domains = ["a", "a", "a", "a", "b", "c"];
-        let nodes = domains.iter().enumerate().map(|(number, domain)| node(number, Some(domain)));
-        let view = View { profile, nodes: nodes.collect() };
-        let plan = view.plan(SEGMENT, &place(profile, &[Some(0), Some(4), None]), &[], false);
-        assert_eq!(made(&plan), [(2, id(5))]);
-    }
-
-    #[test]
-    fn copies_are_added_and_left_out_and_not_made_again() {
-        let mut view = view(5, Profile::replica(3).unwrap());
-        let plan = view.plan(SEGMENT, &place(Profile::Single, &[Some(4)]), &[], false);
-        let Plan::Shards(grown) = &plan else { panic!("{plan:?}") };
-        assert_eq!(grown.kept[0].unwrap().node, id(4));
-        assert_eq!((grown.made.len(), grown.drops), (2, false));
-        view.profile = Profile::Single;
-        view.nodes[1].takes = false;
-        let three = place(Profile::replica(3).unwrap(), &[Some(1), Some(2), Some(3)]);
-        let plan = view.plan(SEGMENT, &three, &[], false);
-        let Plan::Shards(shrunk) = &plan else { panic!("{plan:?}") };
-        assert!(shrunk.made.is_empty() && shrunk.drops);
-        assert!([id(2), id(3)].contains(&shrunk.kept[0].unwrap().node), "not the silent one");
-    }
-
-    #[test]
-    fn other_profiles_are_made_anew_when_there_are_nodes_enough() {
-        let ec = Profile::ec(2, 1).unwrap();
-        let mut view = view(3, ec);
-        let single = place(Profile::Single, &[Some(1)]);
-        let Plan::Convert(nodes) = view.plan(SEGMENT, &single, &[], false) else { panic!() };
-        assert_eq!(nodes.len(), 3);
-        view.nodes[0].state = NodeState::Draining;
-        let wait = Plan::Waits(Wait::Profile { profile: ec, nodes: 2 });
-        assert_eq!(view.plan(SEGMENT, &single, &[], false), wait);
-        // Meanwhile it is repaired as it is.
-        view.profile = Profile::ec(4, 2).unwrap();
-        let plan = view.plan(SEGMENT, &place(Profile::replica(2).unwrap(), &[Some(1), None]), &[], false);
-        assert_eq!(made(&plan), [(1, id(2))]);
-    }
-
-    #[test]
-    fn a_new_node_gets_what_belongs_to_it_and_nothing_else_moves() {
-        let profile = Profile::ec(2, 1).unwrap();
-        let (before, after) = (view(5, profile), view(6, profile));
-        let mut moved = 0;
-        for number in 0..600u32 {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&number.to_be_bytes());
-            let segment = SegmentId::from_bytes(bytes);
-            let nodes = before.chosen(segment, profile, |_| true);
-            let shards = nodes.into_iter().map(|node| Some(ShardPlace { node, tag: 0 }));
-            let placement = Placement::new(profile, shards.collect()).unwrap();
-            let place = ObjectPlace { key: "k".to_owned(), length_bytes: 1, placement };
-            match after.plan(segment, &place, &[], true) {
-                Plan::Done => {}
-                plan => {
-                    assert!(made(&plan).iter().all(|(_, node)| *node == id(5)), "{plan:?}");
-                    moved += made(&plan).len();
-                }
-            }
-        }
-        assert!((270..=330).contains(&moved), "{moved} of 1800 shards, a sixth is 300");
-    }
-
-    fn profile() -> impl Strategy<Value = Profile> {
-        prop_oneof![
-            Just(Profile::Single),
-            (2u8..5).prop_map(|copies| Profile::replica(copies).unwrap()),
-            (2u8..5, 1u8..3).prop_map(|(data, parity)| Profile::ec(data, parity).unwrap()),
-        ]
-    }
-
-    fn some_view() -> impl Strategy<Value = View> {
-        let state = prop_oneof![
-            4 => Just(NodeState::Active), 1 => Just(NodeState::Draining), 1 => Just(NodeState::Failed),
-        ];
-        let nodes = prop::collection::vec((state, prop::bool::weighted(0.8), 0usize..4), 1..9);
-        (profile(), nodes).prop_map(|(profile, nodes)| {
-            let nodes = nodes.into_iter().enumerate().map(|(number, (state, takes, domain))| Node {
-                state,
-                takes,
-                has_room: number % 4 > 0,
-                answers: takes || number % 3 > 0,
-                ..node(number, ["a", "b", "c"].get(domain).copied())
-            });
-            View { profile, nodes: nodes.collect() }
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn plans_are_sound_and_come_to_an_end(
-            view in some_view(), profile in profile(), order in Just((0..10).collect::<Vec<usize>>()).prop_shuffle(),
-            missing in prop::collection::vec(prop::bool::weighted(0.2), 10),
-            lost in prop::collection::btree_set(0usize..6, 0..3), rebalance: bool,
-        ) {
-            // Nodes 9 and 10 are not in the catalog any more.
-            let nodes = order.iter().take(profile.shards()).zip(&missing).map(|(node, missing)| (!missing).then_some(*node));
-            let shards = nodes.map(|node| node.map(|node| ShardPlace { node: id(node), tag: 0 }));
-            let Some(placement) = Placement::new(profile, shards.collect()) else { return Ok(()) };
-            let mut place = ObjectPlace { key: "k".to_owned(), length_bytes: 1, placement };
-            let mut lost: Vec<usize> = lost.into_iter().filter(|index| *index < profile.shards()).collect();
-            for round in 0.. {
-                prop_assert!(round < 4, "it does not come to an end: {place:?}");
-                let plan = view.plan(SEGMENT, &place, &lost, rebalance);
-                let Some(to) = done(&view, &place, &plan) else { break };
-                prop_assert_ne!(&to, &place);
-                if to.placement.profile() == place.placement.profile() {
-                    for (index, shard) in place.placement.present() {
-                        let is_settled = view.state(shard.node) == NodeState::Active && !lost.contains(&index);
-                        prop_assert!(rebalance || !is_settled || to.placement.shards()[index] == Some(shard));
-                        let is_there = to.placement.shards()[index].is_some();
-                        prop_assert!(is_there || lost.contains(&index), "nothing goes without a successor");
-                    }
-                }
-                for (_, shard) in to.placement.present() {
-                    let is_old = place.placement.present().any(|(_, old)| old == shard);
-                    prop_assert!(is_old || view.takes(shard.node), "{shard:?} is new");
-                }
-                if let Plan::Shards(plan) = &plan {
-                    let read = plan.source.placement.present().count();
-                    prop_assert!(read >= plan.source.placement.profile().needed());
-                    if profile == plan.source.placement.profile() {
-                        prop_assert!(lost.iter().all(|index| plan.source.placement.shards()[*index].is_none()));
-                    }
-                }
-                place = to;
-                lost.clear();
-            }
-        }
-    }
-}
+mod tests;

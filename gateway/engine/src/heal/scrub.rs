@@ -3,7 +3,7 @@
 //! What is missing or damaged is lost in the catalog at once, and made anew by healing. The place that a pass has come to is in memory alone: after a start, the first one begins
 //! anywhere, by chance, so that restarts do not keep the same segments from being read.
 
-use super::examine::{Flaw, Found, examine};
+use super::examine::{Flaw, Found, examine_by_chance};
 use super::status::{ScrubReport, eta};
 use super::step::place_of;
 use crate::engine::{Shared, until_known};
@@ -162,7 +162,7 @@ async fn scrub(shared: &Shared, segment: &SegmentPlace) -> Result<ScrubReport, E
         if now.place.placement.shards().get(index).copied().flatten().is_none() {
             continue;
         }
-        let found = examine(shared, &now, index).await?;
+        let found = examine_by_chance(shared, &now, index).await?;
         let flaw = match found {
             Found::Whole => {
                 report.shards += 1;

@@ -50,7 +50,7 @@ impl Step<'_> {
             Plan::Done => Ok(Outcome::Fine),
             Plan::Waits(wait) => Ok(Outcome::Waits(wait)),
             Plan::Shards(plan) => self.make_shards(*id, place, plan, lost).await,
-            Plan::Convert(nodes) => self.convert(*id, place, &nodes).await,
+            Plan::Convert(source, nodes) => self.convert(*id, place, &source, &nodes).await,
         }
     }
 
@@ -64,9 +64,15 @@ impl Step<'_> {
         let ShardPlan { source, kept, made, drops } = plan;
         let profile = source.placement.profile();
         if drops && !self.are_whole(segment, &source).await? {
-            return Ok(Outcome::Changed);
+            return Ok(Outcome::Waits(Wait::Readable));
         }
         let (mut shards, mut healed, mut problem) = (kept, Healed::default(), None);
+        // What is found lost stays until its successor is there: its node may only be slow, and what the others have may be worse.
+        if profile == from.placement.profile() {
+            for (index, _) in made.iter().filter(|(index, _)| lost.contains(index)) {
+                shards[*index] = from.placement.shards()[*index];
+            }
+        }
         let mut put = Vec::new();
         let shard_bytes = profile.shard_bytes(from.length_bytes);
         let risk = self.view.is_at_risk(from, lost);
@@ -92,6 +98,16 @@ impl Step<'_> {
                 }
             }
         }
+        if drops && let Some(problem) = problem {
+            // Whatever would go stays until all that is to be there is.
+            let keys = put.iter().filter_map(|(index, shard)| key_of(&source, *index, *shard)).collect();
+            delete(self.shared, keys).await;
+            return if is_gone(&problem) {
+                self.explain(segment, from, problem).await
+            } else {
+                Err(problem.into())
+            };
+        }
         let to = Placement::new(profile, shards).map(|placement| ObjectPlace { placement, ..source.clone() });
         let to = to.filter(|to| to != from);
         let keys: Vec<_> = put.iter().filter_map(|(index, shard)| key_of(&source, *index, *shard)).collect();
@@ -112,6 +128,7 @@ impl Step<'_> {
         &self,
         segment: SegmentId,
         from: &ObjectPlace,
+        source: &ObjectPlace,
         nodes: &[NodeId],
     ) -> Result<Outcome, EngineError> {
         let profile = self.view.profile;
@@ -126,7 +143,7 @@ impl Step<'_> {
         let whole = ObjectPlace { placement, ..from.clone() };
         let keys: Vec<_> = whole.objects().map(|(node, key, _)| (node, key)).collect();
         let domains = |key| self.shared.domains.by_key(key);
-        match self.shared.pool.convert(from, segment, profile, nodes, tag, &domains).await {
+        match self.shared.pool.convert(source, segment, profile, nodes, tag, &domains).await {
             Ok(to) => {
                 let healed =
                     Healed { shards: to.placement.present().count() as u64, bytes, ..Healed::default() };
@@ -257,6 +274,7 @@ async fn ended(
         Ok(()) => {
             delete_unnamed(shared, keys, &to).await;
             shared.heal.moved(segment);
+            shared.heal.has_new_shards(segment);
             return Ok(Placed::Yes);
         }
         // What attempts before the last one did is done by now. One whose answer was lost may have been made all the same, and others gone on from there: what is

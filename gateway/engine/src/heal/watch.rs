@@ -105,6 +105,13 @@ impl Watch {
         verdicts
     }
 
+    /// The node is to be sampled at the next look, if it answers then: this time it could not be done.
+    pub(super) fn doubt(&mut self, node: NodeId) {
+        if let Some(seen) = self.seen.get_mut(&node) {
+            (seen.is_doubtful, seen.sampled) = (true, None);
+        }
+    }
+
     /// How long a node has not answered; `None` when it does.
     pub(super) fn silent_for(&self, node: NodeId, now: Monotonic) -> Option<Duration> {
         self.seen.get(&node).filter(|seen| !seen.answers).map(|seen| now.since(seen.since))

@@ -6,7 +6,7 @@ use super::super::roster::{are_alike, members, weights};
 use super::super::step::settle;
 use super::super::watch::{Sight, Verdict};
 use super::super::{kind, tell};
-use super::{Healer, PAGE, Probe, index_on};
+use super::{Check, Healer, PAGE, Probe, index_on};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use cairn_metadata::{CatalogError, NodeChange, NodeRow, NodeState, SegmentPlace};
@@ -51,22 +51,37 @@ impl Healer<'_> {
         let verdicts = self.watch.look(now, &sights, settings.profile, failed_after, pause);
         let is_one_back = verdicts.iter().any(|verdict| matches!(verdict, Verdict::Sample(_)));
         let mut silent = Vec::new();
+        let mut problem = None;
         for verdict in verdicts {
-            self.follow(verdict, &rows, &mut silent).await?;
+            let followed = match problem {
+                None => self.follow(verdict, &rows, &mut silent).await,
+                Some(_) => Ok(()),
+            };
+            problem = problem.or(followed.err());
+            // What was not looked at yet is not forgotten for that.
+            if let (Some(_), Verdict::Sample(node)) = (&problem, verdict) {
+                self.watch.doubt(node);
+            }
+        }
+        if let Some(problem) = problem {
+            return Err(problem);
         }
         self.reuse_wiped(&rows, &silent).await?;
         shared.heal.status.lock().silent_nodes = silent;
-        let lost = examine_suspects(shared).await?;
-        shared.heal.status.lock().total.lost += lost;
+        let is_any_lost = examine_suspects(shared).await?;
         let doubted = std::mem::take(&mut *shared.heal.doubted.lock());
-        for row in rows.iter().filter(|row| doubted.contains(&row.id)) {
-            self.check(row.id, &row.name).await;
+        for row in &rows {
+            if let Some(missing) = doubted.get(&row.id) {
+                self.check(row.id, &row.name, *missing).await;
+            }
         }
-        self.tidy(lost > 0 || is_one_back).await?;
+        self.tidy(is_any_lost || is_one_back).await?;
         let rows = self.rows().await?;
         let settings = until_known(shared, || shared.catalog.pool_settings()).await?;
         self.looked_at = Some(shared.ports.clock.now());
-        Ok(self.adopt(&rows, settings.profile))
+        let view = self.adopt(&rows, settings.profile);
+        self.seen = Some(view.clone());
+        Ok(view)
     }
 
     /// A node that holds what it was said to have room for gets nothing more while others take it.
@@ -186,8 +201,13 @@ impl Healer<'_> {
             Verdict::Sample(node) => {
                 // What is to be deleted on it can be now.
                 self.doomed_through = None;
-                if self.lacks_shards(node).await? {
-                    self.check(node, &name(node)).await;
+                let before = self.seen.as_ref().and_then(|view| view.answers(node));
+                if before != Some(true) {
+                    // There may be enough now to make from what could not be made.
+                    self.shared.heal.has_node_back();
+                }
+                if let Some(missing) = self.lacks_shard(node).await? {
+                    self.check(node, &name(node), missing).await;
                 }
             }
             Verdict::Needed(node, _) => silent.push(name(node)),
@@ -237,12 +257,13 @@ impl Healer<'_> {
         Ok(())
     }
 
-    /// A shard of the node was not there: all of its shards are looked for, if that is not being done already.
-    async fn check(&mut self, node: NodeId, name: &str) {
-        if self.checks.contains_key(&node) {
+    /// A shard of the node was not there: all of its shards are looked for, if that is not being done already, and has not passed by that one.
+    async fn check(&mut self, node: NodeId, name: &str, missing: SegmentId) {
+        if let Some(check) = self.checks.get_mut(&node) {
+            check.must_see(missing);
             return;
         }
-        self.checks.insert(node, None);
+        self.checks.insert(node, Check::default());
         let text = "a shard that it should have is not there: all of its shards are looked for".to_owned();
         tracing::warn!(node = name, text, "a data node lacks a shard");
         tell(self.shared, kind::NODE_CHECK, format!("node {name}"), text).await;
@@ -253,8 +274,8 @@ impl Healer<'_> {
         until_known(self.shared, || self.shared.catalog.update_node(node, &change)).await
     }
 
-    /// Looks for a few of a node's shards, the youngest among them. Whether one that should be there is not.
-    async fn lacks_shards(&mut self, node: NodeId) -> Result<bool, EngineError> {
+    /// Looks for a few of a node's shards, the youngest among them. The segment of one that should be there and is not.
+    async fn lacks_shard(&mut self, node: NodeId) -> Result<Option<SegmentId>, EngineError> {
         let now_ms = self.shared.ports.clock.wall().unix_millis();
         let mut seen = BTreeSet::new();
         let ages = SAMPLE_AGES.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
@@ -266,11 +287,15 @@ impl Healer<'_> {
                 continue;
             };
             let Some(index) = index_on(&segment, node) else { continue };
-            if is_absent(self.shared, &segment, index).await {
-                return Ok(true);
+            if self.shared.heal.is_beyond_repair(segment.id, index) {
+                continue;
+            }
+            // One that cannot be asked now says nothing.
+            if is_absent(self.shared, &segment, index).await.unwrap_or(false) {
+                return Ok(Some(segment.id));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// The last time, in milliseconds since 1970, that is before a segment of the node: an older copy of it lacks that one.
