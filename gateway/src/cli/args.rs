@@ -7,7 +7,7 @@ mod snapshot;
 
 pub(super) use group::{Events, Group, NewPolicy, PolicyChange};
 pub(super) use key::Key;
-pub(super) use node::{Node, Pool};
+pub(super) use node::{NewNode, Node, Pool};
 pub(super) use snapshot::{CloneSnapshot, Revert, Snapshot};
 
 use crate::admin::types::DurabilityChoice;
@@ -47,7 +47,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage.";
 /// Fast, safe block devices on any S3-compatible object store.
 ///
 /// A gateway exports virtual disks over NBD. It acknowledges writes from a log on a local disk, and brings them compressed and
-/// encrypted to a pool: a directory, or a bucket on an S3-compatible server.
+/// encrypted to a pool: directories, or buckets on S3-compatible servers, one or many.
 #[derive(Debug, Parser)]
 #[command(name = "cairn", version, after_long_help = AFTER_HELP, max_term_width = 100)]
 #[command(arg_required_else_help = true, subcommand_required = true, infer_long_args = false)]
@@ -106,7 +106,11 @@ pub enum Command {
     ///
     /// What is missing or damaged is made anew in the background from what the other nodes have, while a gateway runs. A gateway reads everything by itself in the
     /// course of heal.scrub_period in cairn.toml; the command does it now. Fails when something cannot be made anew.
-    Scrub,
+    Scrub {
+        /// Make anew what is missing or damaged; done without it too
+        #[arg(long)]
+        repair: bool,
+    },
     /// Domains: what is sealed under one key, and where equal data is stored once
     #[command(subcommand, arg_required_else_help = true)]
     Domain(Domain),

@@ -1,7 +1,7 @@
 //! `cairn node`.
 
 use super::access::{Need, with_access};
-use super::args::{Global, Node as Command};
+use super::args::{Global, NewNode, Node as Command};
 use super::init::check_pool;
 use super::output::{answer, print, print_json};
 use crate::admin::types::{AddNode, ChangeNode, Node};
@@ -11,28 +11,8 @@ use crate::units::format_size;
 
 pub(super) async fn run(global: &Global, command: Command) -> Result<(), GatewayError> {
     match command {
-        Command::Add { name, url, domain, capacity, create_bucket } => {
-            let new = AddNode {
-                name,
-                url,
-                domain,
-                capacity_bytes: capacity,
-                create: create_bucket,
-                in_place_of: None,
-            };
-            add(global, new).await
-        }
-        Command::Replace { old, name, url, domain, capacity, create_bucket } => {
-            let new = AddNode {
-                name,
-                url,
-                domain,
-                capacity_bytes: capacity,
-                create: create_bucket,
-                in_place_of: Some(old),
-            };
-            add(global, new).await
-        }
+        Command::Add(new) => add(global, new, None).await,
+        Command::Replace { old, new } => add(global, new, Some(old)).await,
         Command::List => {
             let nodes = with_access(global, Need::Tell, async |access| access.client.nodes().await).await?;
             answer(global.json, &nodes, |nodes| listing(nodes))
@@ -67,7 +47,9 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
     }
 }
 
-async fn add(global: &Global, new: AddNode) -> Result<(), GatewayError> {
+async fn add(global: &Global, new: NewNode, in_place_of: Option<String>) -> Result<(), GatewayError> {
+    let NewNode { name, url, domain, capacity, create_bucket } = new;
+    let new = AddNode { name, url, domain, capacity_bytes: capacity, create: create_bucket, in_place_of };
     check_pool("URL", &new.url)?;
     let added = with_access(global, Need::Catalog, async |access| access.client.add_node(&new).await).await?;
     if global.json {
@@ -122,7 +104,7 @@ async fn set_state(
 
 async fn fail(global: &Global, name: &str, yes: bool) -> Result<(), GatewayError> {
     let question = format!(
-        "Give data node {name} up? What it holds is made anew on other nodes, and deleted there when it comes back. [y/N] "
+        "Give data node {name} up? What it holds is made anew on other nodes, as far as they have room; what is left on it counts again when it comes back. [y/N] "
     );
     if !yes && can_ask() && !ask(&question) {
         return print("Nothing was changed.\n");
@@ -130,7 +112,7 @@ async fn fail(global: &Global, name: &str, yes: bool) -> Result<(), GatewayError
     let told = |node: &Node| {
         let what = counted(node.shards, "shard");
         format!(
-            "Data node {} is given up; {what} of {} are made anew on the others.\n",
+            "Data node {} is given up; {what} of {} are made anew on the others, as far as they have room.\n",
             node.name,
             format_size(node.used_bytes)
         )
