@@ -1,7 +1,6 @@
 //! The parts of a range that single shards have, and how they are made of others and joined.
 
 use super::Pool;
-use super::erasure::decode;
 use super::get::name_of_holder;
 use super::roster::Roster;
 use crate::error::PoolError;
@@ -9,11 +8,8 @@ use bytes::{Bytes, BytesMut};
 use cairn_model::{ObjectPlace, Profile};
 use std::ops::Range;
 
-/// Longest run of columns that is decoded by recipe.
-const RECIPE_BYTES_MAX: usize = 64 << 10;
-
-/// Bytes from which on CPU work leaves the thread to others if it can.
-const WORK_IN_PLACE_BYTES: usize = 256 << 10;
+/// Bytes from which on CPU work leaves the thread to others if it can: some 300 µs of decoding.
+const WORK_IN_PLACE_BYTES: usize = 1 << 20;
 
 /// A part of the range that one shard has.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,13 +77,8 @@ impl Pool {
         };
         let sources: Vec<_> = extents.iter().map(|(index, bytes)| (*index, &bytes[..])).collect();
         let length = extents.first().map_or(0, |(_, bytes)| bytes.len());
-        let decoded = self.work(length * sources.len(), || {
-            if length <= RECIPE_BYTES_MAX {
-                self.recipes.decode(data, parity, piece.shard, &sources)
-            } else {
-                decode(data, parity, &[piece.shard], &sources).map(|mut shards| shards.remove(0))
-            }
-        });
+        let decoded =
+            self.work(length * sources.len(), || self.recipes.decode(data, parity, piece.shard, &sources));
         let decoded = decoded.map_err(|damaged| PoolError::Corrupt {
             node: name_of_holder(place, roster),
             key: place.key.clone(),
