@@ -3,6 +3,9 @@
 //! ```text
 //! DIR/                mode 0700
 //!   format            "cairn-directory 1": written last, so a directory that has it is complete
+//!   recovering        the mark of a recovery that did not end: the directory is of no use
+//!   not-taken-over    the catalog was made from the pool, and nobody said yet that the gateway of before is gone; says
+//!                     what the pool showed then, and what the catalog lacks ([`Recovered`])
 //!   initialising      written first, removed after `format`: the mark of a first run that did not end
 //!   lock              flock: at most one process; holds the role and the id of the process that has it
 //!   gateway           "cairn-gateway 1 " and the id of the gateway that lives here
@@ -19,8 +22,10 @@
 
 use crate::durable;
 use crate::human::shell_quoted;
-use cairn_model::GatewayId;
+use cairn_model::{GatewayId, NodeId};
+use cairn_segment_writer::{ManifestId, ObjectTally};
 use rustix::fs::{FlockOperation, flock};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -30,6 +35,11 @@ const FORMAT_STEM: &str = "cairn-directory ";
 const FORMAT_VERSION: u32 = 1;
 const GATEWAY_STEM: &str = "cairn-gateway 1 ";
 const INITIALISING: &str = "initialising";
+const RECOVERING: &str = "recovering";
+const NOT_TAKEN_OVER: &str = "not-taken-over";
+const NEWEST_STEM: &str = "newest checkpoint: ";
+const NODE_STEM: &str = "segments on node ";
+const LACKS_STEM: &str = "lacks: ";
 
 /// Names that a directory may hold before its first run: the lock, and a configuration written beforehand.
 const HARMLESS: [&str; 3] = ["lock", "cairn.toml", "lost+found"];
@@ -55,6 +65,16 @@ pub enum DirectoryError {
     DamagedGateway { path: PathBuf },
     #[error("{path} is in use by {holder}")]
     Locked { path: PathBuf, holder: Holder },
+    #[error("the recovery into {path} did not end: it is marked by the file `recovering` and of no use")]
+    Unrecovered { path: PathBuf },
+    #[error(
+        "the file {path} is damaged: it does not say what the pool showed when the directory was recovered"
+    )]
+    DamagedRecovery { path: PathBuf },
+    #[error("{path} was recovered from its pool, and was not told yet to take the site over")]
+    NotTakenOver { path: PathBuf },
+    #[error("{path} was recovered from its pool, and lacks something of what the site had: {lacks}")]
+    RecoveredInPart { path: PathBuf, lacks: String },
     #[error("cannot use {path}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -84,7 +104,54 @@ impl DirectoryError {
             }
             Self::DamagedGateway { .. } => "restore it from a backup".to_owned(),
             Self::Locked { .. } => "stop that process, or choose another directory with --dir".to_owned(),
+            Self::DamagedRecovery { .. } => "run `cairn recover` again, into another directory".to_owned(),
+            Self::Unrecovered { .. } => "remove the directory and run `cairn recover` again".to_owned(),
+            Self::NotTakenOver { path } => format!(
+                "make sure that the gateway of before is stopped for good, then run `cairn serve --take-over --dir {}`",
+                shell_quoted(path)
+            ),
+            Self::RecoveredInPart { path, .. } => format!(
+                "bring back what is missing, and run `cairn recover` again, into another directory; where that cannot be, run `cairn serve --take-over --accept-incomplete --dir {}`",
+                shell_quoted(path)
+            ),
             Self::Io { .. } => return None,
+        })
+    }
+}
+
+/// What a recovery saw of the pool, kept until the directory takes the site over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The newest checkpoint.
+    pub newest: ManifestId,
+    /// What each node that was given had of segments.
+    pub nodes: BTreeMap<NodeId, ObjectTally>,
+    /// What the catalog lacks, in a few words each; empty: nothing.
+    pub lacks: Vec<String>,
+}
+
+impl Recovered {
+    fn write(&self) -> String {
+        let mut text = "Recovered from the pool. `cairn serve --take-over` removes this file.\n".to_owned();
+        let nodes = self.nodes.iter().map(|(node, tally)| format!("{NODE_STEM}{node}: {tally}"));
+        let lacks = self.lacks.iter().map(|lacks| format!("{LACKS_STEM}{}", lacks.replace('\n', " ")));
+        for line in std::iter::once(format!("{NEWEST_STEM}{}", self.newest)).chain(nodes).chain(lacks) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let node = |rest: &str| {
+            let (node, tally) = rest.split_once(": ")?;
+            Some((node.parse().ok()?, ObjectTally::parse(tally)?))
+        };
+        let rests = |stem: &'static str| text.lines().filter_map(move |line| line.strip_prefix(stem));
+        Some(Self {
+            newest: ManifestId::parse(rests(NEWEST_STEM).next()?)?,
+            nodes: rests(NODE_STEM).map(node).collect::<Option<_>>()?,
+            lacks: rests(LACKS_STEM).map(str::to_owned).collect(),
         })
     }
 }
@@ -173,6 +240,9 @@ impl Directory {
             None if !self.path.try_exists().map_err(self.io(""))? => return Ok(State::Fresh),
             None => {}
         }
+        if self.path.join(RECOVERING).try_exists().map_err(self.io(RECOVERING))? {
+            return Err(DirectoryError::Unrecovered { path: self.path.clone() });
+        }
         if self.path.join(INITIALISING).try_exists().map_err(self.io(INITIALISING))? {
             return Ok(State::Interrupted);
         }
@@ -244,6 +314,43 @@ impl Directory {
             other => other.map_err(self.io("format"))?,
         }
         durable::remove_file(&self.path.join(INITIALISING)).map_err(self.io(INITIALISING))
+    }
+
+    /// Marks a directory in which nothing is as one that is being recovered: until that ends, nobody takes it for anything else.
+    pub fn begin_recovery(&self) -> Result<(), DirectoryError> {
+        let text = b"A recovery into this directory has not ended. Remove the directory and recover again.\n";
+        durable::create_file(&self.path, RECOVERING, text).map_err(self.io(RECOVERING))
+    }
+
+    /// Makes a recovered directory complete. It is not served before [`Directory::take_over`].
+    pub fn end_recovery(&self, recovered: &Recovered) -> Result<(), DirectoryError> {
+        durable::create_file(&self.path, NOT_TAKEN_OVER, recovered.write().as_bytes())
+            .map_err(self.io(NOT_TAKEN_OVER))?;
+        self.end_initialisation()?;
+        durable::remove_file(&self.path.join(RECOVERING)).map_err(self.io(RECOVERING))
+    }
+
+    /// Fails while nobody has said that the gateway of before is gone.
+    pub fn require_taken_over(&self) -> Result<(), DirectoryError> {
+        if self.path.join(NOT_TAKEN_OVER).try_exists().map_err(self.io(NOT_TAKEN_OVER))? {
+            return Err(DirectoryError::NotTakenOver { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
+    /// What the recovery saw that made the directory. `None`: it was not recovered, or has taken over.
+    pub fn recovered(&self) -> Result<Option<Recovered>, DirectoryError> {
+        let path = self.path.join(NOT_TAKEN_OVER);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Recovered::read(&text).map(Some).ok_or(DirectoryError::DamagedRecovery { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DirectoryError::Io { path, source }),
+        }
+    }
+
+    /// The operator's word that the gateway of before is gone. Again, or where nothing was recovered, it changes nothing.
+    pub fn take_over(&self) -> Result<(), DirectoryError> {
+        durable::remove_file(&self.path.join(NOT_TAKEN_OVER)).map_err(self.io(NOT_TAKEN_OVER))
     }
 
     /// The id of the gateway that lives here; `None` before it was given one.
@@ -334,6 +441,16 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let directory = Directory::new(&parent.path().join("cairn")).unwrap();
         (parent, directory)
+    }
+
+    #[test]
+    fn what_a_recovery_saw_is_read_back() {
+        let newest = ManifestId { incarnation: 2, number: 7, gateway: GatewayId::from_bytes([4; 16]) };
+        let nodes = [(NodeId::from_bytes([1; 16]), ObjectTally::default())].into();
+        let recovered = Recovered { newest, nodes, lacks: vec!["3 segments".to_owned()] };
+        assert_eq!(Recovered::read(&recovered.write()), Some(recovered.clone()));
+        assert_eq!(Recovered::read(&recovered.write().replace("node 01", "node 0x")), None);
+        assert_eq!(Recovered::read(""), None);
     }
 
     #[test]

@@ -124,12 +124,15 @@ impl Kinded for GatewayError {
                 DirectoryError::Missing { .. } => ErrorKind::NotFound,
                 DirectoryError::Io { source, .. } => ErrorKind::of_io(source),
                 DirectoryError::Newer { .. } => ErrorKind::Unsupported,
-                DirectoryError::DamagedFormat { .. } | DirectoryError::DamagedGateway { .. } => {
-                    ErrorKind::Corrupt
-                }
+                DirectoryError::DamagedFormat { .. }
+                | DirectoryError::DamagedGateway { .. }
+                | DirectoryError::DamagedRecovery { .. } => ErrorKind::Corrupt,
                 DirectoryError::Incomplete { .. }
                 | DirectoryError::Foreign { .. }
                 | DirectoryError::AlreadyInitialised { .. }
+                | DirectoryError::Unrecovered { .. }
+                | DirectoryError::NotTakenOver { .. }
+                | DirectoryError::RecoveredInPart { .. }
                 | DirectoryError::Locked { .. } => ErrorKind::Conflict,
             },
             Self::Key(error) => error.kind(),

@@ -5,8 +5,8 @@ use crate::{
     DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow,
     GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
     MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage, PlacementChange, PoolSettings,
-    SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals, UsePage,
-    VolumeName, VolumeRow, WalState,
+    RecordSource, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals,
+    UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -386,6 +386,11 @@ pub trait Catalog: Send + Sync + Debug {
     // ---- the whole
 
     async fn totals(&self) -> Result<Totals>;
+
+    /// All of its rows, if they can be read: whoever keeps a record of the catalog elsewhere does so then.
+    fn record(&self) -> Option<&dyn RecordSource> {
+        None
+    }
 
     /// Waits for what runs and closes the connections. Everything durable already is; this only leaves the files tidy.
     async fn close(&self);

@@ -10,6 +10,7 @@
 //! | `groups` | protection groups, their runs, and events |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
 //! | `space` | what a snapshot or a volume alone keeps |
+//! | `record` | all rows, for a record of the catalog elsewhere |
 //! | `sqlite` | the catalog in one file |
 //! | `memory` | a catalog in memory with faults, for simulations (feature `testing`) |
 //! | `conformance` | the suite that every implementation passes (feature `conformance`) |
@@ -33,6 +34,7 @@ pub mod memory;
 mod name;
 mod placements;
 mod reclaim;
+mod record;
 mod rows;
 mod space;
 mod sqlite;
@@ -51,13 +53,14 @@ pub use leaf::{LEAF_BLOCKS, LEAVES_MAX, LeafIndex, MapLeaf};
 pub use name::{DomainName, GroupName, InvalidName, SnapshotName, VolumeName};
 pub use placements::{NodeChange, NodeUsage, PlacementChange, PoolSettings, SegmentPlace};
 pub use reclaim::{ContainerMove, ContainerUse, DoomedObject, MovedContainer, SegmentUse, UsePage};
+pub use record::{RecordChanges, RecordReader, RecordRows, RecordSource, check_recorded};
 pub use rows::{
     DomainRow, GatewayRow, HeldLease, KeyRow, LeafVersion, Lease, LeaseHolder, LeaseStamp, MapPoint,
     NewSnapshot, NewVolume, NodeRow, NodeState, SiteRow, SnapshotRow, Totals, VolumeRow, VolumeUsage,
     WalState,
 };
 pub use space::{ContainerShare, CountedLeaves, Space, SpaceBasis, SpaceCursor, SpaceOf, SpacePage, space};
-pub use sqlite::SqliteCatalog;
+pub use sqlite::{RecordWriter, SqliteCatalog};
 
 /// Version of what the rows and blobs mean. A catalog that says a higher one is refused, whatever its schema.
 pub const FORMAT_VERSION: u32 = 1;

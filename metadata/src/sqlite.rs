@@ -31,6 +31,7 @@ mod open;
 mod placements;
 mod prune;
 mod reclaim;
+mod record;
 mod segments;
 mod site;
 mod snapshots;
@@ -50,8 +51,8 @@ use crate::{
     CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange,
     GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion,
     Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage, PlacementChange,
-    PoolSettings, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals,
-    UsePage, VolumeName, VolumeRow, WalState,
+    PoolSettings, RecordChanges, RecordSource, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor,
+    SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -60,8 +61,12 @@ use cairn_model::{
     MapDelta, NodeId, PassId, Profile, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use record::RecordWriter;
 
 type Result<T> = std::result::Result<T, CatalogError>;
 
@@ -71,6 +76,35 @@ pub struct SqliteCatalog {
     path: PathBuf,
     writer: SqlitePool,
     readers: SqlitePool,
+    changes: Changes,
+}
+
+/// Counts changes, for whoever records what the catalog has.
+#[derive(Debug, Default)]
+struct Changes {
+    rare: AtomicU64,
+    batches: AtomicU64,
+}
+
+impl Changes {
+    fn now(&self) -> RecordChanges {
+        RecordChanges {
+            rare: self.rare.load(Ordering::Acquire),
+            batches: self.batches.load(Ordering::Acquire),
+        }
+    }
+
+    /// A change that no batch tells. It counts also if it failed or was dropped: it may have happened.
+    async fn rare<T>(&self, change: impl Future<Output = T>) -> T {
+        struct Counted<'a>(&'a AtomicU64);
+        impl Drop for Counted<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Release);
+            }
+        }
+        let _counted = Counted(&self.rare);
+        change.await
+    }
 }
 
 impl SqliteCatalog {
@@ -132,7 +166,7 @@ fn is_duplicate(error: &sqlx::Error) -> bool {
 #[async_trait]
 impl Catalog for SqliteCatalog {
     async fn create_site(&self, site: &SiteRow) -> Result<()> {
-        site::create(self, site).await
+        self.changes.rare(site::create(self, site)).await
     }
 
     async fn site(&self) -> Result<SiteRow> {
@@ -140,7 +174,7 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn put_key(&self, key: &KeyRow) -> Result<()> {
-        keys::put(self, key).await
+        self.changes.rare(keys::put(self, key)).await
     }
 
     async fn keys(&self) -> Result<Vec<KeyRow>> {
@@ -148,11 +182,11 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn replace_keys(&self, rows: &[KeyRow], keep: KeyId) -> Result<()> {
-        keys::replace(self, rows, keep).await
+        self.changes.rare(keys::replace(self, rows, keep)).await
     }
 
     async fn create_domain(&self, domain: &DomainRow, key: &KeyRow) -> Result<()> {
-        domains::create(self, domain, key).await
+        self.changes.rare(domains::create(self, domain, key)).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainRow>> {
@@ -168,11 +202,11 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn delete_domain(&self, id: DomainId) -> Result<()> {
-        domains::delete(self, id).await
+        self.changes.rare(domains::delete(self, id)).await
     }
 
     async fn register_gateway(&self, id: GatewayId, name: &str, now: WallTime) -> Result<()> {
-        site::register_gateway(self, id, name, now).await
+        self.changes.rare(site::register_gateway(self, id, name, now)).await
     }
 
     async fn gateway(&self, id: GatewayId) -> Result<GatewayRow> {
@@ -188,7 +222,7 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn add_node(&self, node: &NodeRow) -> Result<()> {
-        nodes::add(self, node).await
+        self.changes.rare(nodes::add(self, node)).await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeRow>> {
@@ -204,7 +238,7 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn update_node(&self, id: NodeId, change: &NodeChange) -> Result<()> {
-        nodes::update(self, id, change).await
+        self.changes.rare(nodes::update(self, id, change)).await
     }
 
     async fn node_usage(&self) -> Result<Vec<NodeUsage>> {
@@ -212,7 +246,7 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn remove_node(&self, id: NodeId, force: bool) -> Result<()> {
-        nodes::remove(self, id, force).await
+        self.changes.rare(nodes::remove(self, id, force)).await
     }
 
     async fn pool_settings(&self) -> Result<PoolSettings> {
@@ -220,11 +254,11 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn set_pool_settings(&self, settings: &PoolSettings) -> Result<()> {
-        site::set_pool_settings(self, settings).await
+        self.changes.rare(site::set_pool_settings(self, settings)).await
     }
 
     async fn create_volume(&self, volume: &NewVolume) -> Result<()> {
-        volumes::create(self, volume).await
+        self.changes.rare(volumes::create(self, volume)).await
     }
 
     async fn volumes(&self) -> Result<Vec<VolumeRow>> {
@@ -240,19 +274,19 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn resize_volume(&self, gateway: GatewayId, held: HeldLease, size_bytes: u64) -> Result<()> {
-        volumes::resize(self, gateway, held, size_bytes).await
+        self.changes.rare(volumes::resize(self, gateway, held, size_bytes)).await
     }
 
     async fn rename_volume(&self, id: VolumeId, name: &VolumeName) -> Result<()> {
-        volumes::rename(self, id, name).await
+        self.changes.rare(volumes::rename(self, id, name)).await
     }
 
     async fn set_read_only(&self, id: VolumeId, read_only: bool) -> Result<()> {
-        volumes::set_read_only(self, id, read_only).await
+        self.changes.rare(volumes::set_read_only(self, id, read_only)).await
     }
 
     async fn delete_volume(&self, id: VolumeId, with_snapshots: bool, now: WallTime) -> Result<()> {
-        volumes::delete(self, id, with_snapshots, now).await
+        self.changes.rare(volumes::delete(self, id, with_snapshots, now)).await
     }
 
     async fn purge_deleted(&self, rows_max: u32) -> Result<bool> {
@@ -278,11 +312,11 @@ impl Catalog for SqliteCatalog {
         id: SnapshotId,
         now: WallTime,
     ) -> Result<()> {
-        snapshots::delete(self, gateway, held, id, now).await
+        self.changes.rare(snapshots::delete(self, gateway, held, id, now)).await
     }
 
     async fn create_clone(&self, volume: &NewVolume, from: SnapshotId) -> Result<()> {
-        snapshots::clone(self, volume, from).await
+        self.changes.rare(snapshots::clone(self, volume, from)).await
     }
 
     async fn revert_volume(
@@ -293,11 +327,11 @@ impl Catalog for SqliteCatalog {
         to: SnapshotId,
         lineage: LineageId,
     ) -> Result<()> {
-        snapshots::revert(self, gateway, held, through, to, lineage).await
+        self.changes.rare(snapshots::revert(self, gateway, held, through, to, lineage)).await
     }
 
     async fn create_group(&self, group: &GroupRow) -> Result<()> {
-        groups::create(self, group).await
+        self.changes.rare(groups::create(self, group)).await
     }
 
     async fn groups(&self) -> Result<Vec<GroupRow>> {
@@ -309,11 +343,11 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn update_group(&self, id: GroupId, change: &GroupChange) -> Result<()> {
-        groups::update(self, id, change).await
+        self.changes.rare(groups::update(self, id, change)).await
     }
 
     async fn delete_group(&self, id: GroupId) -> Result<()> {
-        groups::delete(self, id).await
+        self.changes.rare(groups::delete(self, id)).await
     }
 
     async fn begin_group_run(
@@ -322,11 +356,11 @@ impl Catalog for SqliteCatalog {
         locked_until: Option<WallTime>,
         handled_through: WallTime,
     ) -> Result<()> {
-        group_runs::begin(self, run, locked_until, handled_through).await
+        self.changes.rare(group_runs::begin(self, run, locked_until, handled_through)).await
     }
 
     async fn end_group_run(&self, end: &GroupRunEnd, event: &EventRow) -> Result<()> {
-        group_runs::end(self, end, event).await
+        self.changes.rare(group_runs::end(self, end, event)).await
     }
 
     async fn record_pruning(&self, run: GroupRunId, pruned: u64, error: Option<&str>) -> Result<()> {
@@ -346,7 +380,7 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn forget_group_snapshot(&self, snapshot: SnapshotId) -> Result<()> {
-        group_runs::forget(self, snapshot).await
+        self.changes.rare(group_runs::forget(self, snapshot)).await
     }
 
     async fn snapshot_locks(&self, volume: VolumeId) -> Result<Vec<(SnapshotId, WallTime)>> {
@@ -402,7 +436,13 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn commit_batch(&self, batch: &BatchCommit) -> Result<CommitReceipt> {
-        commit::commit(self, batch).await
+        let receipt = commit::commit(self, batch).await;
+        self.changes.batches.fetch_add(1, Ordering::Release);
+        // No footer tells of them.
+        if batch.volumes.iter().any(|part| !part.snapshots.is_empty()) {
+            self.changes.rare.fetch_add(1, Ordering::Release);
+        }
+        receipt
     }
 
     async fn containers(&self, ids: &[ContainerId]) -> Result<Vec<ContainerLocation>> {
@@ -470,7 +510,10 @@ impl Catalog for SqliteCatalog {
     }
 
     async fn place_shards(&self, change: &PlacementChange) -> Result<()> {
-        placements::change(self, change).await
+        // Its old objects stay until a checkpoint knows of the change: it can wait for one as a batch does.
+        let placed = placements::change(self, change).await;
+        self.changes.batches.fetch_add(1, Ordering::Release);
+        placed
     }
 
     async fn segment_places(&self, after: Option<SegmentId>, limit: u32) -> Result<Vec<SegmentPlace>> {
@@ -505,6 +548,10 @@ impl Catalog for SqliteCatalog {
 
     async fn totals(&self) -> Result<Totals> {
         site::totals(self).await
+    }
+
+    fn record(&self) -> Option<&dyn RecordSource> {
+        Some(self)
     }
 
     async fn close(&self) {

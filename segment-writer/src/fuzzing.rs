@@ -7,11 +7,12 @@ use crate::error::Damaged;
 use crate::pool::erasure;
 use crate::pool::recipe::Recipes;
 use crate::pool::shard::ShardTrailer;
+use crate::record::{Manifest, ManifestId, Piece, PieceCutter, PieceName, RecordKey};
 use crate::seal::ContainerCipher;
 use crate::segment::{Footer, HEADER_BYTES, Header, TRAILER_BYTES, Trailer, VERSION, VERSION_1, seal_footer};
 use bytes::Bytes;
 use cairn_model::crypto::{Encryption, SecretKey};
-use cairn_model::{ChunkIndex, ContainerId, DomainId, SegmentId, SiteId};
+use cairn_model::{ChunkIndex, ContainerId, DomainId, GatewayId, SegmentId, SiteId};
 
 fn domain(encryption: Encryption) -> Domain {
     Domain::new(DomainId::from_bytes([3; 16]), SecretKey::from_bytes([7; 32]), encryption)
@@ -150,4 +151,39 @@ impl Decoders {
     ) -> Result<Bytes, Damaged> {
         erasure::decode(data, parity, &[wanted], sources).map(|mut shards| shards.remove(0))
     }
+}
+
+/// The key of the records that [`record_piece`] and [`record_manifest`] open.
+fn record_key() -> RecordKey {
+    RecordKey::new(&domain(Encryption::Aes256Gcm), SiteId::from_bytes([1; 16]))
+}
+
+/// A piece of a record of the catalog: bytes as they may be in a pool, then as plaintext under the right seal. Whether the plaintext is
+/// one.
+pub fn record_piece(bytes: &[u8]) -> bool {
+    let key = record_key();
+    assert!(key.open_piece(PieceName::from_bytes([3; 32]), bytes).is_err(), "nobody can make up a piece");
+    let Some(piece) = Piece::decode(bytes) else { return false };
+    let mut cutter = PieceCutter::new(key.clone(), 1, GatewayId::from_bytes([4; 16]));
+    let mut cut = cutter.push(&piece.head, &piece.rows);
+    cut.extend(cutter.finish());
+    let read =
+        cut.iter().flat_map(|cut| key.open_piece(cut.name, cut.object()).expect("it was just made").rows);
+    assert!(read.eq(piece.rows), "rows are read back as they were written");
+    true
+}
+
+/// A manifest of a record of the catalog: bytes as they may be in a pool, then as plaintext under the right seal. Whether the plaintext
+/// is one.
+pub fn record_manifest(bytes: &[u8]) -> bool {
+    let gateway = GatewayId::from_bytes([4; 16]);
+    let (key, id) = (record_key(), ManifestId { incarnation: 1, number: 2, gateway });
+    assert!(key.open_manifest(id, bytes).is_err(), "nobody can make up a manifest");
+    let Ok(manifest) = Manifest::decode(id, bytes) else { return false };
+    assert_eq!(
+        Manifest::decode(id, &manifest.encode()),
+        Ok(manifest),
+        "a manifest is read back as it was written"
+    );
+    true
 }

@@ -15,6 +15,7 @@ mod error;
 pub mod fuzzing;
 mod pool;
 mod reader;
+mod record;
 mod seal;
 mod segment;
 #[doc(hidden)]
@@ -27,11 +28,16 @@ pub use container::{CONTAINER_BYTES_MAX, ChunkEntry, ContainerDirectory};
 pub use domain::{Domain, FingerprintKey};
 pub use error::{Action, Damaged, PoolError};
 pub use pool::{
-    BreakerState, Candidate, Credentials, DamagedShard, DataNode, Domains, EncodedSegment, GET_BYTES_MAX,
-    HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, MARKER_KEY, Member, NodeAccess, NodeHealth,
-    NodeState, NodeUrl, Pool, PoolSettings, Refusal, RequestPolicy, S3Url, ShardState, Stray, choose,
+    BreakerState, Candidate, Credentials, DamagedShard, DataNode, Domains, EncodedSegment, FoundSegment,
+    GET_BYTES_MAX, HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, MARKER_KEY, Member, NodeAccess,
+    NodeHealth, NodeState, NodeUrl, ObjectTally, Pool, PoolSettings, Refusal, RequestPolicy, S3Url,
+    ShardState, Stray, choose,
 };
 pub use reader::{ContainerLocation, FetchedChunks, StoredSink};
+pub use record::{
+    Copies, Manifest, ManifestId, ManifestPiece, Piece, PieceCutter, PieceName, RecordKey, RecordListing,
+    RecordStore, SealedPiece,
+};
 pub use seal::ContainerCipher;
 pub use segment::{
     BatchHeader, Check, Checker, ChunkSink, Dedupe, Finder, Footer, HEADER_BYTES, PackConfig, PackStats,

@@ -198,7 +198,15 @@ impl Pool {
     /// What a segment of `domain` says about itself: with one request, or two when its footer is large, and one for its
     /// header.
     pub async fn read_footer(&self, place: &ObjectPlace, domain: &Domain) -> Result<Footer, PoolError> {
-        let domains = |key| (key == domain.key_id()).then(|| domain.clone());
+        self.read_footer_of(place, &|key| (key == domain.key_id()).then(|| domain.clone())).await
+    }
+
+    /// The same for a segment of any domain: `domains` knows it by the name of its key.
+    pub async fn read_footer_of(
+        &self,
+        place: &ObjectPlace,
+        domains: &(dyn Fn(KeyId) -> Option<Domain> + Send + Sync),
+    ) -> Result<Footer, PoolError> {
         let size = place.length_bytes;
         let object = Object { node: self.nodes_of(place).into(), key: &place.key, size };
         let tail = self.get_range(place, size.saturating_sub(FOOTER_GUESS_BYTES)..size).await?;

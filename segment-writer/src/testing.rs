@@ -29,7 +29,7 @@ pub enum Fault {
     ReplyLost,
     /// The request takes effect, then no answer comes.
     ReplyHangs,
-    /// The request takes effect, and the answer this long.
+    /// The request takes effect, and the answer this long; of a list, every object does.
     Slow(Duration),
     /// The connection breaks after this many bytes of the body.
     BodyBreaks(usize),
@@ -212,6 +212,15 @@ impl ObjectStore for FaultStore {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         match self.fault(Verb::List, "") {
+            Some(Fault::Slow(duration)) => self
+                .inner
+                .list(prefix)
+                .then(move |object| async move {
+                    #[expect(clippy::disallowed_methods, reason = "this is a test double, of the network")]
+                    tokio::time::sleep(duration).await;
+                    object
+                })
+                .boxed(),
             Some(_) => futures::stream::once(async { Err(connection_error()) }).boxed(),
             None => self.inner.list(prefix),
         }

@@ -58,7 +58,7 @@ fn objects(gateway: &Gateway) -> Result<BTreeMap<String, u64>> {
             // What is deleted meanwhile is not there.
             let Ok(metadata) = fs::metadata(&path) else { continue };
             let key = path.strip_prefix(root)?.to_string_lossy().into_owned();
-            if metadata.is_dir() && key != "staging" {
+            if metadata.is_dir() && key != "staging" && key != "record" {
                 add(root, &path, found)?;
             } else if metadata.is_file() && folder != root {
                 found.insert(key, metadata.len());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 /// Limits and habits of an engine. Every memory user has its bound here.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own")]
 pub struct EngineConfig {
     pub wal: WalConfig,
     /// Plaintext of writes that are not destaged yet. What does not fit is read back from the log.
@@ -49,6 +50,10 @@ pub struct EngineConfig {
     pub reuse_wiped_nodes: bool,
     /// How long reading everything in the pool once may take; `None`: only when asked to.
     pub scrub_period: Option<Duration>,
+    /// How often the catalog is recorded in the pool while batches are committed; rarer changes are recorded soon. `None`: never, and nothing waits for it.
+    pub checkpoint_interval: Option<Duration>,
+    /// Nothing is done but what is asked for, until [`Engine::release`](crate::Engine::release): a gateway that may find that the site is another's changes nothing before.
+    pub held: bool,
     /// Run protection groups by their schedules; otherwise only when asked to.
     pub run_schedules: bool,
     pub pack: PackConfig,
@@ -81,6 +86,8 @@ impl EngineConfig {
             node_failed_after: Some(Duration::from_mins(10)),
             reuse_wiped_nodes: true,
             scrub_period: Some(Duration::from_hours(30 * 24)),
+            checkpoint_interval: Some(Duration::from_mins(10)),
+            held: false,
             run_schedules: true,
             pack: PackConfig::default(),
             accept_lost_wal: false,

@@ -14,6 +14,10 @@ use crate::patience::patiently;
 use crate::pressure::Pressure;
 use crate::read::{ChunkReader, ReaderLimits};
 use crate::reclaim::{Reclaim, reclaim_until_stopped};
+use crate::record::{
+    Record, checkpoint, checkpoint_last, look_over, look_over_until_stopped, record_until_stopped,
+    watch_owner_until_stopped,
+};
 use crate::recovery::{OpenVolume, open_volume, recover};
 use crate::registry::Registry;
 use crate::snapshot::Views;
@@ -31,6 +35,7 @@ use cairn_segment_writer::{Domain, Pool};
 use cairn_wal::{Disk, Wal};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -101,6 +106,7 @@ pub(crate) struct Shared {
     pub(crate) commit_turn: tokio::sync::Mutex<()>,
     pub(crate) reclaim: Reclaim,
     pub(crate) heal: Heal,
+    pub(crate) record: Record,
     pub(crate) groups: Groups,
     pub(crate) fold_wake: Notify,
     pub(crate) purge_wake: Notify,
@@ -114,6 +120,8 @@ pub(crate) struct Shared {
 pub struct Engine {
     shared: Arc<Shared>,
     not_served: Vec<NotServed>,
+    /// See [`Engine::release`].
+    is_held: AtomicBool,
 }
 
 impl Engine {
@@ -126,15 +134,31 @@ impl Engine {
         shared.tasks.spawn(destage_until_stopped(Arc::clone(&shared), recovered.destage_requests));
         shared.tasks.spawn(learn_until_stopped(Arc::clone(&shared), recovered.lessons));
         shared.tasks.spawn(relearn_until_stopped(Arc::clone(&shared)));
-        shared.tasks.spawn(fold_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(govern_until_stopped(Arc::clone(&shared)));
         shared.tasks.spawn(renew_leases(Arc::clone(&shared)));
-        shared.tasks.spawn(purge_until_stopped(Arc::clone(&shared)));
-        shared.tasks.spawn(reclaim_until_stopped(Arc::clone(&shared)));
-        shared.tasks.spawn(heal_until_stopped(Arc::clone(&shared)));
-        shared.tasks.spawn(scrub_until_stopped(Arc::clone(&shared)));
-        shared.tasks.spawn(run_groups_until_stopped(Arc::clone(&shared)));
-        Ok(Arc::new(Self { shared, not_served: recovered.not_served }))
+        let engine =
+            Arc::new(Self { shared, not_served: recovered.not_served, is_held: AtomicBool::new(true) });
+        if !engine.shared.config.held {
+            engine.release();
+        }
+        Ok(engine)
+    }
+
+    /// Begins what an engine does by itself: reclaim, healing, checkpoints, schedules. See [`EngineConfig::held`].
+    pub fn release(&self) {
+        if !self.is_held.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let shared = &self.shared;
+        shared.tasks.spawn(fold_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(purge_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(reclaim_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(heal_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(scrub_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(record_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(look_over_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(watch_owner_until_stopped(Arc::clone(shared)));
+        shared.tasks.spawn(run_groups_until_stopped(Arc::clone(shared)));
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -241,15 +265,31 @@ impl Engine {
         self.shared.destage.all().await
     }
 
+    /// Records everything that the catalog has in the pool: it and the key are enough to have it again when this returns.
+    pub async fn checkpoint(&self) -> Result<(), EngineError> {
+        checkpoint(&self.shared).await
+    }
+
+    /// Reads what the newest checkpoint is made of, as is done every day. Returns how many of its objects were damaged or missing: the next checkpoint puts them again, and is due.
+    pub async fn check_record(&self) -> Result<u64, EngineError> {
+        look_over(&self.shared).await
+    }
+
     /// Destages, closes the log, gives the volumes back. What cannot be destaged in time stays in the log for the next
-    /// start; the error says so.
+    /// start; the error says so. Of a gateway whose site was taken over the log is left as it is.
     pub async fn shutdown(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
+        if let Err(error) = shared.record.check_owner() {
+            // What was acknowledged and not destaged is in the log alone, and stays there.
+            self.abandon().await;
+            return Err(error);
+        }
         // No group runs from here on: what it took would be in the log alone.
         shared.groups.close();
         let _turn = cairn_model::timeout(&*shared.ports.clock, RUN_LIMIT, shared.groups.own_turn()).await;
         let destaged =
             cairn_model::timeout(&*shared.ports.clock, SHUTDOWN_DESTAGE_LIMIT, shared.destage.all()).await;
+        checkpoint_last(shared).await;
         shared.stop.cancel();
         let closed = shared.wal.close().await;
         // What is made for a segment under way would be left in the pool.
@@ -445,8 +485,10 @@ where
 {
     let turn = Arc::clone(&shared.administration);
     let change = change(Arc::clone(shared));
+    let shared_too = Arc::clone(shared);
     let task = shared.tasks.spawn(async move {
         let _turn = turn.lock_owned().await;
+        shared_too.record.check_owner()?;
         change.await
     });
     task.await.ok().flatten().unwrap_or(Err(EngineError::Stopped))
@@ -543,6 +585,7 @@ pub(crate) fn assemble(
         commit_turn: tokio::sync::Mutex::default(),
         reclaim: Reclaim::default(),
         heal: Heal::new(&config),
+        record: Record::default(),
         groups: Groups::default(),
         fold_wake: Notify::new(),
         purge_wake: Notify::new(),

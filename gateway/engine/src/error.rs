@@ -2,7 +2,7 @@
 
 use cairn_metadata::CatalogError;
 use cairn_model::{ErrorKind, Kinded};
-use cairn_segment_writer::PoolError;
+use cairn_segment_writer::{ManifestId, PoolError};
 use cairn_wal::WalError;
 use std::sync::Arc;
 
@@ -79,6 +79,8 @@ pub enum EngineError {
     BadOptions(String),
     #[error("the pool did not answer within {0} seconds; see `cairn status`")]
     PoolSilent(u64),
+    #[error("a checkpoint of the catalog was given up after {0} hours; the next one goes on where it was")]
+    CheckpointTooLong(u64),
     #[error("the catalog did not answer in time")]
     CatalogSilent,
     #[error("work on a batch panicked, which is a bug: {0}")]
@@ -87,6 +89,14 @@ pub enum EngineError {
     LeaseLapsed(String),
     #[error("cannot start a thread: {0}")]
     Thread(#[source] Arc<std::io::Error>),
+    #[error(
+        "another catalog, made from the pool, has taken this site over (checkpoint {0}): this gateway works on an old one, and deletes nothing any more. Stop it"
+    )]
+    Superseded(ManifestId),
+    #[error(
+        "the pool has a later checkpoint of this catalog ({0}) than this catalog knows of: it is an older copy, or another one was made of the same checkpoint. Nothing is recorded or deleted with it; `cairn recover` makes the newest one. Where another recovery left that checkpoint, and is gone, see docs/recovery.md"
+    )]
+    OlderCatalog(ManifestId),
     #[error("the gateway is stopping")]
     Stopped,
 }
@@ -106,7 +116,7 @@ impl Kinded for EngineError {
             | Self::NamedTwice(_) => ErrorKind::Unsupported,
             Self::ReadOnly(_) => ErrorKind::ReadOnly,
             Self::NoSuchVolume(_) | Self::NoSuchSnapshot(_) | Self::Deleted(_) => ErrorKind::NotFound,
-            Self::Fenced(_) => ErrorKind::Fenced,
+            Self::Fenced(_) | Self::Superseded(_) | Self::OlderCatalog(_) => ErrorKind::Fenced,
             Self::PoolFull => ErrorKind::OutOfSpace,
             Self::LostWal(_) | Self::LogGap { .. } | Self::NoSuchContainer(_) | Self::Astray(_) => {
                 ErrorKind::Corrupt
@@ -115,6 +125,7 @@ impl Kinded for EngineError {
             Self::Catalog(error) => error.kind(),
             Self::Pool(error) => error.kind(),
             Self::PoolSilent(_)
+            | Self::CheckpointTooLong(_)
             | Self::CatalogSilent
             | Self::LeaseLapsed(_)
             | Self::TooManySnapshots(_)
@@ -139,6 +150,11 @@ impl EngineError {
 }
 
 impl EngineError {
+    /// Whether the pool has a later catalog of the site than this gateway's.
+    pub(crate) const fn is_of_another_catalog(&self) -> bool {
+        matches!(self, Self::Superseded(_) | Self::OlderCatalog(_))
+    }
+
     /// Whether a chunk that was looked for in its old place may be found in a new one.
     pub(crate) fn may_have_moved(&self) -> bool {
         match self {

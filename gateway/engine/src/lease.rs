@@ -165,7 +165,7 @@ async fn renew_all(shared: &Shared) {
 /// Stops serving a volume that another gateway owns now. What this gateway had buffered for it is not ours to write any more.
 pub(crate) fn fence(shared: &Shared, volume: &Volume, error: &EngineError) {
     if let Some(name) = end_service(shared, volume, Condition::Fenced) {
-        tracing::error!(volume = name, %error, "the volume is owned by another gateway; serving it ends here");
+        tracing::error!(volume = name, %error, "the volume is another gateway's; serving it ends here");
     }
 }
 

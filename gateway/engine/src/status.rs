@@ -5,6 +5,7 @@ use crate::engine::Engine;
 use crate::group::GroupCounters;
 use crate::heal::HealStatus;
 use crate::reclaim::ReclaimStatus;
+use crate::record::{self, RecordStatus};
 use crate::volume::Condition;
 use cairn_fingerprints::IndexStatus;
 use cairn_flash::FlashStatus;
@@ -87,6 +88,7 @@ pub struct EngineStatus {
     pub cpu: CpuStatus,
     pub reclaim: ReclaimStatus,
     pub heal: HealStatus,
+    pub record: RecordStatus,
     pub groups: GroupCounters,
     pub block_cache_bytes: u64,
     pub map_cache_bytes: u64,
@@ -127,6 +129,7 @@ impl Engine {
             cpu: shared.governor.status(&shared.compute),
             reclaim: shared.reclaim.status(),
             heal: shared.heal.status(),
+            record: record::status(shared),
             groups: shared.groups.counters(),
             block_cache_bytes: shared.chunks.cached_bytes(),
             map_cache_bytes: shared.leaves.used_bytes(),

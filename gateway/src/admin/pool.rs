@@ -12,6 +12,9 @@ use std::time::Duration;
 
 type Result<T> = std::result::Result<T, GatewayError>;
 
+/// How long removing a drained node takes for what is still to be deleted on it.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(30);
+
 impl Service {
     pub async fn nodes(&self) -> Result<Vec<Node>> {
         let rows = site::attached_nodes(&self.site).await?;
@@ -61,9 +64,31 @@ impl Service {
     }
 
     pub async fn remove_node(&self, name: &str, force: bool) -> Result<()> {
+        if !force {
+            self.empty_drained(name).await?;
+        }
         let node = name.to_owned();
         self.change_of_pool(|site| async move { site::remove_node(&site, &node, force).await }).await?;
         tracing::info!(node = name, force, "data node removed");
+        Ok(())
+    }
+
+    /// Deletes what a drained node still has of shards that are elsewhere by now: that waits for a checkpoint, which may be minutes away.
+    async fn empty_drained(&self, name: &str) -> Result<()> {
+        let Some((engine, _)) = &self.engine else { return Ok(()) };
+        let catalog = &self.site.catalog;
+        let Some(row) = catalog.nodes().await?.into_iter().find(|row| row.name == name) else {
+            return Ok(());
+        };
+        let usage = catalog.node_usage().await?;
+        let holds_shards = usage.iter().any(|usage| usage.node == row.id && usage.shards > 0);
+        if row.state != NodeState::Draining || holds_shards {
+            return Ok(());
+        }
+        // If something is left, removing the node says so.
+        if let Err(error) = engine.delete_left_over(EMPTY_PATIENCE).await {
+            tracing::warn!(%error, node = name, "not all that is to be deleted could be");
+        }
         Ok(())
     }
 

@@ -7,12 +7,12 @@ use super::reclaim;
 use super::reduction;
 use super::service::Service;
 use super::types::{
-    Attention, Destage, Gateway, Health, Memory, NodeHealth, PoolTotals, Site, Status, Volume, Wal,
+    Attention, Destage, Gateway, Health, Memory, NodeHealth, PoolTotals, Record, Site, Status, Volume, Wal,
 };
 use crate::error::GatewayError;
 use crate::key::KeyError;
 use crate::site::Site as OpenSite;
-use cairn_engine::EngineStatus;
+use cairn_engine::{EngineStatus, RecordStatus};
 use cairn_metadata::WalState;
 use cairn_model::crypto::Encryption;
 use cairn_wal::FileDisk;
@@ -85,6 +85,7 @@ impl Service {
             pool,
             reduction: reduction::reduction(&totals),
             heal: engine.map(|engine| heal::heal(&engine.heal)).unwrap_or_default(),
+            record: engine.map(|engine| record(&engine.record)).unwrap_or_default(),
             reclaim: engine.map(|engine| reclaim::reclaim(&engine.reclaim)).unwrap_or_default(),
             dedupe: engine.map(reduction::dedupe),
             flash: engine.and_then(|engine| engine.flash.as_ref()).map(reduction::flash),
@@ -128,6 +129,16 @@ fn add(pool: &mut PoolTotals, health: &NodeHealth) {
     pool.get_bytes += health.get_bytes;
     pool.deletes += health.deletes;
     pool.delete_requests += health.delete_requests;
+}
+
+fn record(status: &RecordStatus) -> Record {
+    Record {
+        taken: status.taken,
+        last_at_ms: status.last_at_ms,
+        took_ms: status.took_ms,
+        waits: status.waits,
+        problem: status.problem.clone(),
+    }
 }
 
 fn destage(engine: &EngineStatus) -> Destage {
@@ -182,6 +193,12 @@ fn attention_of_engine(engine: &EngineStatus, errors: &mut Entries, warnings: &m
     }
     warnings.extend(reduction::attention(engine));
     heal::attention(engine, errors, warnings);
+    if let Some(problem) = &engine.record.problem {
+        warnings.push((
+            format!("the catalog is not recorded in the pool: {problem}"),
+            "it is tried again; until it is, `cairn recover` would make an older one, and nothing is deleted from the pool".to_owned(),
+        ));
+    }
 }
 
 fn attention_of_encryption(volumes: &[Volume]) -> Option<(String, String)> {

@@ -374,6 +374,9 @@ pub struct Status {
     /// Since the start.
     #[serde(default)]
     pub heal: Heal,
+    /// Since the start.
+    #[serde(default)]
+    pub record: Record,
     /// Absent when no gateway runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedupe: Option<Dedupe>,
@@ -387,6 +390,22 @@ pub struct Status {
     #[serde(default)]
     pub groups: u64,
     pub volumes: Vec<Volume>,
+}
+
+/// Checkpoints: copies of the catalog in the pool, of which `cairn recover` makes it again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Record {
+    pub taken: u64,
+    /// When the last one was, in milliseconds since the Unix epoch; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_at_ms: Option<u64>,
+    /// How long it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
+    /// Something but writes was changed that none has yet.
+    pub waits: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -73,6 +73,7 @@ pub enum Command {
     Up(Up),
     Init(Init),
     Serve(Serve),
+    Recover(Recover),
     /// Data nodes: the object stores and directories that hold the data
     #[command(subcommand, arg_required_else_help = true)]
     Node(Node),
@@ -180,6 +181,31 @@ pub struct Init {
 pub struct Serve {
     #[command(flatten)]
     pub options: ServeOptions,
+    /// Serve a directory that `cairn recover` made; the gateway of before must be stopped for good
+    #[arg(long)]
+    pub take_over: bool,
+    /// Serve it although the recovery did not find all that the site had; what it lacks is lost then
+    #[arg(long, requires = "take_over")]
+    pub accept_incomplete: bool,
+}
+
+/// Make a directory for a site whose catalog is lost, from its pool and its key
+///
+/// Reads the newest checkpoint of the catalog in the pool and what was brought to the pool since, and makes a directory to serve from: with all volumes, snapshots,
+/// clones, groups, domains and keys. What only the lost gateway's write-ahead log had is lost. Writes nothing to the pool. --dir names the directory, which must be
+/// empty or not exist. Stop the gateway of before first, for good: what it brings to the pool during the recovery or after it is not in the new catalog, and
+/// `cairn serve --take-over`, which serves the directory, refuses it then.
+#[derive(Debug, Args)]
+pub struct Recover {
+    /// A data node of the site: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION; to be repeated, once for each that can be reached
+    #[arg(long, value_name = "URL", required = true)]
+    pub pool: Vec<String>,
+    /// The file of the site's master key
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub key: PathBuf,
+    /// A file that holds the passphrase of the key, if it needs one
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

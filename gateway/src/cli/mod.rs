@@ -13,6 +13,7 @@ mod output;
 mod pool;
 mod progress;
 mod reclaim;
+mod recover;
 mod scrub;
 mod snapshot;
 mod status;
@@ -59,7 +60,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn execute(cli: Cli) -> Result<(), GatewayError> {
     std::panic::set_hook(Box::new(tell_panic));
     let global = cli.global;
-    if matches!(cli.command, Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Key(_)) {
+    if matches!(
+        cli.command,
+        Command::Up(_) | Command::Serve(_) | Command::Init(_) | Command::Recover(_) | Command::Key(_)
+    ) {
         // What these make is for the owner of the directory only.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     }
@@ -68,6 +72,7 @@ fn execute(cli: Cli) -> Result<(), GatewayError> {
         Command::Man(asked) => documents::manual(&asked.out),
         Command::Up(asked) => up::up(&global, &asked),
         Command::Serve(asked) => up::serve(&global, &asked),
+        Command::Recover(asked) => in_runtime(recover::run(&global, asked)),
         Command::Init(asked) => in_runtime(init::run(&global, &asked)),
         Command::Node(asked) => in_runtime(node::run(&global, asked)),
         Command::Pool(asked) => in_runtime(pool::run(&global, asked)),

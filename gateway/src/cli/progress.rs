@@ -39,18 +39,28 @@ impl Bar {
 
 /// Waits for `work`, under a spinner if it takes long and somebody watches.
 pub(super) async fn spinning<T>(label: &'static str, work: impl Future<Output = T>) -> T {
+    telling(|| label.to_owned(), work).await
+}
+
+/// The same, with what changes.
+pub(super) async fn telling<T>(tell: impl Fn() -> String, work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     if let Ok(done) = cairn_model::timeout(&SystemClock::new(), QUIET, &mut work).await {
         return done;
     }
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     spinner.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("well formed"));
-    spinner.set_message(label);
+    spinner.set_message(tell());
     if is_watched() {
         spinner.set_draw_target(ProgressDrawTarget::stderr());
         spinner.enable_steady_tick(FRAME);
     }
-    let done = work.await;
+    let done = loop {
+        match cairn_model::timeout(&SystemClock::new(), QUIET, &mut work).await {
+            Ok(done) => break done,
+            Err(_) => spinner.set_message(tell()),
+        }
+    };
     spinner.finish_and_clear();
     done
 }

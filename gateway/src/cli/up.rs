@@ -80,11 +80,16 @@ pub(super) fn serve(global: &Global, asked: &Serve) -> Result<(), GatewayError> 
     let options = serve_options(&asked.options)?;
     let directory = Directory::new(&global.dir)?;
     directory.require_ready()?;
-    let prepare = async {
+    let (take_over, accept_incomplete) = (asked.take_over, asked.accept_incomplete);
+    let prepare = async move {
         let ports = Ports::system();
         let lock = lock(&directory, &*ports.clock).await?;
         let config = load(&directory)?;
-        Site::open(directory, config, lock, ports).await
+        let mut site = Site::open(directory, config, lock, ports).await?;
+        if take_over {
+            site.begin_take_over(accept_incomplete);
+        }
+        Ok(site)
     };
     run(prepare, &options, async |_: Ready<'_>| Ok(()))
 }

@@ -160,6 +160,8 @@ pub struct CpuConfig {
 pub struct PoolConfig {
     /// `None`: the data node that the catalog names.
     pub url: Option<String>,
+    /// How often the catalog is recorded in the pool while data is written.
+    pub checkpoint_interval: Duration,
     /// `None`: from the environment.
     pub credentials: Option<PoolCredentials>,
 }

@@ -115,6 +115,7 @@ pub(super) struct RawCpu {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPool {
     pub(super) url: Option<String>,
+    pub(super) checkpoint_interval: Option<String>,
     pub(super) access_key_id: Option<String>,
     pub(super) secret_access_key: Option<Secret>,
     pub(super) session_token: Option<Secret>,

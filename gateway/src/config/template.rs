@@ -1,10 +1,10 @@
 //! The `cairn.toml` that initialisation writes: every key, commented, with its default.
 
 use super::validate::{
-    BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, DEDUPE_INDEX_DEFAULT, DEDUPE_MEMORY_DEFAULT, FLASH_SIZE_DEFAULT,
-    HEAL_BANDWIDTH_DEFAULT, MAP_CACHE_DEFAULT, NODE_FAILED_AFTER_DEFAULT, RECLAIM_DEAD_PERCENT_DEFAULT,
-    RECLAIM_INTERVAL_DEFAULT, SCRUB_PERIOD_DEFAULT, WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT,
-    block_cache_default,
+    BATCH_AGE_DEFAULT, BATCH_BYTES_DEFAULT, CHECKPOINT_INTERVAL_DEFAULT, DEDUPE_INDEX_DEFAULT,
+    DEDUPE_MEMORY_DEFAULT, FLASH_SIZE_DEFAULT, HEAL_BANDWIDTH_DEFAULT, MAP_CACHE_DEFAULT,
+    NODE_FAILED_AFTER_DEFAULT, RECLAIM_DEAD_PERCENT_DEFAULT, RECLAIM_INTERVAL_DEFAULT, SCRUB_PERIOD_DEFAULT,
+    WAL_CAPACITY_DEFAULT, WRITE_BUFFER_DEFAULT, block_cache_default,
 };
 use crate::units::format_size_exact;
 use cairn_engine::CpuBudget;
@@ -28,6 +28,7 @@ pub fn template(catalog_url: Option<&str>) -> String {
         .replace("@BATCH_BYTES@", &size(BATCH_BYTES_DEFAULT))
         .replace("@CPU_BUDGET@", &format!("\"{}\"", CpuBudget::default().name()))
         .replace("@BATCH_AGE@", &format!("\"{}s\"", BATCH_AGE_DEFAULT.as_secs()))
+        .replace("@CHECKPOINT_INTERVAL@", &format!("\"{}m\"", CHECKPOINT_INTERVAL_DEFAULT.as_secs() / 60))
         .replace("@RECLAIM_DEAD_PERCENT@", &RECLAIM_DEAD_PERCENT_DEFAULT.to_string())
         .replace("@HEAL_BANDWIDTH@", &size(HEAL_BANDWIDTH_DEFAULT))
         .replace("@NODE_FAILED_AFTER@", &format!("\"{}m\"", NODE_FAILED_AFTER_DEFAULT.as_secs() / 60))
@@ -117,6 +118,8 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 # Where the data lives: file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=REGION. Left out, it is the data node
 # that the catalog names, at first the folder pool/ here. It can be changed until data is in the pool.
 # url = "s3://bucket/prefix?endpoint=http://127.0.0.1:9000&region=us-east-1"
+# How often the catalog is recorded in the pool while data is written, so that `cairn recover` has less to read. Other changes are recorded at once.
+# checkpoint_interval = @CHECKPOINT_INTERVAL@
 # Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from here:
 # access_key_id = ""
 # secret_access_key = ""

@@ -18,7 +18,10 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(addresses, ["127.0.0.1:10809", "unix:/cairn/nbd.sock"]);
     assert_eq!(config.catalog, CatalogUrl::Sqlite("/cairn/catalog.db".into()));
     assert_eq!(config.wal, WalSection { capacity_bytes: 4 << 30, path: "/cairn/wal".into() });
-    assert_eq!(config.pool, PoolConfig { url: None, credentials: None });
+    assert_eq!(
+        config.pool,
+        PoolConfig { url: None, checkpoint_interval: Duration::from_mins(10), credentials: None }
+    );
 }
 
 #[test]
@@ -163,6 +166,7 @@ fn an_impossible_value_is_named_by_its_key() {
         ("[destage]\nbatch_age = \"5\"", "destage.batch_age", "not a duration"),
         ("[destage]\nbatch_age = \"1ms\"", "destage.batch_age", "at least 100ms"),
         ("[destage]\nbatch_age = \"2h\"", "destage.batch_age", "at most 1h"),
+        ("[pool]\ncheckpoint_interval = \"25h\"", "pool.checkpoint_interval", "at most 24h"),
         ("[reclaim]\ninterval = \"999ms\"", "reclaim.interval", "at least 1s"),
         ("[reclaim]\ninterval = \"721h\"", "reclaim.interval", "30 days"),
         ("[reclaim]\ninterval = \"0s\"", "reclaim.interval", "or off"),

@@ -32,6 +32,7 @@ pub(super) const BATCH_BYTES_DEFAULT: u64 = 64 * MIB;
 const BATCH_BYTES_MAX: u64 = 480 * MIB;
 pub(super) const BATCH_AGE_DEFAULT: Duration = Duration::from_secs(5);
 pub(super) const RECLAIM_INTERVAL_DEFAULT: Duration = Duration::from_mins(10);
+pub(super) const CHECKPOINT_INTERVAL_DEFAULT: Duration = Duration::from_mins(10);
 pub(super) const NBD_DEFAULT: [&str; 2] = ["127.0.0.1:10809", "unix:nbd.sock"];
 
 pub(super) const RECLAIM_DEAD_PERCENT_DEFAULT: u8 = 20;
@@ -411,7 +412,16 @@ fn pool(raw: RawPool) -> Result<PoolConfig, Problem> {
             return Err(("pool.access_key_id", "is missing: `pool.secret_access_key` is set".to_owned()));
         }
     };
-    Ok(PoolConfig { url: raw.url, credentials })
+    let key = "pool.checkpoint_interval";
+    let checkpoint_interval = match raw.checkpoint_interval.as_deref() {
+        None => CHECKPOINT_INTERVAL_DEFAULT,
+        Some(text) => parse_duration(text).map_err(|error| (key, format!("cannot be used: {error}")))?,
+    };
+    if !(Duration::from_secs(1)..=Duration::from_hours(24)).contains(&checkpoint_interval) {
+        let text = raw.checkpoint_interval.as_deref().unwrap_or_default();
+        return Err((key, format!("is {text}: it must be at least 1s and at most 24h")));
+    }
+    Ok(PoolConfig { url: raw.url, checkpoint_interval, credentials })
 }
 
 fn log(raw: RawLog) -> Result<LogConfig, Problem> {

@@ -82,6 +82,11 @@ async fn start(site: &Site, accept_lost_wal: bool) -> Result<(Arc<Engine>, Arc<P
         );
     }
     let engine = site.start_engine(Arc::clone(&pool), Purpose::Serve { accept_lost_wal }).await?;
+    if let Err(error) = site.end_take_over(&engine, &pool).await {
+        // Nothing was written to it, and nothing is to be put.
+        engine.abandon().await;
+        return Err(error);
+    }
     for refused in engine.not_served() {
         tracing::error!(volume = refused.name, reason = refused.reason, "a volume is not served");
     }

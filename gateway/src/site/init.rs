@@ -132,7 +132,7 @@ pub async fn initialise_observed(
 }
 
 /// Reads `cairn.toml`, or writes one with the defaults.
-fn configure(directory: &Directory, options: &InitOptions) -> Result<Config, GatewayError> {
+pub(super) fn configure(directory: &Directory, options: &InitOptions) -> Result<Config, GatewayError> {
     let path = directory.config();
     if !path.exists() {
         // Checked before it is written: a file that this program wrote must be one that it reads.
@@ -216,7 +216,7 @@ fn refuse_unused_passphrase(
     Err(GatewayError::refused(ErrorKind::Conflict, what, next))
 }
 
-fn write_key(path: &Path, key: &SecretKey, protection: &Protection) -> Result<(), KeyError> {
+pub(super) fn write_key(path: &Path, key: &SecretKey, protection: &Protection) -> Result<(), KeyError> {
     let contents = match protection {
         Protection::Passphrase(sealed) => KeyFile::Sealed(sealed.clone()),
         Protection::Plain | Protection::Command => KeyFile::Plain(key.clone()),
@@ -266,7 +266,7 @@ pub(crate) fn new_volume(name: VolumeName, size_bytes: u64, ports: &Ports) -> Ne
     }
 }
 
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     if name.is_empty() { "gateway".to_owned() } else { name }
 }

@@ -6,6 +6,7 @@ mod local;
 mod node;
 mod pool;
 mod publish;
+mod recover;
 mod replace;
 
 pub(crate) use init::new_volume;
@@ -15,16 +16,19 @@ pub use node::{Attached, EMBEDDED_POOL_URL, WantedNode, attached_nodes, resolved
 pub(crate) use pool::{active, domains};
 pub use pool::{add_node, change_node, remove_node, replace_node, set_profile};
 pub use publish::KeyCopy;
+pub use recover::{
+    CheckpointReport, RecoverOptions, RecoveryProgress, RecoveryReport, VolumeReport, recover,
+};
 pub use replace::{ReplaceStep, is_reserved, sealed_for_replacement};
 
 use crate::config::{CatalogUrl, Config};
-use crate::directory::{Directory, Lock};
+use crate::directory::{Directory, DirectoryError, Lock};
 use crate::error::GatewayError;
 use crate::key::{Master, source};
 use cairn_engine::{CpuBudget, Engine, EngineConfig, EngineError, EngineParts};
 use cairn_metadata::{Catalog, SiteRow, SqliteCatalog, WalState};
 use cairn_model::crypto::SecretKey;
-use cairn_model::{ErrorKind, GatewayId, Ports};
+use cairn_model::{ErrorKind, GatewayId, Kinded, Ports};
 use cairn_segment_writer::{Domain, Pool};
 use cairn_wal::{FileDisk, WalConfig, WalError};
 use keys::Keyring;
@@ -54,6 +58,10 @@ pub struct Site {
     pub gateway: GatewayId,
     pub catalog: Arc<dyn Catalog>,
     pub ports: Ports,
+    /// It was recovered from the pool, and the operator says that the gateway of before is gone.
+    takes_over: bool,
+    /// And that the site goes on without what the recovery did not find.
+    accepts_incomplete: bool,
     /// `None`: opened to be told about only.
     keyring: Option<Keyring>,
     _lock: Lock,
@@ -109,7 +117,66 @@ impl Site {
             ));
         };
         catalog.gateway(gateway).await?;
-        Ok(Self { directory, config, row, gateway, catalog, ports, keyring: None, _lock: lock })
+        Ok(Self {
+            directory,
+            config,
+            row,
+            gateway,
+            catalog,
+            ports,
+            takes_over: false,
+            accepts_incomplete: false,
+            keyring: None,
+            _lock: lock,
+        })
+    }
+
+    /// The operator says that the gateway of before is gone. Where nothing was recovered, or that was said before, it changes nothing.
+    pub const fn begin_take_over(&mut self, accepts_incomplete: bool) {
+        self.takes_over = true;
+        self.accepts_incomplete = accepts_incomplete;
+    }
+
+    /// Makes the pool this catalog's, before anything is served: its first checkpoint says so to every other catalog of the site. The directory is as any other then.
+    ///
+    /// Crash case: after the checkpoint and before the mark is removed, the next `--take-over` finds that checkpoint to be its own.
+    pub async fn end_take_over(&self, engine: &Engine, pool: &Arc<Pool>) -> Result<(), GatewayError> {
+        if !self.takes_over || self.directory.recovered()?.is_none() {
+            return Ok(());
+        }
+        let taken = async {
+            engine.checkpoint().await?;
+            // Somebody else may have taken over from the same checkpoint at the same time: each looks when its own manifest is there, so one of the two sees the other's.
+            recover::check_take_over(self, pool).await
+        };
+        if let Err(error) = taken.await {
+            // Somebody else has the site, or may have: a newer version, of which nobody can tell.
+            if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Fenced | ErrorKind::Unsupported)
+                && let Err(left) = recover::withdraw(self, pool).await
+            {
+                tracing::warn!(
+                    error = left.full_message(),
+                    "a checkpoint of this directory may be left in the pool, and holds up whoever took the site over: see docs/recovery.md"
+                );
+            }
+            return Err(error);
+        }
+        self.directory.take_over()?;
+        engine.release();
+        Ok(())
+    }
+
+    /// Fails while the directory was recovered and is not told to take over, or lacks something and nobody said that it is to go on without.
+    fn require_taken_over(&self) -> Result<(), GatewayError> {
+        if !self.takes_over {
+            return Ok(self.directory.require_taken_over()?);
+        }
+        let lacks = self.directory.recovered()?.map(|recovered| recovered.lacks).unwrap_or_default();
+        if lacks.is_empty() || self.accepts_incomplete {
+            return Ok(());
+        }
+        let path = self.directory.path().to_owned();
+        Err(DirectoryError::RecoveredInPart { path, lacks: lacks.join("; ") }.into())
     }
 
     fn keyring(&self) -> Result<&Keyring, GatewayError> {
@@ -128,6 +195,8 @@ impl Site {
     /// Starts the engine: replays the log, takes the volumes' leases. Every volume is usable when it returns.
     pub async fn start_engine(&self, pool: Arc<Pool>, purpose: Purpose) -> Result<Arc<Engine>, GatewayError> {
         let mut config = engine_config(&self.config);
+        // Until the site is this catalog's (`end_take_over`) nothing is put, moved or deleted.
+        config.held = self.directory.recovered()?.is_some();
         match purpose {
             Purpose::Serve { accept_lost_wal } => config.accept_lost_wal = accept_lost_wal,
             // Nobody waits but the user of the command: the budget that protects guests would only slow it down.
@@ -199,6 +268,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     engine.batch_bytes = config.destage.batch_bytes;
     engine.batch_age = config.destage.batch_age;
     engine.cpu_budget = config.cpu.budget;
+    engine.checkpoint_interval = Some(config.pool.checkpoint_interval);
     engine.reclaim_interval = config.reclaim.interval;
     engine.reclaim_dead_percent_max = config.reclaim.dead_percent;
     engine.heal_bytes_per_second = config.heal.bytes_per_second;

@@ -36,6 +36,7 @@ impl Site {
     /// Opens the pool: the data nodes that the catalog names. Gives them the site's keys, where they do not have them. The only node must be there; of several any
     /// may be away, and are looked at when they are needed.
     pub async fn open_pool(&self) -> Result<Arc<Pool>> {
+        self.require_taken_over()?;
         node::settle(self).await?;
         let rows = self.catalog.nodes().await?;
         let settings =
@@ -45,6 +46,9 @@ impl Site {
         }
         let members = members(&rows, &self.nodes(&rows, None)?);
         let pool = Arc::new(Pool::new(members, settings, self.ports.clone()));
+        // Before anything is written.
+        super::recover::check_take_over(self, &pool).await?;
+        super::recover::check_segments(self, &pool).await?;
         self.publish_soon(&pool).await?;
         Ok(pool)
     }

@@ -78,8 +78,22 @@ impl Revisions {
         Self(bytes.chunks_exact(REVISION_BYTES).take(REVISIONS_MAX).map(revision).collect())
     }
 
+    /// With one that was published, of which this catalog may not know yet.
+    pub(super) fn with(mut self, published: Revision) -> Self {
+        if !self.0.contains(&published) {
+            self.0.insert(0, published);
+            self.0.truncate(REVISIONS_MAX);
+        }
+        self
+    }
+
     pub(super) fn current(&self) -> Revision {
         self.0.first().copied().unwrap_or(BEFORE_ALL)
+    }
+
+    /// Whether a change is among them.
+    pub(super) fn knows(&self, revision: Revision) -> bool {
+        self.0.contains(&revision)
     }
 
     /// With one more change.
@@ -160,11 +174,12 @@ impl Site {
         &self,
         pool: Option<&Pool>,
     ) -> Result<Vec<(String, Result<Arc<DataNode>, GatewayError>)>, GatewayError> {
+        self.require_taken_over()?;
         let mut nodes = Vec::new();
         for row in self.catalog.nodes().await? {
             let node = match pool.and_then(|pool| pool.node(row.id).ok()) {
                 Some(node) => Ok(node),
-                None => super::node::open(self, &row).await.map(Arc::new),
+                None => Box::pin(super::node::open(self, &row)).await.map(Arc::new),
             };
             nodes.push((row.name, node));
         }
@@ -318,6 +333,16 @@ mod tests {
             assert_eq!(revisions.current().number, count as u64);
             assert!(revisions.0.len() <= REVISIONS_MAX);
         }
+    }
+
+    #[test]
+    fn what_was_published_joins_what_a_catalog_remembers() {
+        let (old, new) = (revisions(3), revisions(4).current());
+        let joined = old.clone().with(new);
+        assert_eq!(joined.current(), new);
+        assert!(joined.may_replace(old.current()) && joined.may_replace(revisions(1).current()));
+        assert_eq!(joined.clone().with(revisions(2).current()), joined, "it knows of it");
+        assert!(revisions(1000).with(new).0.len() <= REVISIONS_MAX);
     }
 
     #[test]

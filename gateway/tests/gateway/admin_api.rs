@@ -220,7 +220,9 @@ fn what_nothing_points_at_is_told_and_taken_back() {
     assert_eq!(page.whole("cairn_reclaim_passes_total"), 3);
     assert_eq!(json!(page.whole("cairn_reclaimed_bytes_total")), done["object_bytes"]);
     assert_eq!(json!(page.whole("cairn_reclaimed_objects_total")), done["objects"]);
-    assert_eq!(json!(page.whole("cairn_segment_deletes_total{node=\"local\"}")), done["objects"]);
+    // Beside them, what older checkpoints had.
+    let deletes = page.whole("cairn_segment_deletes_total{node=\"local\"}");
+    assert!(deletes >= done["objects"].as_u64().unwrap(), "{deletes} {done}");
     assert!(page.whole("cairn_segment_delete_requests_total{node=\"local\"}") >= 1);
     let status = api.json("GET /v1/status", &json!(null)).1;
     assert_eq!(status["reclaim"]["total"]["objects"], done["objects"]);

@@ -19,6 +19,7 @@ fn help_names_every_command_that_exists_and_no_other() {
         "up",
         "init",
         "serve",
+        "recover",
         "node",
         "pool",
         "volume",

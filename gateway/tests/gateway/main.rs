@@ -12,6 +12,7 @@ mod initialisation;
 mod keys;
 mod pool;
 mod reclaim;
+mod recover;
 mod replacement;
 mod snapshots;
 mod support;

@@ -202,6 +202,30 @@ pub(super) async fn renew(
     Ok(renewals)
 }
 
+/// Raises the term of a lease to `term`, which is above all that anybody may have had.
+pub(super) async fn raise(
+    catalog: &SqliteCatalog,
+    volume: VolumeId,
+    gateway: GatewayId,
+    generation: Generation,
+    term: Generation,
+) -> Result<()> {
+    let doing = "raising the term of a lease";
+    let mut change = catalog.begin().await?;
+    let (_, state) = state_of(&mut change, volume).await?;
+    LeaseState::check(state.as_ref(), volume, gateway, generation)?;
+    if term < generation {
+        return Err(CatalogError::Invalid("terms never fall".to_owned()));
+    }
+    sqlx::query("UPDATE leases SET generation = $1, held_since = $1 WHERE volume = $2")
+        .bind(int(term.get())?)
+        .bind(&volume.as_bytes()[..])
+        .execute(&mut *change)
+        .await
+        .map_err(failed(doing))?;
+    change.commit().await.map_err(failed(doing))
+}
+
 pub(super) async fn release(
     catalog: &SqliteCatalog,
     volume: VolumeId,

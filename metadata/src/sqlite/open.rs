@@ -1,6 +1,6 @@
 //! Opening a catalog file: is it one, is it not newer than this program, bring its schema up to date.
 
-use super::{Result, SqliteCatalog, failed, primary_code, uncounted};
+use super::{Changes, Result, SqliteCatalog, failed, primary_code, uncounted};
 use crate::{CatalogError, FORMAT_VERSION};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
@@ -42,7 +42,8 @@ pub(super) async fn open(path: &Path, create: bool) -> Result<SqliteCatalog> {
     if create {
         sync_directory_of(path).await.map_err(file_error)?;
     }
-    Ok(SqliteCatalog { path: path.to_owned(), writer, readers: pool(READERS).connect_lazy_with(reading) })
+    let readers = pool(READERS).connect_lazy_with(reading);
+    Ok(SqliteCatalog { path: path.to_owned(), writer, readers, changes: Changes::default() })
 }
 
 fn pool(connections: u32) -> SqlitePoolOptions {
@@ -139,7 +140,7 @@ fn not_a_database(error: sqlx::Error, path: &Path) -> CatalogError {
 }
 
 /// Makes a new file's name durable.
-async fn sync_directory_of(path: &Path) -> std::io::Result<()> {
+pub(super) async fn sync_directory_of(path: &Path) -> std::io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     tokio::fs::File::open(directory).await?.sync_all().await
 }

@@ -15,6 +15,7 @@ mod faults;
 mod files;
 mod leftovers;
 mod plans;
+mod record;
 mod upgrade;
 
 /// A catalog file of its own, gone with the test.

@@ -33,10 +33,17 @@ impl NodeAccess {
     }
 
     pub(super) fn store(&self) -> Result<Arc<dyn ObjectStore>, PoolError> {
+        self.store_for(directory::DirectoryStore::open)
+    }
+
+    /// The store, of which `open` opens a directory.
+    fn store_for(
+        &self,
+        open: fn(&Path) -> std::io::Result<directory::DirectoryStore>,
+    ) -> Result<Arc<dyn ObjectStore>, PoolError> {
         match &self.url {
             NodeUrl::Directory(path) => {
-                let store =
-                    directory::DirectoryStore::open(path).map_err(|error| self.io_error(path, error))?;
+                let store = open(path).map_err(|error| self.io_error(path, error))?;
                 Ok(Arc::new(store))
             }
             NodeUrl::S3(url) => s3::store(url, &self.credentials()?),
@@ -147,6 +154,17 @@ impl DataNode {
         ports: Ports,
     ) -> Self {
         Self::of_source(id, name, Source::Open(store), Some(site), policy, ports)
+    }
+
+    /// Opens whatever node is in that place, and says whose it is. Nothing is written.
+    pub async fn open_found(access: &NodeAccess, ports: Ports) -> Result<(Self, SiteId), PoolError> {
+        let store = access.store_for(directory::DirectoryStore::open_untouched)?;
+        let name = access.url.to_string();
+        let nameless = NodeId::from_bytes([0; 16]);
+        let looking = Self::with_store(nameless, &name, Arc::clone(&store), access.policy, ports.clone());
+        let Marker { site, node } = looking.read_marker().await?;
+        let found = Self::of_source(node, &name, Source::Open(store), Some(site), access.policy, ports);
+        Ok((found.verified(), site))
     }
 
     async fn read_marker(&self) -> Result<Marker, PoolError> {

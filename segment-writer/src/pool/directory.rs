@@ -69,9 +69,15 @@ fn identity_of(root: &FilePath) -> io::Result<RootIdentity> {
 impl DirectoryStore {
     /// Opens a directory that exists, and removes what interrupted puts left in it.
     pub(crate) fn open(root: &FilePath) -> io::Result<Self> {
+        let store = Self::open_untouched(root)?;
+        remove_leftovers(&store.writer.root.join(STAGING))?;
+        Ok(store)
+    }
+
+    /// [`DirectoryStore::open`] for whoever only reads: nothing is removed.
+    pub(crate) fn open_untouched(root: &FilePath) -> io::Result<Self> {
         let root = root.canonicalize()?;
         let identity = identity_of(&root)?;
-        remove_leftovers(&root.join(STAGING))?;
         let reads = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?;
         Ok(Self {
             reads,

@@ -186,9 +186,19 @@ impl NodeHealth {
         *self.refuses.lock() = Some((now.plus(REFUSAL), refusal));
     }
 
+    /// Whether it answered puts with a refusal of late: it is full, or read-only.
+    pub(crate) fn is_refusing(&self, now: Monotonic) -> bool {
+        self.refuses.lock().is_some_and(|(until, _)| now < until)
+    }
+
     /// Whether puts are worth a try.
     pub fn takes_puts(&self, now: Monotonic) -> bool {
         self.refuses.lock().is_none_or(|(until, _)| now >= until) && self.puts_breaker.admits(now)
+    }
+
+    /// Whether an answer to a put is likely, be it a refusal.
+    pub(crate) fn answers_puts(&self, now: Monotonic) -> bool {
+        self.breaker.admits(now) && self.puts_breaker.admits(now)
     }
 
     /// Whether requests are worth a try where other nodes can serve them; of puts, see [`Self::takes_puts`] too. See [`Breaker::admits`].

@@ -21,6 +21,7 @@ mod credentials;
 mod directory;
 mod distrust;
 pub(crate) mod erasure;
+mod found;
 mod get;
 mod health;
 mod hedge;
@@ -46,6 +47,8 @@ mod verified;
 pub use attach::NodeAccess;
 pub use breaker::BreakerState;
 pub use credentials::Credentials;
+pub use found::{FoundSegment, ObjectTally};
+pub(crate) use health::Direction;
 pub use health::{HealthSnapshot, LastError, NodeHealth, Refusal};
 pub use keys::{KEYS_BYTES_MAX, KEYS_KEY};
 pub use layout::{Candidate, choose};
@@ -96,6 +99,10 @@ impl Pool {
     pub fn single(node: DataNode) -> Self {
         let ports = node.ports().clone();
         Self::new(vec![Member::new(node)], PoolSettings::default(), ports)
+    }
+
+    pub(crate) const fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     fn roster(&self) -> Arc<Roster> {

@@ -296,11 +296,27 @@ impl DataNode {
     where
         F: Future<Output = Result<(T, u64), Failure>>,
     {
-        let clock = &*self.ports.clock;
         let limit = match direction {
             Direction::Put | Direction::Delete => self.policy.put_attempt_timeout,
             Direction::Get => self.policy.get_attempt_timeout,
         };
+        self.request_in_time(direction, verb, key, limit, give_up, attempt).await
+    }
+
+    /// The same; an attempt is given up after `limit`.
+    async fn request_in_time<T, F>(
+        &self,
+        direction: Direction,
+        verb: &'static str,
+        key: &str,
+        limit: Duration,
+        give_up: Duration,
+        attempt: impl Fn(Arc<dyn ObjectStore>) -> F,
+    ) -> Result<T, PoolError>
+    where
+        F: Future<Output = Result<(T, u64), Failure>>,
+    {
+        let clock = &*self.ports.clock;
         let begun = clock.now();
         for number in 0.. {
             self.health.attempt(direction, number);
@@ -423,6 +439,32 @@ impl Drop for Waiting<'_> {
                 self.node.doubt();
             }
         }
+    }
+}
+
+/// How long a node may go on to answer with pages of one list.
+const LIST_LIMIT: Duration = Duration::from_hours(1);
+
+/// Listing, which only a start and a recovery do.
+impl DataNode {
+    /// The objects below a folder, in no order: keys and lengths. A list has many pages, each of them a request: a node that goes on to answer is waited for, however many there are,
+    /// and one that is silent for as long as an attempt may take is not.
+    pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<(String, u64)>, PoolError> {
+        let path = Path::from(prefix);
+        let path = &path;
+        let (page_limit, give_up) = (self.policy.get_attempt_timeout, self.policy.get_give_up);
+        self.request_in_time(Direction::Get, "list", prefix, LIST_LIMIT, give_up, |store| async move {
+            let mut objects = Vec::new();
+            let mut listed = store.list(Some(path));
+            loop {
+                let next = cairn_model::timeout(&*self.ports.clock, page_limit, listed.try_next()).await;
+                let next = next.map_err(|_| self.timed_out("list", prefix, page_limit))?;
+                let Some(object) = next.map_err(|error| self.judge("list", prefix, error))? else { break };
+                objects.push((object.location.to_string(), object.size));
+            }
+            Ok((objects, 0))
+        })
+        .await
     }
 }
 

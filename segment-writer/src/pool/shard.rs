@@ -189,6 +189,17 @@ impl ShardTrailer {
         Ok(Self { identity, checksums })
     }
 
+    /// Trailer and end of a shard object of `object_bytes` of which `tail` has at least as much. `None`: it is none.
+    pub(crate) fn find(tail: &[u8], object_bytes: u64) -> Option<Self> {
+        let end = tail.last_chunk::<END_BYTES>()?;
+        let shard_bytes = u64::from_le_bytes(array(&end[8..16]));
+        if shard_bytes > object_bytes {
+            return None;
+        }
+        let start = tail.len().checked_sub(usize::try_from(trailer_bytes(shard_bytes)).ok()?)?;
+        Self::decode(&tail[start..], object_bytes).ok()
+    }
+
     /// Whether `bytes` are those of whole regions that begin at `start` of the shard.
     pub(crate) fn verify(&self, start: u64, bytes: &[u8]) -> bool {
         let first = start / REGION_BYTES;

@@ -157,7 +157,7 @@ impl SealedSegment {
 
 /// Keys are spread over 256 prefixes by a random byte of the id, so that directories stay small and stores that
 /// split load by prefix can.
-fn segment_key(id: SegmentId) -> String {
+pub(crate) fn segment_key(id: SegmentId) -> String {
     let text = id.to_string();
     format!("{SEGMENTS_PREFIX}/{}/{text}", &text[12..14])
 }

@@ -42,7 +42,7 @@ pub struct Target {
 }
 
 /// All targets, in the order in which they are run.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "nbd_handshake", run: nbd::handshake::run, seeds: nbd::handshake::seeds, bytes_max: 2048 },
     Target {
         name: "nbd_transmission",
@@ -56,6 +56,7 @@ pub const TARGETS: [Target; 18] = [
     Target { name: "segment_object", run: object::whole::run, seeds: object::whole::seeds, bytes_max: 2048 },
     Target { name: "segment_shard", run: object::shard::run, seeds: object::shard::seeds, bytes_max: 1024 },
     Target { name: "node_marker", run: object::marker::run, seeds: object::marker::seeds, bytes_max: 512 },
+    Target { name: "record_bytes", run: object::record::run, seeds: object::record::seeds, bytes_max: 2048 },
     Target { name: "map_delta", run: catalog::delta::run, seeds: catalog::delta::seeds, bytes_max: 4096 },
     Target { name: "map_leaf", run: catalog::leaf::run, seeds: catalog::leaf::seeds, bytes_max: 4096 },
     Target {

@@ -52,8 +52,8 @@ macro_rules! replayed {
 }
 
 replayed! {
-    nbd_handshake nbd_transmission wal_bytes wal_recovery segment_bytes segment_object segment_shard node_marker map_delta map_leaf
-    fingerprint_records qcow2_image raw_image config key_file sealed_key_file published_keys admin_api
+    nbd_handshake nbd_transmission wal_bytes wal_recovery segment_bytes segment_object segment_shard node_marker record_bytes map_delta
+    map_leaf fingerprint_records qcow2_image raw_image config key_file sealed_key_file published_keys admin_api
 }
 
 /// Seeds are committed; this tells when a target changed and they were not written again.

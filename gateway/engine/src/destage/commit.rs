@@ -73,7 +73,10 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
             .reclaim
             .batch_stored(prepared.segments.iter().map(|stored| stored.receipt.length_bytes()).sum());
     }
-    shared.wal.free_through(prepared.batch.through);
+    // A cut that was made while serving ended is not all of what was acknowledged.
+    if shared.record.check_owner().is_ok() {
+        shared.wal.free_through(prepared.batch.through);
+    }
     shared.pressure.look_at(&shared.wal);
     {
         let mut status = shared.destage.status.lock();

@@ -346,10 +346,15 @@ async fn due(shared: &Shared, room: bool) {
 
 /// Nothing is in flight: if nothing was written either, the catalog learns that the log is empty.
 async fn settle(shared: &Shared) {
+    // Buffers are empty too where serving ended because the site was taken over. Then the log is not.
+    if shared.record.check_owner().is_err() {
+        return;
+    }
     let lower_if_empty = |lower: &dyn Fn() -> bool| {
         let registry = shared.registry.freeze();
         let states: Vec<_> = registry.values().map(|volume| volume.state().lock()).collect();
-        states.iter().all(|state| state.buffer.is_empty()) && lower()
+        let is_ours = shared.record.check_owner().is_ok();
+        is_ours && states.iter().all(|state| state.buffer.is_empty()) && lower()
     };
     if let Err(error) = shared.wal_state.make_clean(&*shared.catalog, lower_if_empty).await {
         tracing::debug!(%error, "the log stays marked as dirty");

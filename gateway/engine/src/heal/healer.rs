@@ -14,6 +14,7 @@ use super::watch::Watch;
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use crate::reclaim::delete_doomed_beside;
+use crate::record::Need;
 use cairn_metadata::{NodeState, NodeUsage, SegmentPlace};
 use cairn_model::{ErrorKind, Kinded, Monotonic, NodeId, Profile, SegmentId};
 use futures::StreamExt;
@@ -148,8 +149,12 @@ struct Healer<'a> {
     problem: Option<EngineError>,
     /// Nodes of the pool that had no row in the catalog at the last look.
     without_row: BTreeSet<NodeId>,
+    /// Nodes that were given up, at the last look.
+    given_up: BTreeSet<NodeId>,
     /// Objects that are to be deleted were dealt with up to this one. What could not be deleted then is for reclaim, or for when its node is back.
     doomed_through: Option<u64>,
+    /// Something may be there to be deleted behind that.
+    is_left_over: bool,
 }
 
 /// How far the shards of a node were looked at.
@@ -199,7 +204,10 @@ impl<'a> Healer<'a> {
             cursors: HashMap::new(),
             problem: None,
             without_row: BTreeSet::new(),
+            given_up: BTreeSet::new(),
             doomed_through: None,
+            // An earlier run may have left something.
+            is_left_over: true,
         }
     }
 
@@ -207,6 +215,7 @@ impl<'a> Healer<'a> {
     async fn round(&mut self) -> Result<bool, EngineError> {
         self.problem = None;
         loop {
+            self.shared.record.check_owner()?;
             let mut view = self.look().await?;
             (self.waiting, self.waits_for, self.is_partial) = (0, None, false);
             if self.go_through(&mut view).await? {
@@ -215,6 +224,8 @@ impl<'a> Healer<'a> {
             // Something that changes all the time is not followed at any price.
             self.shared.ports.clock.sleep(CHANGE_PAUSE).await;
         }
+        // What waited for a checkpoint in between.
+        self.delete_left_over().await?;
         {
             let mut status = self.shared.heal.status.lock();
             status.waiting_segments = self.waiting;
@@ -557,8 +568,19 @@ impl<'a> Healer<'a> {
             self.shared.reclaim.try_stuck_again(&moved);
         }
         delete_strays(self.shared, self.shared.pool.take_strays(), DELETED_AT_ONCE).await;
-        if is_left_over {
-            delete_doomed_beside(self.shared, &mut self.doomed_through, DELETED_AT_ONCE).await?;
+        self.is_left_over |= is_left_over;
+        self.delete_left_over().await
+    }
+
+    /// Old places of shards stay until a checkpoint has the new ones: on a large site that is when the next one is due, and the next round or reclaim deletes them. None is waited for here.
+    async fn delete_left_over(&mut self) -> Result<(), EngineError> {
+        let once_named = self.shared.heal.take_once_named(&self.shared.record);
+        delete_strays(self.shared, once_named, u64::MAX).await;
+        if self.is_left_over {
+            // Segments at risk do not wait for checkpoints, which may take long.
+            let need = Need::Soon(self.shared.pressure.is_pool_full());
+            let through = &mut self.doomed_through;
+            self.is_left_over = delete_doomed_beside(self.shared, through, DELETED_AT_ONCE, need).await?;
         }
         Ok(())
     }

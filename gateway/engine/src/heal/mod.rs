@@ -35,9 +35,10 @@ pub use status::{HealKind, HealProgress, HealStatus, Healed, ScrubReport, ScrubS
 use crate::config::EngineConfig;
 use crate::engine::{Engine, Shared, until_known};
 use crate::error::EngineError;
+use crate::record::Record;
 use cairn_metadata::EventRow;
 use cairn_model::{NodeId, SegmentId};
-use cairn_segment_writer::DataNode;
+use cairn_segment_writer::{DataNode, Stray};
 use examine::Unreadable;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -83,6 +84,8 @@ pub(crate) struct Heal {
     unreadable: Mutex<BTreeMap<(SegmentId, usize), Unreadable>>,
     /// Changes of places whose answer did not come: nothing is made anew before it has.
     unanswered: Mutex<Vec<Unanswered>>,
+    /// Objects that the catalog does not name and may have named for a moment, each with the last checkpoint that may have seen that ([`Record::begun`]).
+    once_named: Mutex<Vec<(u64, Stray)>>,
     /// Nodes on which a shard was missing since they were looked at last, and the first segment of which one was.
     doubted: Mutex<BTreeMap<NodeId, SegmentId>>,
     /// Shards that were found lost and no check was looking for.
@@ -104,6 +107,7 @@ impl Heal {
             beyond_repair: Mutex::default(),
             unreadable: Mutex::default(),
             unanswered: Mutex::default(),
+            once_named: Mutex::default(),
             doubted: Mutex::default(),
             lost_by_chance: AtomicU64::new(0),
             askers: Mutex::default(),
@@ -140,6 +144,21 @@ impl Heal {
     /// A node is back: the same for all of them.
     fn has_node_back(&self) {
         self.beyond_repair.lock().values_mut().for_each(|is_doubtful| *is_doubtful = true);
+    }
+
+    /// Remembers an object that the catalog does not name any more, if it ever did. Beyond what is remembered they stay as what a crash leaves.
+    fn note_once_named(&self, record: &Record, stray: Stray) {
+        let mut once_named = self.once_named.lock();
+        if once_named.len() < REMEMBERED_MAX {
+            once_named.push((record.begun(), stray));
+        }
+    }
+
+    /// Those of them that no checkpoint names from which a catalog would be made again.
+    fn take_once_named(&self, record: &Record) -> Vec<Stray> {
+        let durable = record.durable();
+        let gone = self.once_named.lock().extract_if(.., |(seen, _)| *seen < durable).collect::<Vec<_>>();
+        gone.into_iter().map(|(_, stray)| stray).collect()
     }
 
     pub(crate) fn status(&self) -> HealStatus {

@@ -8,6 +8,8 @@
 //! - A place is changed from exactly what the plan was made for: whoever was first with another change (reclaim, another gateway) wins, and what was made here
 //!   goes.
 //! - Keys of shards that are made here have a tag that was never used: nobody else puts or names them.
+//! - Shards that are left over are deleted as all that is doomed is: only after a checkpoint that has them so is durable (`reclaim::doomed`). In the one before, the segment has its
+//!   old place, and all of it is there. What was made here and never placed is in no checkpoint and goes at once.
 //!
 //! Crash cases: before the transaction, objects are left that nothing names, at most those of the segments under way; after it, what is doomed is deleted
 //! by whoever comes next. What a transaction did whose answer does not come is found out before anything else is made or lost: until then its objects stay, and
@@ -285,10 +287,11 @@ async fn ended(
     };
     match named {
         Ok(now) => {
-            match now {
-                Some(now) => delete_unnamed(shared, keys, &now.place).await,
-                None => delete(shared, keys).await,
-            }
+            let keys = match now {
+                Some(now) => unnamed(keys, &now.place),
+                None => keys,
+            };
+            delete_once_named(shared, keys).await;
             Ok(Placed::No)
         }
         Err(error) => {
@@ -299,8 +302,23 @@ async fn ended(
 }
 
 async fn delete_unnamed(shared: &Shared, keys: Vec<(NodeId, String)>, place: &ObjectPlace) {
+    delete(shared, unnamed(keys, place)).await;
+}
+
+fn unnamed(keys: Vec<(NodeId, String)>, place: &ObjectPlace) -> Vec<(NodeId, String)> {
     let named: Vec<_> = place.objects().map(|(node, key, _)| (node, key)).collect();
-    delete(shared, keys.into_iter().filter(|object| !named.contains(object)).collect()).await;
+    keys.into_iter().filter(|object| !named.contains(object)).collect()
+}
+
+/// Deletes objects that nothing names any more and that may have been named for a moment, by an attempt whose answer was lost: a checkpoint of that moment names them. Not before
+/// one that began after this is durable.
+async fn delete_once_named(shared: &Shared, objects: Vec<(NodeId, String)>) {
+    if !crate::record::is_on(shared) {
+        return delete(shared, objects).await;
+    }
+    for (node, key) in objects {
+        shared.heal.note_once_named(&shared.record, Stray { node, key });
+    }
 }
 
 /// Deletes objects that nothing names and nothing will. Those whose nodes do not answer are for later.

@@ -1,11 +1,26 @@
 //! Objects that the catalog does not name any more are deleted.
+//!
+//! An object that the catalog does not name may be named by a checkpoint in the pool, from which the catalog would be made again if it were lost. What that checkpoint names must be
+//! there then, and a segment that is put and dead since it was taken is needed for its footer: the batches after it continue from there. So
+//! - an object is deleted only when its row of `doomed` is in a checkpoint that is durable: that one does not name the object, and has what its footer told in another way (what lived
+//!   in it moved, or is in leaves). This holds whoever doomed it: reclaim, or healing that has put a shard elsewhere. In the checkpoint before, the shard has its old
+//!   place, where it still is;
+//! - where a checkpoint is durable on fewer nodes than it should be, because others are silent, objects are deleted on those that have it and on no other: the others have an earlier checkpoint,
+//!   which would be the newest if the first were lost, and what that needs stays on them;
+//! - rows have growing numbers, so one number, kept in the catalog, says which those are ([`Record::recorded_through`](crate::record)). They need no further checkpoint: a pool that is full, in
+//!   which none can be put, gets room from them first;
+//! - for the others a checkpoint is taken, or waited for, or asked for ([`Need`]): healing waits for none.
+//!
+//! Crash cases: between checkpoint and deletion, rows are left that the next call deals with at once; between deletion and `forget_doomed`, one that deletes what is not there.
 
 use super::{OBJECTS_AT_ONCE, PAUSE};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
+use crate::record::{Need, checkpoint_for, recorded_through};
 use cairn_model::NodeId;
 use cairn_segment_writer::BreakerState;
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// What was deleted.
 #[derive(Debug, Default)]
@@ -14,14 +29,21 @@ pub(super) struct Deleted {
     pub(super) bytes: u64,
     /// The first thing that went wrong with one of them.
     pub(super) problem: Option<EngineError>,
+    /// Some are left that wait for a checkpoint.
+    pub(super) waits: bool,
+    /// Why they do, if one was tried.
+    pub(super) unrecorded: Option<EngineError>,
+    /// How long checkpoints took.
+    pub(super) recording: Duration,
 }
 
 /// Deletes the objects of segments and shards that the catalog does not have any more, from `after` on, which is moved behind them. One that cannot be deleted holds up neither the
-/// others nor the caller, and nodes that do not answer are passed over: what they have is for the next time.
+/// others nor the caller, and nodes that do not answer are passed over: what they have is for the next time. An error when the pool has another catalog by now.
 pub(super) async fn delete_doomed(
     shared: &Shared,
     after: &mut Option<u64>,
     objects_max: u64,
+    need: Need,
 ) -> Result<Deleted, EngineError> {
     let mut deleted = Deleted::default();
     let nodes = shared.pool.nodes();
@@ -30,18 +52,44 @@ pub(super) async fn delete_doomed(
         node.is_none_or(|node| node.health().snapshot().breaker == BreakerState::Open)
     };
     let mut passed_over: HashSet<NodeId> = HashSet::new();
+    // `None`: not asked yet.
+    let mut through: Option<u64> = None;
+    let mut is_asked = false;
     loop {
         let from = *after;
         let doomed = until_known(shared, || shared.catalog.doomed_objects(from, OBJECTS_AT_ONCE)).await?;
         if doomed.is_empty() || shared.stop.is_cancelled() {
             return Ok(deleted);
         }
+        shared.record.check_owner()?;
         for object in doomed {
             if deleted.objects >= objects_max {
                 return Ok(deleted);
             }
+            let mut recorded = match through {
+                Some(through) => through,
+                None => recorded_through(shared).await?,
+            };
+            if object.id > recorded && !shared.record.is_recorded(object.id) && !is_asked {
+                is_asked = true;
+                let began = shared.ports.clock.now();
+                match checkpoint_for(shared, need).await {
+                    Ok(true) => recorded = recorded_through(shared).await?,
+                    Ok(false) => {}
+                    Err(error) if error.is_of_another_catalog() => return Err(error),
+                    Err(error) => deleted.unrecorded = Some(error),
+                }
+                deleted.recording = shared.ports.clock.now().since(began);
+            }
+            through = Some(recorded);
+            if object.id > recorded && !shared.record.is_recorded(object.id) {
+                // Doomed since, or without a checkpoint: it and what follows are for a later call.
+                deleted.waits = true;
+                return Ok(deleted);
+            }
             *after = Some(object.id);
-            if passed_over.contains(&object.node) || is_silent(&object.node) {
+            let is_recorded = object.id <= recorded || shared.record.is_recorded_on(object.id, object.node);
+            if !is_recorded || passed_over.contains(&object.node) || is_silent(&object.node) {
                 continue;
             }
             if let Err(error) = shared.pool.delete(object.node, &object.key).await {
@@ -60,12 +108,14 @@ pub(super) async fn delete_doomed(
     }
 }
 
-/// [`delete_doomed`] for others than passes: while one is under way, that one deletes.
+/// [`delete_doomed`] for others than passes: while one is under way, that one deletes. Whether some may be left.
 pub(crate) async fn delete_doomed_beside(
     shared: &Shared,
     after: &mut Option<u64>,
     objects_max: u64,
-) -> Result<(), EngineError> {
-    let Ok(_turn) = shared.reclaim.turn.try_lock() else { return Ok(()) };
-    delete_doomed(shared, after, objects_max).await.map(drop)
+    need: Need,
+) -> Result<bool, EngineError> {
+    let Ok(_turn) = shared.reclaim.turn.try_lock() else { return Ok(true) };
+    let deleted = delete_doomed(shared, after, objects_max, need).await?;
+    Ok(deleted.waits || deleted.objects >= objects_max)
 }

@@ -16,7 +16,8 @@
 //!   planned before, and comes too late, is planned again; so is one of another gateway, after that one has shown its own commit
 //!   (`volume::read`).
 //! - An object is deleted when the catalog has no segment of it any more: its row is *doomed* in the transaction that takes away its last container, and
-//!   forgotten when the store has answered. Keys are never used again.
+//!   forgotten when the store has answered. Before, a checkpoint that has that row is brought to the pool (`record`): without the object, its footer can
+//!   not say any more what the catalog was told. Keys are never used again.
 //!
 //! Crash cases: closed containers stay closed, which costs sharing, until the next start opens them; doomed objects are deleted by the
 //! next pass, again if need be.
@@ -33,6 +34,7 @@ pub(crate) use doomed::delete_doomed_beside;
 use crate::config::EngineConfig;
 use crate::engine::{Engine, PURGE_ROWS, Shared, until_known};
 use crate::error::EngineError;
+use crate::record::Need;
 use crate::volume::Condition;
 use cairn_metadata::ContainerUse;
 use cairn_model::{ContainerId, SegmentId};
@@ -263,6 +265,20 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Deletes what is to be deleted, after a checkpoint where that takes one. For whoever cannot go on before; what cannot be done in `patience` is for later.
+    pub async fn delete_left_over(&self, patience: Duration) -> Result<(), EngineError> {
+        let shared = self.shared();
+        let deleting = async {
+            let _turn = shared.reclaim.turn.lock().await;
+            let deleted = delete_doomed(shared, &mut None, u64::MAX, Need::Now).await?;
+            deleted.unrecorded.or(deleted.problem).map_or(Ok(()), Err)
+        };
+        let done = cairn_model::timeout(&*shared.ports.clock, patience, deleting).await;
+        done.unwrap_or(Err(EngineError::PoolSilent(patience.as_secs())))
+    }
+}
+
 /// What a pass would do.
 async fn survey(shared: &Shared) -> Result<ReclaimReport, EngineError> {
     let _turn = shared.reclaim.turn.lock().await;
@@ -305,13 +321,13 @@ async fn pass(shared: &Shared) -> Ended {
 /// Deletes what the last pass could not delete. Whether it is gone now.
 async fn delete_what_is_left(shared: &Shared) -> bool {
     let _turn = shared.reclaim.turn.lock().await;
-    let deleted = delete_doomed(shared, &mut None, u64::MAX).await;
+    let deleted = delete_doomed(shared, &mut None, u64::MAX, Need::Now).await;
     let mut status = shared.reclaim.status.lock();
     let problem = match deleted {
         Ok(deleted) => {
             status.total.objects += deleted.objects;
             status.total.object_bytes += deleted.bytes;
-            deleted.problem
+            deleted.problem.or(deleted.unrecorded)
         }
         Err(error) => Some(error),
     };

@@ -6,6 +6,7 @@ use super::victims::{Segment, Space, Wanted, choose};
 use super::{PAUSE, ROWS_AT_ONCE, ReclaimReport, WINDOW, settle};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
+use crate::record::Need;
 use cairn_metadata::{ContainerUse, SegmentUse, UsePage};
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{ContainerId, PassId, SegmentId};
@@ -51,6 +52,8 @@ pub(super) struct Pass<'a> {
     pub(super) undeleted: Option<EngineError>,
     /// Objects that are to be deleted were dealt with up to this one.
     doomed_through: Option<u64>,
+    /// Bytes that moved since nothing waited for a checkpoint: the pool holds them twice.
+    moved_bytes: u64,
     /// Something went wrong with moving, which will likely go wrong with the next unit too.
     no_more_moves: bool,
     /// The index forgot containers that are still where they were.
@@ -68,6 +71,7 @@ impl<'a> Pass<'a> {
             problem: None,
             undeleted: None,
             doomed_through: None,
+            moved_bytes: 0,
             no_more_moves: false,
             forgot: false,
         }
@@ -102,7 +106,9 @@ impl<'a> Pass<'a> {
     }
 
     async fn look_through(&mut self) -> Result<(), EngineError> {
-        self.delete_doomed().await?;
+        self.shared.record.check_owner()?;
+        // What an earlier pass has left, as far as a checkpoint has it already: so a pool that is full gets the room for the next one.
+        self.delete_doomed(Need::Now).await?;
         let began = self.shared.ports.clock.now();
         settle(self.shared).await?;
         tracing::debug!(
@@ -115,11 +121,15 @@ impl<'a> Pass<'a> {
             self.found.add(plan.found);
             self.left.add(plan.left);
             let done = self.carry_out(plan).await;
-            self.delete_doomed().await?;
+            let next = next.filter(|_| done.is_ok() && !self.shared.stop.is_cancelled());
+            // On a large site one checkpoint does for several pages, while there is room for what moved meanwhile.
+            let has_room = self.moved_bytes < MOVED_BYTES_MAX && !self.shared.pressure.is_pool_full();
+            let need = if next.is_some() && has_room { Need::IfRested } else { Need::Now };
+            self.delete_doomed(need).await?;
             done?;
             match next {
-                Some(next) if !self.shared.stop.is_cancelled() => after = Some(next),
-                _ => return Ok(()),
+                Some(next) => after = Some(next),
+                None => return Ok(()),
             }
         }
     }
@@ -206,16 +216,20 @@ impl<'a> Pass<'a> {
         closed.open(dead.pass).await?;
         if !plan.units.is_empty() {
             // Room for what moves.
-            self.delete_doomed().await?;
+            self.delete_doomed(Need::IfRested).await?;
         }
         for unit in &plan.units {
             if shared.stop.is_cancelled() || self.no_more_moves {
                 self.forgot = true;
+                // Not all was done that was to be: what is left is not what the plan says.
+                if let Some(error) = self.undeleted.clone() {
+                    self.problem.get_or_insert(error);
+                }
                 return Ok(());
             }
             self.move_unit(closed, unit, &of_units, plan.is_late).await?;
             // The pool holds old and new until then.
-            self.delete_doomed().await?;
+            self.delete_doomed(Need::IfRested).await?;
         }
         Ok(())
     }
@@ -251,6 +265,7 @@ impl<'a> Pass<'a> {
         };
         self.report.moved_containers += rewritten.moved.len() as u64;
         self.report.moved_bytes += rewritten.put_bytes;
+        self.moved_bytes += rewritten.put_bytes;
         self.report.container_bytes += rewritten.left_out_bytes;
         self.shared.reclaim.stuck(rewritten.stuck);
         // All of a container may have died since the first look.
@@ -278,10 +293,20 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    async fn delete_doomed(&mut self) -> Result<(), EngineError> {
-        let deleted = delete_doomed(self.shared, &mut self.doomed_through, u64::MAX).await?;
+    /// Deletes what is doomed. Where a checkpoint has to come first and cannot be taken, what moved would only fill the pool: nothing does any more.
+    async fn delete_doomed(&mut self, need: Need) -> Result<(), EngineError> {
+        let deleted = delete_doomed(self.shared, &mut self.doomed_through, u64::MAX, need).await?;
         self.report.objects += deleted.objects;
         self.report.object_bytes += deleted.bytes;
+        // Reading all of the catalog is no less work than looking through the maps, and rests as that does.
+        self.looking += deleted.recording;
+        if !deleted.waits {
+            self.moved_bytes = 0;
+        }
+        if let Some(problem) = deleted.unrecorded {
+            self.no_more_moves = true;
+            self.undeleted.get_or_insert(problem);
+        }
         if let Some(problem) = deleted.problem {
             self.undeleted.get_or_insert(problem);
         }

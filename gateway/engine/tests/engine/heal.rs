@@ -7,3 +7,4 @@ mod conversion;
 mod damage;
 mod kills;
 mod nodes;
+mod record;

@@ -8,6 +8,7 @@ mod groups;
 mod heal;
 mod ownership;
 mod reclaim;
+mod record;
 mod recovery;
 mod sharing;
 mod snapshots;

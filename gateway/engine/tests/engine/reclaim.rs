@@ -24,7 +24,7 @@ fn named(name: &str) -> SnapshotName {
 
 /// Bytes of segments in the pool that hold blocks. Those of batches that only discarded or shared are all footer, and stay.
 async fn pool_bytes(site: &Site) -> u64 {
-    let objects: Vec<_> = site.store.list(None).try_collect().await.unwrap();
+    let objects: Vec<_> = site.store.list(Some(&"segments".into())).try_collect().await.unwrap();
     objects.iter().map(|object| object.size).filter(|size| *size > 4096).sum()
 }
 

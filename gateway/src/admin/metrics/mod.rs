@@ -19,6 +19,7 @@ pub(super) fn metrics(status: &Status, engine: Option<&EngineStatus>) -> Metrics
     if let Some(engine) = engine {
         log_and_destage(&mut page, engine);
         reclaim(&mut page, engine);
+        page.counter("checkpoints_total", "Checkpoints of the catalog taken.", engine.record.taken);
         groups(&mut page, engine);
         cpu_and_memory(&mut page, engine);
         volumes(&mut page, &engine.volumes);

@@ -78,7 +78,7 @@ async fn a_newer_schema_is_refused_with_both_versions_and_not_touched() {
     let before = std::fs::read(store.path()).unwrap();
     let refused = refusal(SqliteCatalog::open(&store.path()).await);
     assert_eq!(refused.0, ErrorKind::Unsupported);
-    assert!(refused.1.contains("has schema version 99, this program knows up to 9"), "{}", refused.1);
+    assert!(refused.1.contains("has schema version 99, this program knows up to 10"), "{}", refused.1);
     assert_eq!(std::fs::read(store.path()).unwrap(), before);
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod bytes;
 pub(crate) mod marker;
+pub(crate) mod record;
 pub(crate) mod shard;
 pub(crate) mod whole;
 

@@ -120,6 +120,12 @@ impl Healer<'_> {
             wanted.extend(present.iter().filter(has_no_row).filter(is_new).cloned());
             (!are_alike(&wanted, present)).then_some(wanted)
         });
+        let failed = rows.iter().filter(|row| row.state == NodeState::Failed).map(|row| row.id).collect();
+        let given_up = std::mem::replace(&mut self.given_up, failed);
+        // Who knows what was done to one that is back.
+        if !given_up.is_subset(&self.given_up) {
+            self.shared.record.doubt();
+        }
         self.without_row = without_row;
         let nodes = rows.iter().zip(weights(rows)).map(|(row, weight)| {
             let node = open.iter().find(|node| node.id() == row.id);
@@ -200,7 +206,7 @@ impl Healer<'_> {
             }
             Verdict::Sample(node) => {
                 // What is to be deleted on it can be now.
-                self.doomed_through = None;
+                (self.doomed_through, self.is_left_over) = (None, true);
                 let before = self.seen.as_ref().and_then(|view| view.answers(node));
                 if before != Some(true) {
                     // There may be enough now to make from what could not be made.
@@ -244,6 +250,7 @@ impl Healer<'_> {
             self.set_state(row.id, NodeState::Active).await?;
             match node.refound().await {
                 Ok(()) => {
+                    shared.record.doubt();
                     give_keys(shared, &node).await;
                     let text = "its place was empty and is used again: what it held is made anew".to_owned();
                     tracing::warn!(node = row.name, text, "a data node was wiped");
@@ -264,6 +271,8 @@ impl Healer<'_> {
             return;
         }
         self.checks.insert(node, Check::default());
+        // It may lack records too.
+        self.shared.record.doubt();
         let text = "a shard that it should have is not there: all of its shards are looked for".to_owned();
         tracing::warn!(node = name, text, "a data node lacks a shard");
         tell(self.shared, kind::NODE_CHECK, format!("node {name}"), text).await;
