@@ -3,10 +3,11 @@
 //! Commands know only this client, so that they do the same thing the same way in both cases.
 
 use crate::admin::types::{
-    AddNode, AddedNode, AskReclaim, ChangeCpu, ChangeNode, ChangePool, CloneSnapshot, Cpu, CreateDomain,
-    CreateGroup, CreateSnapshot, CreateSnapshots, CreateVolume, Difference, Domain, Event, Extent, Failure,
-    Group, GroupDetail, GroupRun, Key, Node, PoolState, PublishKeys, RangeQuery, Reclaimed, ReplaceKey,
-    RevertVolume, Reverted, Scrubbed, Snapshot, Status, UpdateGroup, UpdateVolume, Volume,
+    AddNode, AddedNode, AskReclaim, AskRepair, ChangeCpu, ChangeNode, ChangePool, CheckProgress, Checked,
+    CloneSnapshot, Cpu, CreateDomain, CreateGroup, CreateSnapshot, CreateSnapshots, CreateVolume, Difference,
+    Domain, Event, Extent, Failure, Group, GroupDetail, GroupRun, Key, Node, PoolState, PublishKeys,
+    RangeQuery, Reclaimed, Repaired, ReplaceKey, RevertVolume, Reverted, Scrubbed, Snapshot, Status,
+    UpdateGroup, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use crate::names::SnapshotOf;
@@ -219,6 +220,21 @@ impl AdminClient {
     /// Reads and verifies everything in the pool.
     pub async fn scrub(&self) -> Result<Scrubbed> {
         self.json(Method::POST, "/v1/scrub", &()).await
+    }
+
+    /// Checks the site.
+    pub async fn fsck(&self) -> Result<Checked> {
+        self.json(Method::POST, "/v1/fsck", &()).await
+    }
+
+    /// How far the check under way is; `None` when none is.
+    pub async fn fsck_progress(&self) -> Result<Option<CheckProgress>> {
+        self.json(Method::GET, "/v1/fsck", &()).await
+    }
+
+    /// Carries out the plan of the last check.
+    pub async fn fsck_repair(&self, asked: AskRepair) -> Result<Repaired> {
+        self.json(Method::POST, "/v1/fsck/repair", &asked).await
     }
 
     pub async fn cpu(&self) -> Result<Cpu> {

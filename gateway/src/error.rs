@@ -47,6 +47,9 @@ pub enum GatewayError {
     /// A command line that could never work, whatever the state is.
     #[error("{what}")]
     Usage { what: String, next: Option<String> },
+    /// What a check found, with the exit status that says so.
+    #[error("{what}")]
+    Found { code: u8, what: String, next: String },
     #[error("cannot listen on {address}")]
     Listen { address: String, source: io::Error },
     #[error("cannot {action} {path}")]
@@ -80,6 +83,7 @@ impl GatewayError {
             Self::Image(error) => error.hint(),
             Self::Api { hint, .. } => hint.clone(),
             Self::Refused { next, .. } | Self::Usage { next, .. } => next.clone(),
+            Self::Found { next, .. } => Some(next.clone()),
             Self::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => Some(format!(
                 "stop what listens on {address}, or choose another address with --nbd or in cairn.toml"
             )),
@@ -159,7 +163,7 @@ impl Kinded for GatewayError {
             }
             Self::Unreachable { .. } => ErrorKind::Unavailable,
             Self::BadAnswer { .. } => ErrorKind::Internal,
-            Self::ImageReaderDied => ErrorKind::Corrupt,
+            Self::Found { .. } | Self::ImageReaderDied => ErrorKind::Corrupt,
         }
     }
 }

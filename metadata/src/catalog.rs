@@ -1,12 +1,12 @@
 //! The port to the catalog.
 
 use crate::{
-    BatchCommit, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse, CountedLeaves,
-    DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange, GroupName, GroupRow,
-    GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion, Lease, LeaseStamp,
-    MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage, PlacementChange, PoolSettings,
-    RecordSource, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals,
-    UsePage, VolumeName, VolumeRow, WalState,
+    BatchCommit, CatalogError, CheckSource, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse,
+    CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange,
+    GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion,
+    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage, PlacementChange,
+    PoolSettings, RecordSource, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor, SpaceOf,
+    SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -274,7 +274,7 @@ pub trait Catalog: Send + Sync + Debug {
     /// Commits a destaged batch, once: the same batch id again returns the first receipt. Refused whole
     /// when a volume is not held by the gateway in the given term (`Fenced`), when a batch is not the one that follows
     /// (`NotNext`), or when a map would point at a container that nobody has, at a chunk that was left out of it, or at one of another domain than the volume's
-    /// (`UnknownContainer`). The state of a node does not matter for segments: they were put while it was another.
+    /// (`UnknownContainer`), or when an object of one of its segments is doomed (`ObjectDoomed`). The state of a node does not matter for segments: they were put while it was another.
     async fn commit_batch(&self, batch: &BatchCommit) -> Result<CommitReceipt>;
 
     /// Where containers are; those that the catalog does not know are left out. In no particular order, each once.
@@ -331,7 +331,7 @@ pub trait Catalog: Send + Sync + Debug {
 
     /// Gives containers a new place, without the chunks of which the caller has seen, since it closed them, that nothing points at them: a batch that points at one of
     /// those anew is refused with `UnknownContainer` from here on. `ContainerOpen`, and nothing is moved, as with `remove_containers`. Containers that are gone are left
-    /// out. Segments that are empty then become doomed objects. The same move again changes nothing.
+    /// out. Segments that are empty then become doomed objects. The same move again changes nothing. `ObjectDoomed` as of [`Catalog::commit_batch`].
     async fn move_containers(&self, moved: &ContainerMove) -> Result<()>;
 
     /// The first `limit` objects that are to be deleted after number `after`, in the order of their numbers.
@@ -389,6 +389,11 @@ pub trait Catalog: Send + Sync + Debug {
 
     /// All of its rows, if they can be read: whoever keeps a record of the catalog elsewhere does so then.
     fn record(&self) -> Option<&dyn RecordSource> {
+        None
+    }
+
+    /// What a check asks, if there is anything to check.
+    fn check(&self) -> Option<&dyn CheckSource> {
         None
     }
 

@@ -79,6 +79,11 @@ pub enum CatalogError {
     )]
     UnknownContainer { volume: VolumeId, container: ContainerId },
 
+    #[error(
+        "object {key} of segment {segment} is to be deleted: nothing named it when that was decided. What it holds is to be put again, under another key"
+    )]
+    ObjectDoomed { segment: SegmentId, key: String },
+
     #[error("folding lineage {lineage} through {through} does not fit: it has commits through {last}")]
     FoldBeyond { lineage: LineageId, through: CommitSeq, last: CommitSeq },
 
@@ -173,6 +178,7 @@ impl Kinded for CatalogError {
             | Self::RunUnderWay { .. }
             | Self::NotSettled { .. }
             | Self::ContainerOpen { .. }
+            | Self::ObjectDoomed { .. }
             | Self::UnknownContainer { .. } => ErrorKind::Conflict,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Corrupt { .. } | Self::Damaged { .. } => ErrorKind::Corrupt,

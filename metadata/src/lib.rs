@@ -10,6 +10,7 @@
 //! | `groups` | protection groups, their runs, and events |
 //! | `leaf` | a leaf of an extent map, in memory and in bytes |
 //! | `space` | what a snapshot or a volume alone keeps |
+//! | `check` | rows as they are, and sums beside what they should be, for a check of the catalog |
 //! | `record` | all rows, for a record of the catalog elsewhere |
 //! | `sqlite` | the catalog in one file |
 //! | `memory` | a catalog in memory with faults, for simulations (feature `testing`) |
@@ -22,6 +23,7 @@
 
 mod batch;
 mod catalog;
+mod check;
 #[cfg(any(test, feature = "conformance"))]
 #[doc(hidden)]
 pub mod conformance;
@@ -44,6 +46,10 @@ pub use batch::{
     VolumeOutcome, VolumeReceipt,
 };
 pub use catalog::Catalog;
+pub use check::{
+    CheckSource, CheckedContainer, CheckedSegment, MapKind, MapRow, MapRows, MissingChanges, UnnamedObject,
+    WrongSum,
+};
 pub use error::CatalogError;
 pub use groups::{
     EVENTS_MAX, EventRow, GROUP_RUNS_MAX, GroupChange, GroupMember, GroupRow, GroupRunEnd, GroupRunRow,

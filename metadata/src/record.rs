@@ -36,6 +36,9 @@ pub trait RecordSource: Send + Sync {
     /// Which catalog of its site this is.
     async fn incarnation(&self) -> Result<u64>;
 
+    /// The last number that was given for a checkpoint; 0: none was.
+    async fn last_checkpoint(&self) -> Result<u64>;
+
     /// A number for the next checkpoint, above all that were given before. It is not given again, whatever becomes of the checkpoint.
     async fn next_checkpoint(&self) -> Result<u64>;
 

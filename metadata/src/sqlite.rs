@@ -13,6 +13,7 @@
 //!
 //! The SQL is numbered (`$1`) and plain, so that another database needs little more than other column types.
 
+mod check;
 mod columns;
 mod commit;
 mod containers;
@@ -47,12 +48,12 @@ mod volumes;
 mod tests;
 
 use crate::{
-    BatchCommit, Catalog, CatalogError, CommitReceipt, ContainerLocation, ContainerMove, ContainerUse,
-    CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow, GroupChange,
-    GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex, LeafVersion,
-    Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage, PlacementChange,
-    PoolSettings, RecordChanges, RecordSource, SegmentPlace, SiteRow, SnapshotName, SnapshotRow, SpaceCursor,
-    SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
+    BatchCommit, Catalog, CatalogError, CheckSource, CommitReceipt, ContainerLocation, ContainerMove,
+    ContainerUse, CountedLeaves, DomainName, DomainRow, DoomedObject, EventRow, FoldPlan, GatewayRow,
+    GroupChange, GroupName, GroupRow, GroupRunEnd, GroupRunRow, GroupSnapshot, HeldLease, KeyRow, LeafIndex,
+    LeafVersion, Lease, LeaseStamp, MapLeaf, MapPoint, NewVolume, NodeChange, NodeRow, NodeUsage,
+    PlacementChange, PoolSettings, RecordChanges, RecordSource, SegmentPlace, SiteRow, SnapshotName,
+    SnapshotRow, SpaceCursor, SpaceOf, SpacePage, Totals, UsePage, VolumeName, VolumeRow, WalState,
 };
 use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
@@ -551,6 +552,10 @@ impl Catalog for SqliteCatalog {
     }
 
     fn record(&self) -> Option<&dyn RecordSource> {
+        Some(self)
+    }
+
+    fn check(&self) -> Option<&dyn CheckSource> {
         Some(self)
     }
 

@@ -29,9 +29,9 @@ pub use domain::{Domain, FingerprintKey};
 pub use error::{Action, Damaged, PoolError};
 pub use pool::{
     BreakerState, Candidate, Credentials, DamagedShard, DataNode, Domains, EncodedSegment, FoundSegment,
-    GET_BYTES_MAX, HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, MARKER_KEY, Member, NodeAccess,
-    NodeHealth, NodeState, NodeUrl, ObjectTally, Pool, PoolSettings, Refusal, RequestPolicy, S3Url,
-    ShardState, Stray, choose,
+    GET_BYTES_MAX, HealthSnapshot, KEYS_BYTES_MAX, KEYS_KEY, LastError, ListedObject, MARKER_KEY, Member,
+    NodeAccess, NodeHealth, NodeState, NodeUrl, ObjectIdentity, ObjectTally, Pool, PoolSettings, Refusal,
+    RequestPolicy, S3Url, ShardLook, ShardState, Stray, choose,
 };
 pub use reader::{ContainerLocation, FetchedChunks, StoredSink};
 pub use record::{

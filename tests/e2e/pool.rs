@@ -2,6 +2,7 @@
 //!
 //! The nodes are directories here, which fail in an instant; `integration/pool.rs` does what only servers do, and `just pool-rounds` goes on for longer.
 
+mod checking;
 mod healing;
 mod kills;
 mod losses;

@@ -9,6 +9,7 @@ use crate::domains::Domains;
 use crate::error::EngineError;
 use crate::group::{Groups, run_groups_until_stopped};
 use crate::heal::{HEAL_LIMIT, Heal, heal_until_stopped, scrub_until_stopped};
+use crate::in_flight::InFlight;
 use crate::lease::{LeaseWatch, gone, renew_leases};
 use crate::patience::patiently;
 use crate::pressure::Pressure;
@@ -104,6 +105,8 @@ pub(crate) struct Shared {
     pub(crate) destage: Destage,
     /// Held from before a commit until it is shown.
     pub(crate) commit_turn: tokio::sync::Mutex<()>,
+    /// Segments that are put and that the catalog does not name yet.
+    pub(crate) in_flight: Arc<InFlight>,
     pub(crate) reclaim: Reclaim,
     pub(crate) heal: Heal,
     pub(crate) record: Record,
@@ -583,6 +586,7 @@ pub(crate) fn assemble(
         administration: Arc::default(),
         destage,
         commit_turn: tokio::sync::Mutex::default(),
+        in_flight: Arc::default(),
         reclaim: Reclaim::default(),
         heal: Heal::new(&config),
         record: Record::default(),

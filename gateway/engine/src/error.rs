@@ -97,6 +97,12 @@ pub enum EngineError {
         "the pool has a later checkpoint of this catalog ({0}) than this catalog knows of: it is an older copy, or another one was made of the same checkpoint. Nothing is recorded or deleted with it; `cairn recover` makes the newest one. Where another recovery left that checkpoint, and is gone, see docs/recovery.md"
     )]
     OlderCatalog(ManifestId),
+    #[error("another check of the site is under way: wait for it, or stop it")]
+    FsckUnderWay,
+    #[error("the plan of this repair is not that of the last check: check again")]
+    NoSuchPlan,
+    #[error("this kind of catalog keeps nothing that could be checked")]
+    NothingToCheck,
     #[error("the gateway is stopping")]
     Stopped,
 }
@@ -108,9 +114,12 @@ impl Kinded for EngineError {
             Self::NameServed(_)
             | Self::NotServedHere(_)
             | Self::SnapshotExists(_)
+            | Self::FsckUnderWay
+            | Self::NoSuchPlan
             | Self::SnapshotInUse(_) => ErrorKind::Conflict,
             Self::DomainClosed(_)
             | Self::BadOptions(_)
+            | Self::NothingToCheck
             | Self::BadPolicy { .. }
             | Self::UnknownMark(_)
             | Self::NamedTwice(_) => ErrorKind::Unsupported,

@@ -17,6 +17,8 @@
 //! | `group` | protection groups: runs by schedule, retention |
 //! | `reclaim` | what nothing points at any more is deleted from the pool |
 //! | `heal` | repair, draining, rebalance, conversion: placements become what they should be; scrub |
+//! | `fsck` | the catalog, its maps and the pool are held against each other, and what can be mended is |
+//! | `in_flight` | segments that are put and that the catalog does not name yet |
 //! | `lease` | ownership, renewed; a gateway that cannot renew stops acknowledging |
 //! | `wal_state` | whether the log holds anything that the catalog does not |
 
@@ -29,8 +31,10 @@ mod destage;
 mod domains;
 mod engine;
 mod error;
+mod fsck;
 mod group;
 mod heal;
+mod in_flight;
 mod lease;
 mod options;
 mod patience;
@@ -50,6 +54,10 @@ pub use budget::{CpuBudget, UnknownCpuBudget};
 pub use config::EngineConfig;
 pub use engine::{Engine, EngineParts};
 pub use error::EngineError;
+pub use fsck::{
+    Fsck, FsckParts, FsckPhase, FsckProgress, FsckReport, LostRange, PlanCounts, Problem, ProblemKind,
+    Remedy, Repaired,
+};
 pub use group::GroupCounters;
 pub use heal::{HealKind, HealProgress, HealStatus, Healed, ScrubReport, ScrubStatus, members};
 pub use options::VolumeOptions;

@@ -9,12 +9,14 @@
 //! | `groups` | of it, protection groups and events |
 //! | `pool` | of it, data nodes and how they protect the data |
 //! | `heal` | of it, healing and scrub |
+//! | `fsck` | of it, checking the site and mending it |
 //! | `reclaim` | of it, taking space back |
 //! | [`status`] | what is told, and what needs attention |
 //! | `metrics` | the same for a monitoring system |
 //! | [`routes`] | which request does what; errors as answers |
 //! | [`server`] | listening |
 
+mod fsck;
 mod groups;
 mod heal;
 mod keys;

@@ -2,11 +2,12 @@
 
 use super::service::{PIECE_BYTES_MAX, Service};
 use super::types::{
-    AddNode, AddedNode, AskReclaim, ChangeCpu, ChangeNode, ChangePool, CloneSnapshot, Cpu, CreateDomain,
-    CreateGroup, CreateSnapshot, CreateSnapshots, CreateVolume, DeleteQuery, Difference, DifferenceQuery,
-    Domain, Event, Extent, Failure, FailureDetail, Group, GroupDetail, GroupRun, Health, Key, LimitQuery,
-    Node, OffsetQuery, PoolState, PublishKeys, RangeQuery, Reclaimed, RemoveQuery, ReplaceKey, RevertVolume,
-    Reverted, Scrubbed, Snapshot, SpaceQuery, Status, UpdateGroup, UpdateVolume, Volume,
+    AddNode, AddedNode, AskReclaim, AskRepair, ChangeCpu, ChangeNode, ChangePool, CheckProgress, Checked,
+    CloneSnapshot, Cpu, CreateDomain, CreateGroup, CreateSnapshot, CreateSnapshots, CreateVolume,
+    DeleteQuery, Difference, DifferenceQuery, Domain, Event, Extent, Failure, FailureDetail, Group,
+    GroupDetail, GroupRun, Health, Key, LimitQuery, Node, OffsetQuery, PoolState, PublishKeys, RangeQuery,
+    Reclaimed, RemoveQuery, Repaired, ReplaceKey, RevertVolume, Reverted, Scrubbed, Snapshot, SpaceQuery,
+    Status, UpdateGroup, UpdateVolume, Volume,
 };
 use crate::error::GatewayError;
 use axum::body::Body;
@@ -65,6 +66,8 @@ pub fn routes_for_tcp(service: Arc<Service>) -> Router {
         .route("/v1/destage", post(destage))
         .route("/v1/reclaim", post(reclaim))
         .route("/v1/scrub", post(scrub))
+        .route("/v1/fsck", get(fsck_progress).post(fsck))
+        .route("/v1/fsck/repair", post(repair))
         .route("/v1/cpu", get(cpu).put(change_cpu))
         .route("/v1/nodes", get(nodes).post(add_node))
         .route("/v1/nodes/{name}", get(node).patch(change_node).delete(remove_node))
@@ -291,6 +294,18 @@ async fn reclaim(State(service): Shared, JsonBody(asked): JsonBody<AskReclaim>) 
 
 async fn scrub(State(service): Shared) -> Answer<Json<Scrubbed>> {
     Ok(Json(service.scrub().await?))
+}
+
+async fn fsck(State(service): Shared) -> Answer<Json<Checked>> {
+    Ok(Json(service.fsck().await?))
+}
+
+async fn fsck_progress(State(service): Shared) -> Json<Option<CheckProgress>> {
+    Json(service.fsck_progress())
+}
+
+async fn repair(State(service): Shared, JsonBody(asked): JsonBody<AskRepair>) -> Answer<Json<Repaired>> {
+    Ok(Json(service.repair(asked).await?))
 }
 
 async fn cpu(State(service): Shared) -> Json<Cpu> {

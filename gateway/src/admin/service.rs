@@ -8,7 +8,7 @@ use crate::error::GatewayError;
 use crate::names::SEPARATOR;
 use crate::site::{Site, new_volume};
 use bytes::Bytes;
-use cairn_engine::{Engine, Volume as EngineVolume, VolumeOptions};
+use cairn_engine::{Engine, Fsck, Volume as EngineVolume, VolumeOptions};
 use cairn_metadata::{DomainName, DomainRow, VolumeName, VolumeRow};
 use cairn_model::{
     BLOCK_SIZE, BlockDevice, Durability, ErrorKind, Monotonic, ReadBuffer, VOLUME_BLOCKS_MAX, WriteFlags,
@@ -44,6 +44,9 @@ pub struct Service {
     pub(super) site: Arc<Site>,
     pub(super) engine: Option<(Arc<Engine>, Arc<Pool>)>,
     pub(super) serving: Option<Serving>,
+    /// Where no engine runs: to be looked at only.
+    pub(super) looked_at: Option<Arc<Pool>>,
+    pub(super) fsck: Arc<Fsck>,
     /// Held during a change of nodes or of the pool: each begins with what the one before left.
     pub(super) pool_change: Arc<tokio::sync::Mutex<()>>,
 }
@@ -52,6 +55,11 @@ impl Service {
     /// Over the catalog alone: tells, but changes nothing but nodes.
     pub fn of_catalog(site: Arc<Site>) -> Self {
         Self::new(site, None, None)
+    }
+
+    /// Over the catalog and the pool: tells, and looks.
+    pub fn of_pool(site: Arc<Site>, pool: Arc<Pool>) -> Self {
+        Self { looked_at: Some(pool), ..Self::new(site, None, None) }
     }
 
     /// Over an engine that serves nobody.
@@ -65,7 +73,7 @@ impl Service {
     }
 
     fn new(site: Arc<Site>, engine: Option<(Arc<Engine>, Arc<Pool>)>, serving: Option<Serving>) -> Self {
-        Self { site, engine, serving, pool_change: Arc::default() }
+        Self { site, engine, serving, looked_at: None, fsck: Arc::default(), pool_change: Arc::default() }
     }
 
     pub(super) fn engine(&self) -> Result<&Arc<Engine>> {

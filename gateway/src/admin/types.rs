@@ -1,11 +1,13 @@
 //! What the admin API says and takes, in JSON. `docs/admin-api.md` documents every field; names are stable.
 
+mod fsck;
 mod groups;
 mod heal;
 mod pool;
 mod reclaim;
 mod snapshots;
 
+pub use fsck::{AskRepair, CheckProgress, Checked, LostRange, Plan, Problem, Repaired};
 pub use groups::{CreateGroup, Event, Group, GroupDetail, GroupMember, GroupRun, LimitQuery, UpdateGroup};
 pub use heal::{Heal, HealWork, Healed, Scrub, Scrubbed};
 pub use pool::{AddNode, AddedNode, ChangeNode, ChangePool, Node, NodeHealth, PoolState, RemoveQuery};

@@ -24,6 +24,8 @@ pub(super) enum Need {
     Tell,
     /// The catalog and the keys.
     Catalog,
+    /// The catalog, the keys and the pool, to look at them.
+    Pool,
     /// An engine: to change or move data.
     Engine,
 }
@@ -54,6 +56,10 @@ impl Access {
         let site = Arc::new(site?);
         let (service, embedded) = match need {
             Need::Tell | Need::Catalog => (Service::of_catalog(Arc::clone(&site)), None),
+            Need::Pool => {
+                let pool = site.pool_to_look_at().await?;
+                (Service::of_pool(Arc::clone(&site), pool), None)
+            }
             Need::Engine => {
                 let pool = site.open_pool().await?;
                 let engine = site.start_engine(Arc::clone(&pool), Purpose::Command).await?;

@@ -42,7 +42,7 @@ Environment:
   CAIRN_ALLOW_CORE_DUMPS=1                   let debuggers and core dumps at the keys in memory: for developers only
   AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY   credentials of S3 data nodes
 
-Exit status: 0 done, 1 failed, 2 wrong usage.";
+Exit status: 0 done, 1 failed, 2 wrong usage; `cairn fsck` has more.";
 
 /// Fast, safe block devices on any S3-compatible object store.
 ///
@@ -112,6 +112,7 @@ pub enum Command {
         #[arg(long)]
         repair: bool,
     },
+    Fsck(Fsck),
     /// Domains: what is sealed under one key, and where equal data is stored once
     #[command(subcommand, arg_required_else_help = true)]
     Domain(Domain),
@@ -360,6 +361,25 @@ pub enum Domain {
     Show { name: String },
     /// Delete a domain that has no volumes and no data, and its key with it
     Delete { name: String },
+}
+
+/// Check the catalog and the pool against each other
+///
+/// Looks at the catalog's file, sums and rows, at what maps point at, at every object of every data node, and at the newest checkpoint. Works beside a running gateway and
+/// without one, and changes nothing. It reads of each object which one it is, not all its bytes: `cairn scrub` does that. What is lost is told by volume, snapshot and byte range.
+///
+/// With --repair it shows what it would do, asks, and does it: sums are set, shards that are missing or wrong are given up and made anew by healing, objects that nothing names are
+/// deleted. Data that is lost stays as it is.
+///
+/// Exit status: 0 everything is right, or was mended; 4 something is wrong; 8 something could not be checked; 12 both; 1 the check itself failed; 2 wrong usage.
+#[derive(Debug, Args)]
+pub struct Fsck {
+    /// Mend what can be mended, after showing what that is
+    #[arg(long)]
+    pub repair: bool,
+    /// Do not ask before mending
+    #[arg(long, requires = "repair")]
+    pub yes: bool,
 }
 
 /// Print a completion script

@@ -5,6 +5,7 @@ mod args;
 mod cpu;
 mod documents;
 mod domain;
+mod fsck;
 mod group;
 mod init;
 mod key;
@@ -52,7 +53,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             if let Some(hint) = error.hint() {
                 eprintln!("  next: {hint}");
             }
-            if matches!(error, GatewayError::Usage { .. }) { ExitCode::from(2) } else { ExitCode::FAILURE }
+            match error {
+                GatewayError::Usage { .. } => ExitCode::from(2),
+                GatewayError::Found { code, .. } => ExitCode::from(code),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -85,6 +90,7 @@ fn execute(cli: Cli) -> Result<(), GatewayError> {
         Command::Reclaim { dry_run } => in_runtime(reclaim::run(&global, dry_run)),
         // There is nothing that it could do without.
         Command::Scrub { repair: _ } => in_runtime(scrub::run(&global)),
+        Command::Fsck(asked) => in_runtime(fsck::run(&global, &asked)),
         Command::Cpu { budget } => in_runtime(cpu::run(&global, budget)),
         Command::Domain(asked) => in_runtime(domain::run(&global, asked)),
         Command::Key(asked) => in_runtime(key::run(&global, asked)),

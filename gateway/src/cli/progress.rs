@@ -65,6 +65,34 @@ pub(super) async fn telling<T>(tell: impl Fn() -> String, work: impl Future<Outp
     done
 }
 
+/// Waits for `work`, under a line that `told` makes if it takes long and somebody watches.
+pub(super) async fn following<T>(
+    label: &'static str,
+    work: impl Future<Output = T>,
+    told: impl AsyncFn() -> Option<String>,
+) -> T {
+    if !is_watched() {
+        return work.await;
+    }
+    let (mut work, clock) = (std::pin::pin!(work), SystemClock::new());
+    if let Ok(done) = cairn_model::timeout(&clock, QUIET, &mut work).await {
+        return done;
+    }
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    spinner.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("well formed"));
+    spinner.set_message(label);
+    spinner.enable_steady_tick(FRAME);
+    loop {
+        if let Some(line) = told().await {
+            spinner.set_message(line);
+        }
+        if let Ok(done) = cairn_model::timeout(&clock, QUIET, &mut work).await {
+            spinner.finish_and_clear();
+            return done;
+        }
+    }
+}
+
 fn is_watched() -> bool {
     std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
 }

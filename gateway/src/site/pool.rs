@@ -53,6 +53,14 @@ impl Site {
         Ok(pool)
     }
 
+    /// The pool to be looked at: nothing is written to it, and any node may be away. Also of a directory that has not taken over.
+    pub async fn pool_to_look_at(&self) -> Result<Arc<Pool>> {
+        let rows = self.catalog.nodes().await?;
+        let settings =
+            PoolSettings { profile: self.catalog.pool_settings().await?.profile, ..PoolSettings::default() };
+        Ok(Arc::new(Pool::new(members(&rows, &self.nodes(&rows, None)?), settings, self.ports.clone())))
+    }
+
     /// Makes the pool what the catalog says now.
     pub async fn refresh_pool(&self, pool: &Pool) -> Result<()> {
         let rows = self.catalog.nodes().await?;

@@ -30,6 +30,7 @@ fn help_names_every_command_that_exists_and_no_other() {
         "events",
         "reclaim",
         "scrub",
+        "fsck",
         "domain",
         "key",
         "status",

@@ -4,6 +4,7 @@
 
 mod admin_api;
 mod command_line;
+mod fsck;
 mod gateway;
 mod groups;
 mod images;

@@ -150,6 +150,7 @@ async fn insert_segments(change: &mut SqliteConnection, batch: &BatchCommit) -> 
     for segment in &batch.segments {
         let receipt = &segment.receipt;
         placements::insert(change, receipt.segment(), receipt.place(), &mut tally).await?;
+        placements::refuse_doomed(change, receipt.segment(), receipt.place()).await?;
     }
     tally.write(change).await
 }

@@ -3,7 +3,7 @@
 use super::columns::{Columns, int};
 use super::{Result, SqliteCatalog, failed};
 use crate::DoomedObject;
-use cairn_model::{NodeId, SegmentId};
+use cairn_model::{NodeId, ObjectPlace, SegmentId};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
 
@@ -35,6 +35,25 @@ pub(super) async fn contains(change: &mut SqliteConnection, node: NodeId, key: &
         .fetch_one(change)
         .await
         .map_err(failed("looking for a doomed object"))
+}
+
+/// The key of an object of a segment's that is doomed, if one is.
+pub(super) async fn of_segment(change: &mut SqliteConnection, place: &ObjectPlace) -> Result<Option<String>> {
+    // Nearly always none is: one look tells.
+    let sql = "SELECT EXISTS (SELECT 1 FROM doomed)";
+    if !sqlx::query_scalar::<_, bool>(sql)
+        .fetch_one(&mut *change)
+        .await
+        .map_err(failed("looking for doomed objects"))?
+    {
+        return Ok(None);
+    }
+    for (node, key, _) in place.objects() {
+        if contains(change, node, &key).await? {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
 }
 
 pub(super) async fn after(

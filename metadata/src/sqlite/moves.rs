@@ -38,6 +38,7 @@ pub(super) async fn move_containers(catalog: &SqliteCatalog, moved: &ContainerMo
     for segment in left {
         placements::doom_if_empty(&mut change, segment, &mut tally).await?;
     }
+    placements::refuse_doomed(&mut change, segment, receipt.place()).await?;
     tally.write(&mut change).await?;
     change.commit().await.map_err(failed(DOING))
 }

@@ -87,6 +87,21 @@ pub(super) async fn insert(
     tally.add(place)
 }
 
+/// Fails when an object of a segment that is recorded is doomed: a check of the pool found that nothing named it. A segment that is not recorded any more is no matter.
+pub(super) async fn refuse_doomed(
+    change: &mut SqliteConnection,
+    segment: SegmentId,
+    place: &ObjectPlace,
+) -> Result<()> {
+    let Some(key) = doomed::of_segment(change, place).await? else { return Ok(()) };
+    let sql = "SELECT EXISTS (SELECT 1 FROM segments WHERE id = $1)";
+    let is_recorded = sqlx::query_scalar(sql).bind(&segment.as_bytes()[..]).fetch_one(change).await;
+    if is_recorded.map_err(failed("looking for a segment"))? {
+        return Err(CatalogError::ObjectDoomed { segment, key });
+    }
+    Ok(())
+}
+
 async fn insert_shards(
     change: &mut SqliteConnection,
     segment: SegmentId,

@@ -48,6 +48,14 @@ impl RecordSource for SqliteCatalog {
         u64::try_from(number).map_err(|error| CatalogError::corrupt("incarnation", &error))
     }
 
+    async fn last_checkpoint(&self) -> Result<u64> {
+        let number: i64 = sqlx::query_scalar("SELECT checkpoints FROM incarnation")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(failed(READING))?;
+        u64::try_from(number).map_err(|error| CatalogError::corrupt("number of checkpoints", &error))
+    }
+
     async fn next_checkpoint(&self) -> Result<u64> {
         const COUNTING: &str = "counting checkpoints";
         let mut change = self.begin().await?;

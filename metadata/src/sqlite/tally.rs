@@ -16,12 +16,12 @@ const DOING: &str = "counting segments";
 #[derive(Default)]
 #[must_use]
 pub(super) struct Tally {
-    segments: i64,
-    segment_bytes: i64,
-    degraded: i64,
-    at_risk: i64,
+    pub(super) segments: i64,
+    pub(super) segment_bytes: i64,
+    pub(super) degraded: i64,
+    pub(super) at_risk: i64,
     /// Shards and their bytes.
-    nodes: BTreeMap<NodeId, (i64, i64)>,
+    pub(super) nodes: BTreeMap<NodeId, (i64, i64)>,
 }
 
 impl Tally {

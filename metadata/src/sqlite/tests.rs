@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+mod check;
 mod conformance {
     crate::catalog_conformance!(crate::sqlite::tests::FileStore::new);
 }

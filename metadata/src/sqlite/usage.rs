@@ -14,10 +14,15 @@ const DOING: &str = "counting mapped blocks";
 
 /// Blocks that the head of `lineage` maps.
 pub(super) async fn mapped_blocks(change: &mut SqliteConnection, lineage: LineageId) -> Result<u64> {
+    mapped_at(change, MapPoint::head(lineage)).await
+}
+
+/// Blocks that the leaves map that a point shows.
+pub(super) async fn mapped_at(change: &mut SqliteConnection, at: MapPoint) -> Result<u64> {
     let (mut from, mut blocks) = (0, 0);
     loop {
         let page = (from, i64::from(LEAVES_MAX));
-        let shown = versions::within(change, MapPoint::head(lineage), page, PAGE).await?;
+        let shown = versions::within(change, at, page, PAGE).await?;
         let Some(last) = shown.last() else { return Ok(blocks) };
         from = i64::from(last.version.index.get()) + 1;
         for leaf in &shown {

@@ -21,9 +21,9 @@ const TAIL_BYTES_MAX: u64 = 1 << 20;
 
 /// Which shard of erasure coding an object is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Coded {
-    profile: Profile,
-    index: usize,
+pub(super) struct Coded {
+    pub(super) profile: Profile,
+    pub(super) index: usize,
 }
 
 /// An object of a segment.
@@ -84,7 +84,7 @@ fn object_bytes(profile: Profile, segment_bytes: u64) -> (bool, u64) {
 }
 
 /// What a key says, if it is that of a shard.
-fn parse(key: &str) -> Option<(SegmentId, Option<Coded>, u32)> {
+pub(super) fn parse(key: &str) -> Option<(SegmentId, Option<Coded>, u32)> {
     let mut parts = key.rsplit_once('/')?.1.split('.');
     let id: SegmentId = parts.next()?.parse().ok()?;
     let rest: Vec<&str> = parts.collect();
@@ -110,6 +110,15 @@ fn parse(key: &str) -> Option<(SegmentId, Option<Coded>, u32)> {
 }
 
 impl FoundSegment {
+    /// Of these objects of a segment: their nodes, keys and lengths. Those that are called otherwise are left out.
+    pub fn of<'a>(id: SegmentId, objects: impl IntoIterator<Item = (NodeId, &'a str, u64)>) -> Self {
+        let object = |(node, key, length_bytes)| match parse(key) {
+            Some((of, coded, tag)) if of == id => Some(Object { node, coded, tag, length_bytes }),
+            _ => None,
+        };
+        Self { id, objects: objects.into_iter().filter_map(object).collect() }
+    }
+
     /// Of all its objects.
     pub fn length_bytes(&self) -> u64 {
         // As nodes tell, which may lie.
@@ -334,7 +343,7 @@ impl DataNode {
 }
 
 /// What a shard says of itself, if it is one.
-async fn trailer_of(
+pub(super) async fn trailer_of(
     node: &DataNode,
     key: &str,
     length_bytes: u64,
@@ -391,6 +400,18 @@ fn apart(candidates: &[Vec<ShardPlace>]) -> Vec<Option<ShardPlace>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_called_otherwise_is_none_of_a_segment() {
+        let (id, node) = (SegmentId::from_bytes([1; 16]), NodeId::from_bytes([2; 16]));
+        let (key, other) = (segment_key(id), segment_key(SegmentId::from_bytes([3; 16])));
+        let moved = format!("{key}.0000002a");
+        let found = FoundSegment::of(
+            id,
+            [(node, &*key, 5), (node, &*other, 7), (node, "notes", 9), (node, &*moved, 11)],
+        );
+        assert_eq!((found.objects.len(), found.length_bytes()), (2, 16));
+    }
 
     #[test]
     fn lengths_that_a_listing_makes_up_do_not_overflow() {

@@ -466,6 +466,30 @@ impl DataNode {
         })
         .await
     }
+
+    /// What is right in a folder: the folders in it, and its objects.
+    pub(crate) async fn list_in(&self, prefix: &str) -> Result<(Vec<String>, Vec<String>), PoolError> {
+        let path = Path::from(prefix);
+        let path = &path;
+        self.request(Direction::Get, "list", prefix, |store| async move {
+            let listed = store.list_with_delimiter(Some(path)).await;
+            let listed = listed.map_err(|error| self.judge("list", prefix, error))?;
+            let folders = listed.common_prefixes.iter().map(ToString::to_string).collect();
+            let objects = listed.objects.iter().map(|object| object.location.to_string()).collect();
+            Ok(((folders, objects), 0))
+        })
+        .await
+    }
+
+    /// Asks the node who it is, whatever was found before. An error: it does not answer, or another one does.
+    pub(crate) async fn look_who(&self) -> Result<(), PoolError> {
+        self.doubt();
+        match self.get_range(MARKER_KEY, 0..1).await {
+            // One of which no marker is asked need not have any.
+            Ok(_) | Err(PoolError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Requests that only attaching and opening a node makes.

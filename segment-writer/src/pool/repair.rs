@@ -15,10 +15,10 @@ use super::{DataNode, Pool};
 use crate::domain::Domain;
 use crate::error::{Damaged, PoolError};
 use crate::seal::ContainerCipher;
-use crate::segment::{HEADER_BYTES, HeaderError, TRAILER_BYTES, Trailer, check_frame, open_footer};
+use crate::segment::{HEADER_BYTES, Header, HeaderError, TRAILER_BYTES, Trailer, check_frame, open_footer};
 use bytes::Bytes;
 use cairn_model::crypto::KeyId;
-use cairn_model::{NodeId, ObjectPlace, Placement, Profile, SegmentId, ShardPlace, shard_key};
+use cairn_model::{NodeId, ObjectPlace, Placement, Profile, SegmentId, ShardPlace, SiteId, shard_key};
 
 /// Knows domains by the names of their keys.
 pub type Domains<'a> = &'a (dyn Fn(KeyId) -> Option<Domain> + Send + Sync);
@@ -161,6 +161,9 @@ impl Pool {
             return Err(corrupt_shard(roster, place, index, "it is not as long as the catalog says"));
         }
         match self.work(bytes.len(), || check_segment(&bytes, &place.key, domains)) {
+            Ok(_) if !is_of_site(&bytes, node.site()) => {
+                Err(corrupt_shard(roster, place, index, "it is of another site"))
+            }
             Ok(_) => Ok(bytes),
             Err(HeaderError::Damaged(Damaged(reason))) => Err(corrupt_shard(roster, place, index, reason)),
             Err(HeaderError::Newer(version)) => Err(PoolError::NewerFormat {
@@ -206,6 +209,12 @@ impl Pool {
         }
         Err(unread.or(lost).expect("a placement has a shard"))
     }
+}
+
+/// Whether a segment that passes its checks is of the site, where that is known.
+fn is_of_site(object: &[u8], site: Option<SiteId>) -> bool {
+    let header = object.first_chunk::<HEADER_BYTES>().and_then(|header| Header::decode(header).ok());
+    site.is_none_or(|site| header.is_some_and(|header| header.site == site))
 }
 
 pub(super) fn corrupt_segment(roster: &Roster, place: &ObjectPlace, Damaged(reason): Damaged) -> PoolError {

@@ -43,7 +43,7 @@ impl Pool {
     }
 
     /// What a shard says about itself, if that is what it should be.
-    async fn trailer(
+    pub(super) async fn trailer(
         &self,
         roster: &Roster,
         place: &ObjectPlace,
@@ -66,11 +66,12 @@ impl Pool {
         let is_it = Profile::ec(identity.data, identity.parity) == Some(place.placement.profile())
             && usize::from(identity.index) == index
             && identity.segment_bytes == place.length_bytes
-            && place.key.ends_with(&identity.segment.to_string());
+            && place.key.ends_with(&identity.segment.to_string())
+            && node.site().is_none_or(|site| site == identity.site);
         if is_it {
             Ok(trailer)
         } else {
-            Err(corrupt_shard(roster, place, index, "it is another shard, or of another segment"))
+            Err(corrupt_shard(roster, place, index, "it is another shard, or of another segment or site"))
         }
     }
 }

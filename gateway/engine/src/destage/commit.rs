@@ -46,6 +46,11 @@ pub(super) async fn commit(shared: &Arc<Shared>, mut prepared: Prepared) -> Resu
                             shared.dedupe.refused(container, containers(&prepared));
                             Sharing::WithinBatch
                         }
+                        NotThere::Object(key) => {
+                            tracing::info!(key, "an object of a batch is to be deleted; it is packed again");
+                            shared.dedupe.release(containers(&prepared).map(|container| container.id));
+                            Sharing::Indexed
+                        }
                         NotThere::Node => {
                             tracing::info!(
                                 "a batch was put on a node that is not in the pool any more; it is packed again"
@@ -130,6 +135,8 @@ enum NotThere {
     Container(ContainerId),
     /// One of its segments has a shard on a node that was removed meanwhile.
     Node,
+    /// One of its objects is doomed: a check of the pool found that nothing named it.
+    Object(String),
 }
 
 async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> Result<CommitReceipt, NotThere> {
@@ -142,6 +149,7 @@ async fn commit_until_done(shared: &Shared, prepared: &Prepared) -> Result<Commi
                 return Err(NotThere::Container(container));
             }
             Err(CatalogError::NotFound { what: "node", .. }) => return Err(NotThere::Node),
+            Err(CatalogError::ObjectDoomed { key, .. }) => return Err(NotThere::Object(key)),
             Err(error) if error.kind() == ErrorKind::Fenced => {
                 let error = EngineError::from(error);
                 let fenced = find_fenced(shared, &batch).await;

@@ -4,6 +4,7 @@ use super::Batch;
 use crate::dedupe::{Packing, ToCompare, bring_candidates, checker};
 use crate::engine::Shared;
 use crate::error::EngineError;
+use crate::in_flight::OnItsWay;
 use crate::volume::buffer::{Buffered, Layer};
 use bytes::Bytes;
 use cairn_flash::Source;
@@ -33,6 +34,8 @@ const BLOCK: usize = BLOCK_SIZE as usize;
 pub(super) struct StoredSegment {
     pub(super) containers: Vec<SegmentContainer>,
     pub(super) receipt: UploadReceipt,
+    /// Until the catalog has answered.
+    pub(super) _on_its_way: OnItsWay,
 }
 
 /// What a batch may share.
@@ -99,6 +102,7 @@ impl Uploads {
         );
         let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
         let shared_too = Arc::clone(shared);
+        let on_its_way = shared.in_flight.enter(segment.id());
         self.running.push(AbortOnDropHandle::new(shared.tasks.spawn(async move {
             let receipt = put(&shared_too, &segment).await;
             if let Some(flash) = &shared_too.flash {
@@ -107,7 +111,7 @@ impl Uploads {
                 }
             }
             drop(slot);
-            StoredSegment { containers: segment.containers().to_vec(), receipt }
+            StoredSegment { containers: segment.containers().to_vec(), receipt, _on_its_way: on_its_way }
         })));
     }
 

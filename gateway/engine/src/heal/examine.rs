@@ -12,14 +12,14 @@ use std::sync::atomic::Ordering;
 
 /// What is wrong with a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Flaw {
+pub(crate) enum Flaw {
     Missing,
     Damaged,
 }
 
 /// What became of a shard that was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Found {
+pub(crate) enum Found {
     Whole,
     /// It was not there, or not what it should be, and is missing in the catalog now: it can be made anew.
     Lost(Flaw),
@@ -66,7 +66,7 @@ pub(super) async fn examine_by_chance(
 }
 
 /// Reads a shard. Until the answer is sure: what was moved meanwhile is not taken for lost, because only the place that was looked at can lose it.
-pub(super) async fn examine(
+pub(crate) async fn examine(
     shared: &Shared,
     segment: &SegmentPlace,
     index: usize,

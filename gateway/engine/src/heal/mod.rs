@@ -27,10 +27,12 @@ mod step;
 mod throttle;
 mod watch;
 
+pub(crate) use examine::{Found, examine};
 pub(crate) use healer::heal_until_stopped;
 pub use roster::members;
 pub(crate) use scrub::scrub_until_stopped;
 pub use status::{HealKind, HealProgress, HealStatus, Healed, ScrubReport, ScrubStatus};
+pub(crate) use step::place_of;
 
 use crate::config::EngineConfig;
 use crate::engine::{Engine, Shared, until_known};
@@ -96,6 +98,11 @@ pub(crate) struct Heal {
 }
 
 impl Heal {
+    /// Something was lost: it is to be made anew now.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
     pub(crate) fn new(config: &EngineConfig) -> Self {
         Self {
             turn: tokio::sync::Mutex::default(),
@@ -161,6 +168,13 @@ impl Heal {
         gone.into_iter().map(|(_, stray)| stray).collect()
     }
 
+    /// Whether healing put the object, and knows yet what is to become of it. Between segments only: while [`Heal::own_turn`] is held.
+    pub(crate) fn deals_with(&self, node: NodeId, key: &str) -> bool {
+        let is_it = |(on, of): &(NodeId, String)| *on == node && of == key;
+        self.unanswered.lock().iter().any(|change| change.keys().iter().any(is_it))
+            || self.once_named.lock().iter().any(|(_, stray)| stray.node == node && stray.key == key)
+    }
+
     pub(crate) fn status(&self) -> HealStatus {
         self.status.lock().clone()
     }
@@ -201,7 +215,7 @@ impl Engine {
 const BYTES_PER_SECOND_LEAST: u64 = 8 << 20;
 
 /// Guests and destage come first, and a rate is kept.
-async fn wait_for_turn(shared: &Shared, bytes: u64) {
+pub(crate) async fn wait_for_turn(shared: &Shared, bytes: u64) {
     let mut destage_first = shared.pressure.destage_first();
     let turn = async {
         // For a while: destage may itself be waiting for what healing does. An error means that nobody is there any more who could say so.

@@ -227,6 +227,12 @@ pub(super) struct Unanswered {
     keys: Vec<(NodeId, String)>,
 }
 
+impl Unanswered {
+    pub(super) fn keys(&self) -> &[(NodeId, String)] {
+        &self.keys
+    }
+}
+
 /// What became of a change of a segment's place.
 enum Placed {
     Yes,
@@ -349,7 +355,7 @@ pub(super) async fn delete_strays(shared: &Shared, strays: Vec<Stray>, most: u64
 }
 
 /// Where a segment is, if the catalog has it.
-pub(super) async fn place_of(
+pub(crate) async fn place_of(
     shared: &Shared,
     segment: SegmentId,
 ) -> Result<Option<SegmentPlace>, EngineError> {

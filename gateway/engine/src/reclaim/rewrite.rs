@@ -195,6 +195,7 @@ pub(super) async fn rewrite(
         rewritten.stuck.push((container, segment));
     }
     let Some(segment) = sealed else { return Ok(rewritten) };
+    let on_its_way = shared.in_flight.enter(segment.id());
     let receipt = match shared.pool.put(&segment).await {
         Ok(receipt) => receipt,
         Err(error) => {
@@ -204,7 +205,13 @@ pub(super) async fn rewrite(
         }
     };
     rewritten.put_bytes = receipt.length_bytes();
-    move_to(shared, unit.pass, &segment, receipt, &present).await?;
+    if let Err(error) = move_to(shared, unit.pass, &segment, receipt, &present).await {
+        if !is_refused(&error) {
+            on_its_way.stay();
+        }
+        return Err(error);
+    }
+    drop(on_its_way);
     rewritten.left_out_bytes = left_out_bytes;
     rewritten.moved = segment.containers().to_vec();
     Ok(rewritten)
@@ -429,6 +436,7 @@ pub(super) fn is_refused(error: &EngineError) -> bool {
         **refusal,
         CatalogError::ContainerOpen { .. }
             | CatalogError::Invalid(_)
+            | CatalogError::ObjectDoomed { .. }
             | CatalogError::NotFound { what: "node", .. }
     )
 }

@@ -32,7 +32,7 @@ pub(crate) use watch::{
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use crate::lease::fence;
-use cairn_metadata::{RecordChanges, RecordSource};
+use cairn_metadata::{Catalog, RecordChanges, RecordSource};
 use cairn_model::{DomainId, ErrorKind, Kinded, Monotonic, NodeId, WallTime};
 use cairn_segment_writer::{
     Copies, Manifest, ManifestId, ManifestPiece, PieceCutter, PieceName, PoolError, RecordKey, RecordStore,
@@ -429,6 +429,66 @@ async fn take(
     known.taken = Some(id);
     known.tidy(store, MANIFESTS_KEPT).await;
     Ok(known)
+}
+
+/// What is wrong with the checkpoints of a catalog.
+pub(crate) enum RecordProblem {
+    /// The pool has a later catalog of the site, or a later copy of this one.
+    Outdated(EngineError),
+    /// The newest would be of no use.
+    NotWhole(&'static str),
+}
+
+/// What is wrong with the newest checkpoint, if anything is. For whoever only looks.
+pub(crate) async fn newest_problem(
+    store: &RecordStore,
+    catalog: &dyn Catalog,
+    source: &dyn RecordSource,
+    now: Monotonic,
+) -> Result<Option<RecordProblem>, EngineError> {
+    let known = Known::find(store, now).await?;
+    // Asked after the list: what is in it had its number before.
+    let gateways = catalog.gateways().await?.into_iter().map(|row| row.id).collect();
+    let ours =
+        Ours { incarnation: source.incarnation().await?, begun: source.last_checkpoint().await?, gateways };
+    match known.check(&ours) {
+        Ok(()) => {}
+        // Nobody can tell.
+        Err(error @ EngineError::Pool(_)) => return Err(error),
+        Err(error) => return Ok(Some(RecordProblem::Outdated(error))),
+    }
+    Ok(if known.manifests.is_empty() {
+        Some(RecordProblem::NotWhole("the pool has none"))
+    } else if known.is_newest_whole(store).await? {
+        None
+    } else {
+        Some(RecordProblem::NotWhole("not all of it is on as many nodes as it takes, or can be read"))
+    })
+}
+
+/// Takes a checkpoint that is whole in the place of one that is not: nothing is believed of what the pool has, everything that it names is read, and what is not good is put again. What is wrong
+/// with it still, if anything is.
+pub(crate) async fn make_whole(shared: &Shared) -> Result<Option<String>, EngineError> {
+    let Some(source) = source(shared) else { return Ok(None) };
+    shared.record.doubt();
+    checkpoint(shared).await?;
+    if look_over(shared).await? > 0 {
+        checkpoint(shared).await?;
+    }
+    let problem = newest_problem(&store(shared)?, &*shared.catalog, source, shared.ports.clock.now()).await?;
+    Ok(problem.map(|problem| match problem {
+        RecordProblem::Outdated(error) => error.to_string(),
+        RecordProblem::NotWhole(reason) => reason.to_owned(),
+    }))
+}
+
+/// Fails when the pool has a later catalog of the site than this one.
+pub(crate) async fn check_newest(shared: &Shared) -> Result<(), EngineError> {
+    shared.record.check_owner()?;
+    let Some(source) = source(shared) else { return Ok(()) };
+    let known = find(shared, &store(shared)?).await?;
+    // Asked after the list: what is in it had its number before.
+    known.check(&ours(shared, source, source.last_checkpoint().await?).await?)
 }
 
 /// Brings the rows of one moment to the pool, and counts its steps. Returns their schema and the pieces that they are in.

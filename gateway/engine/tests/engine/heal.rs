@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests wait for real time, and spawn what they join")]
 
-mod cluster;
+pub(crate) mod cluster;
 mod conversion;
 mod damage;
 mod kills;

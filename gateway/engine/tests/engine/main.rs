@@ -4,6 +4,7 @@
 
 mod changes;
 mod faults;
+mod fsck;
 mod groups;
 mod heal;
 mod ownership;

@@ -20,7 +20,7 @@ async fn recorded(catalog: &dyn Catalog) -> (u64, Vec<RecordRows>) {
 }
 
 /// A catalog with snapshots, a clone, a revert, deltas, a deleted volume and something doomed.
-async fn lived_in(store: &FileStore) -> (World, Vec<MapPoint>) {
+pub(super) async fn lived_in(store: &FileStore) -> (World, Vec<MapPoint>) {
     let world = World::new(store).await;
     let mut volume = world.held_volume("a").await;
     let snapshot = world.settled_snapshot(&mut volume, blocks(0, 40_000), "one").await;

@@ -17,25 +17,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Bytes that do not compress and are like no others.
-pub(super) fn noise(seed: u64, length: u64) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(length).unwrap()];
     SeededEntropy::new(seed).fill(&mut bytes);
     bytes
 }
 
 /// What happens to a request.
-pub(super) type Plan = Box<dyn FnMut(&Request<'_>) -> Option<Fault> + Send>;
+pub(crate) type Plan = Box<dyn FnMut(&Request<'_>) -> Option<Fault> + Send>;
 
 /// What a test does to a data node.
 #[derive(Clone, Default)]
-pub(super) struct Node {
-    pub(super) inner: Arc<InMemory>,
+pub(crate) struct Node {
+    pub(crate) inner: Arc<InMemory>,
     is_down: Arc<AtomicBool>,
-    pub(super) plan: Arc<Mutex<Option<Plan>>>,
+    pub(crate) plan: Arc<Mutex<Option<Plan>>>,
 }
 
 impl Node {
-    pub(super) fn store(&self) -> Arc<dyn ObjectStore> {
+    pub(crate) fn store(&self) -> Arc<dyn ObjectStore> {
         let (is_down, plan) = (Arc::clone(&self.is_down), Arc::clone(&self.plan));
         Arc::new(FaultStore::new(Arc::clone(&self.inner) as _, move |request| {
             if is_down.load(Ordering::Relaxed) {
@@ -45,41 +45,41 @@ impl Node {
         }))
     }
 
-    pub(super) fn set_down(&self, is_down: bool) {
+    pub(crate) fn set_down(&self, is_down: bool) {
         self.is_down.store(is_down, Ordering::Relaxed);
     }
 
-    pub(super) fn set_plan(&self, plan: impl FnMut(&Request<'_>) -> Option<Fault> + Send + 'static) {
+    pub(crate) fn set_plan(&self, plan: impl FnMut(&Request<'_>) -> Option<Fault> + Send + 'static) {
         *self.plan.lock() = Some(Box::new(plan));
     }
 
     /// Everything goes but what makes it this node.
-    pub(super) async fn wipe(&self) {
+    pub(crate) async fn wipe(&self) {
         for key in self.keys().await {
             self.inner.delete(&Path::from(key)).await.unwrap();
         }
     }
 
     /// Objects of segments.
-    pub(super) async fn keys(&self) -> BTreeSet<String> {
+    pub(crate) async fn keys(&self) -> BTreeSet<String> {
         let objects: Vec<_> = self.inner.list(Some(&"segments".into())).try_collect().await.unwrap();
         objects.into_iter().map(|object| object.location.to_string()).collect()
     }
 }
 
-pub(super) fn is_made_later(key: &str) -> bool {
+pub(crate) fn is_made_later(key: &str) -> bool {
     key.rsplit_once('.').is_some_and(|(_, tag)| tag.len() == 8 && u32::from_str_radix(tag, 16).is_ok())
 }
 
 /// A site of several nodes.
-pub(super) struct Cluster {
-    pub(super) site: Site,
-    pub(super) nodes: Vec<Node>,
+pub(crate) struct Cluster {
+    pub(crate) site: Site,
+    pub(crate) nodes: Vec<Node>,
 }
 
 impl Cluster {
     /// With a volume of 16 MiB that is written in many small segments.
-    pub(super) async fn new(nodes: usize, profile: &str) -> Self {
+    pub(crate) async fn new(nodes: usize, profile: &str) -> Self {
         let first = Node::default();
         let mut cluster = Self { site: Site::on(first.store()).await, nodes: vec![first] };
         for _ in 1..nodes {
@@ -110,7 +110,7 @@ impl Cluster {
         cluster
     }
 
-    pub(super) async fn add_node(&mut self) -> NodeId {
+    pub(crate) async fn add_node(&mut self) -> NodeId {
         let node = Node::default();
         let name = format!("node-{}", self.nodes.len());
         let added = self.site.add_node(&name, node.store()).await;
@@ -118,27 +118,27 @@ impl Cluster {
         added.id
     }
 
-    pub(super) async fn set_profile(&self, profile: &str) {
+    pub(crate) async fn set_profile(&self, profile: &str) {
         let catalog = self.site.catalog().await;
         catalog.set_pool_settings(&PoolSettings { profile: profile.parse().unwrap() }).await.unwrap();
         catalog.close().await;
     }
 
-    pub(super) async fn set_state(&self, node: usize, state: NodeState) {
+    pub(crate) async fn set_state(&self, node: usize, state: NodeState) {
         let catalog = self.site.catalog().await;
         let change = NodeChange { state: Some(state), ..NodeChange::default() };
         catalog.update_node(self.site.nodes[node].id, &change).await.unwrap();
         catalog.close().await;
     }
 
-    pub(super) async fn state(&self, node: usize) -> NodeState {
+    pub(crate) async fn state(&self, node: usize) -> NodeState {
         let catalog = self.site.catalog().await;
         let state = catalog.node(self.site.nodes[node].id).await.unwrap().state;
         catalog.close().await;
         state
     }
 
-    pub(super) async fn until_state(&self, node: usize, state: NodeState) {
+    pub(crate) async fn until_state(&self, node: usize, state: NodeState) {
         for _ in 0..600 {
             if self.state(node).await == state {
                 return;
@@ -148,19 +148,19 @@ impl Cluster {
         panic!("node {node} is not {state:?} after half a minute");
     }
 
-    pub(super) async fn places(&self) -> Vec<SegmentPlace> {
+    pub(crate) async fn places(&self) -> Vec<SegmentPlace> {
         let catalog = self.site.catalog().await;
         let places = catalog.segment_places(None, u32::MAX >> 1).await.unwrap();
         catalog.close().await;
         places
     }
 
-    pub(super) fn number_of(&self, node: NodeId) -> usize {
+    pub(crate) fn number_of(&self, node: NodeId) -> usize {
         self.site.nodes.iter().position(|known| known.id == node).unwrap()
     }
 
     /// What keeps the pool from being as it should be, as the stores themselves say.
-    pub(super) async fn flaw(&self) -> Option<String> {
+    pub(crate) async fn flaw(&self) -> Option<String> {
         let catalog = self.site.catalog().await;
         let profile = catalog.pool_settings().await.unwrap().profile;
         let states: BTreeMap<NodeId, NodeState> =
@@ -199,7 +199,7 @@ impl Cluster {
     }
 
     /// Objects that nothing names.
-    pub(super) async fn garbage(&self) -> usize {
+    pub(crate) async fn garbage(&self) -> usize {
         let mut named = BTreeSet::new();
         for segment in self.places().await {
             named.extend(segment.place.objects().map(|(node, key, _)| (self.number_of(node), key)));
@@ -211,7 +211,7 @@ impl Cluster {
         all.difference(&named).count()
     }
 
-    pub(super) async fn until_whole(&self, engine: &Engine) {
+    pub(crate) async fn until_whole(&self, engine: &Engine) {
         let mut flaw = None;
         for _ in 0..600 {
             flaw = self.flaw().await;
@@ -224,7 +224,7 @@ impl Cluster {
     }
 
     /// Where every shard is.
-    pub(super) async fn shards(&self) -> BTreeMap<(String, usize), NodeId> {
+    pub(crate) async fn shards(&self) -> BTreeMap<(String, usize), NodeId> {
         let shards = |segment: SegmentPlace| {
             let key = segment.place.key.clone();
             let placed: Vec<_> = segment.place.placement.present().collect();
@@ -234,21 +234,21 @@ impl Cluster {
     }
 
     /// A new process, without anything in memory.
-    pub(super) async fn restarted(&self, engine: Arc<Engine>, disk: Checked) -> (Arc<Engine>, Checked) {
+    pub(crate) async fn restarted(&self, engine: Arc<Engine>, disk: Checked) -> (Arc<Engine>, Checked) {
         let expected = disk.into_expected();
         engine.shutdown().await.unwrap();
         drop(engine);
         self.started(expected).await
     }
 
-    pub(super) async fn started(&self, expected: Vec<u8>) -> (Arc<Engine>, Checked) {
+    pub(crate) async fn started(&self, expected: Vec<u8>) -> (Arc<Engine>, Checked) {
         let engine = self.site.start().await;
         let disk = Checked { volume: engine.volume("disk").unwrap(), expected };
         (engine, disk)
     }
 }
 
-pub(super) async fn wait_for(what: &str, engine: &Engine, mut done: impl FnMut(&HealStatus) -> bool) {
+pub(crate) async fn wait_for(what: &str, engine: &Engine, mut done: impl FnMut(&HealStatus) -> bool) {
     for _ in 0..600 {
         if done(&engine.status().heal) {
             return;
@@ -258,7 +258,7 @@ pub(super) async fn wait_for(what: &str, engine: &Engine, mut done: impl FnMut(&
     panic!("waited half a minute in vain: {what}: {:?}", engine.status().heal);
 }
 
-pub(super) async fn filled(cluster: &Cluster, bytes: u64) -> (Arc<Engine>, Checked) {
+pub(crate) async fn filled(cluster: &Cluster, bytes: u64) -> (Arc<Engine>, Checked) {
     let engine = cluster.site.start().await;
     let mut disk = Checked::fresh(engine.volume("disk").unwrap());
     disk.write(0, noise(1, bytes)).await;
