@@ -9,7 +9,9 @@
 //!   which would be the newest if the first were lost, and what that needs stays on them;
 //! - rows have growing numbers, so one number, kept in the catalog, says which those are ([`Record::recorded_through`](crate::record)). They need no further checkpoint: a pool that is full, in
 //!   which none can be put, gets room from them first;
-//! - for the others a checkpoint is taken, or waited for, or asked for ([`Need`]): healing waits for none.
+//! - for the others a checkpoint is taken, or waited for, or asked for ([`Need`]): healing waits for none;
+//! - in a pool without room for a checkpoint, whatever makes way for it, some objects go without one, and it is tried again. Otherwise nothing would ever go, and guests could not
+//!   write any more. Whoever has to recover the site from the checkpoint before, in that moment, misses what it names of them, and is told.
 //!
 //! Crash cases: between checkpoint and deletion, rows are left that the next call deals with at once; between deletion and `forget_doomed`, one that deletes what is not there.
 
@@ -17,10 +19,13 @@ use super::{OBJECTS_AT_ONCE, PAUSE};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use crate::record::{Need, checkpoint_for, recorded_through};
-use cairn_model::NodeId;
+use cairn_model::{ErrorKind, Kinded, NodeId};
 use cairn_segment_writer::BreakerState;
 use std::collections::HashSet;
 use std::time::Duration;
+
+/// Objects that go without a checkpoint before the next try to take one.
+const LAST_RESORT_OBJECTS: u64 = 64;
 
 /// What was deleted.
 #[derive(Debug, Default)]
@@ -55,10 +60,16 @@ pub(super) async fn delete_doomed(
     // `None`: not asked yet.
     let mut through: Option<u64> = None;
     let mut is_asked = false;
+    let mut last_resort = 0;
     loop {
         let from = *after;
         let doomed = until_known(shared, || shared.catalog.doomed_objects(from, OBJECTS_AT_ONCE)).await?;
-        if doomed.is_empty() || shared.stop.is_cancelled() {
+        if doomed.is_empty() {
+            // Nothing waits for a checkpoint, whatever became of it.
+            deleted.unrecorded = None;
+            return Ok(deleted);
+        }
+        if shared.stop.is_cancelled() {
             return Ok(deleted);
         }
         shared.record.check_owner()?;
@@ -72,23 +83,23 @@ pub(super) async fn delete_doomed(
             };
             if object.id > recorded && !shared.record.is_recorded(object.id) && !is_asked {
                 is_asked = true;
-                let began = shared.ports.clock.now();
-                match checkpoint_for(shared, need).await {
-                    Ok(true) => recorded = recorded_through(shared).await?,
-                    Ok(false) => {}
-                    Err(error) if error.is_of_another_catalog() => return Err(error),
-                    Err(error) => deleted.unrecorded = Some(error),
-                }
-                deleted.recording = shared.ports.clock.now().since(began);
+                last_resort = ask_for_checkpoint(shared, need, &mut deleted).await?;
+                recorded = recorded_through(shared).await?;
             }
             through = Some(recorded);
+            let mut is_recorded =
+                object.id <= recorded || shared.record.is_recorded_on(object.id, object.node);
             if object.id > recorded && !shared.record.is_recorded(object.id) {
-                // Doomed since, or without a checkpoint: it and what follows are for a later call.
-                deleted.waits = true;
-                return Ok(deleted);
+                if last_resort == 0 {
+                    // Doomed since, or without a checkpoint: it and what follows are for a later call.
+                    deleted.waits = true;
+                    return Ok(deleted);
+                }
+                (last_resort, is_recorded) = (last_resort - 1, true);
+                // Perhaps there is room now.
+                is_asked = last_resort > 0;
             }
             *after = Some(object.id);
-            let is_recorded = object.id <= recorded || shared.record.is_recorded_on(object.id, object.node);
             if !is_recorded || passed_over.contains(&object.node) || is_silent(&object.node) {
                 continue;
             }
@@ -106,6 +117,25 @@ pub(super) async fn delete_doomed(
             shared.ports.clock.sleep(PAUSE).await;
         }
     }
+}
+
+/// Takes a checkpoint, or waits or asks for one. Returns how many objects may go without, because the pool has no room for it.
+async fn ask_for_checkpoint(shared: &Shared, need: Need, deleted: &mut Deleted) -> Result<u64, EngineError> {
+    let began = shared.ports.clock.now();
+    let asked = checkpoint_for(shared, need).await;
+    deleted.recording += shared.ports.clock.now().since(began);
+    deleted.unrecorded = match asked {
+        Err(error) if error.is_of_another_catalog() => return Err(error),
+        asked => asked.err(),
+    };
+    let Some(error) = deleted.unrecorded.as_ref().filter(|error| is_full(error)) else { return Ok(0) };
+    tracing::warn!(%error, "the pool has no room for a checkpoint: what nothing points at goes without one");
+    Ok(LAST_RESORT_OBJECTS)
+}
+
+/// Whether the pool has no room, rather than the catalog's own disk.
+fn is_full(error: &EngineError) -> bool {
+    matches!(error, EngineError::Pool(error) if error.kind() == ErrorKind::OutOfSpace)
 }
 
 /// [`delete_doomed`] for others than passes: while one is under way, that one deletes. Whether some may be left.

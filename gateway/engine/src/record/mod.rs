@@ -351,13 +351,11 @@ async fn take_with_room(
         taken => return taken,
     }
     let mut known = find(shared, store).await?;
-    if known.manifests.len() < 2 {
-        return Err(EngineError::Pool(full));
-    }
-    if !known.is_newest_whole(store).await? {
+    if known.manifests.len() > 1 && !known.is_newest_whole(store).await? {
         tracing::warn!("the newest checkpoint is not whole: older ones are kept although the pool is full");
         return Err(EngineError::Pool(full));
     }
+    // Beside older ones, what tries that failed have left.
     known.tidy(store, 1).await;
     take(shared, source, store, Some(known)).await
 }
