@@ -10,7 +10,7 @@
 //! - rows have growing numbers, so one number, kept in the catalog, says which those are ([`Record::recorded_through`](crate::record)). They need no further checkpoint: a pool that is full, in
 //!   which none can be put, gets room from them first;
 //! - for the others a checkpoint is taken, or waited for, or asked for ([`Need`]): healing waits for none;
-//! - in a pool without room for a checkpoint, whatever makes way for it, some objects go without one, and it is tried again. Otherwise nothing would ever go, and guests could not
+//! - in a pool without room for a checkpoint, whatever makes way for it, some objects on nodes that are full go without one, and it is tried again. Otherwise nothing would ever go, and guests could not
 //!   write any more. Whoever has to recover the site from the checkpoint before, in that moment, misses what it names of them, and is told.
 //!
 //! Crash cases: between checkpoint and deletion, rows are left that the next call deals with at once; between deletion and `forget_doomed`, one that deletes what is not there.
@@ -56,6 +56,10 @@ pub(super) async fn delete_doomed(
         let node = nodes.iter().find(|known| known.id() == *node);
         node.is_none_or(|node| node.health().snapshot().breaker == BreakerState::Open)
     };
+    let is_full_now = |node: &NodeId| {
+        let now = shared.ports.clock.now();
+        nodes.iter().any(|known| known.id() == *node && known.health().is_refusing(now))
+    };
     let mut passed_over: HashSet<NodeId> = HashSet::new();
     // `None`: not asked yet.
     let mut through: Option<u64> = None;
@@ -95,7 +99,8 @@ pub(super) async fn delete_doomed(
                     deleted.waits = true;
                     return Ok(deleted);
                 }
-                (last_resort, is_recorded) = (last_resort - 1, true);
+                // Only where there is no room: elsewhere it would help nobody, and the checkpoint before may need it.
+                (last_resort, is_recorded) = (last_resort - 1, is_full_now(&object.node));
                 // Perhaps there is room now.
                 is_asked = last_resort > 0;
             }
