@@ -37,17 +37,27 @@ as_root() {
     fi
 }
 
-install_packages() {
-    local missing=() package
+missing_packages() {
+    local package
     for package in "${packages[@]}"; do
-        dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || echo "$package"
     done
-    [ "${#missing[@]}" -gt 0 ] || return 0
-    say "installing ${missing[*]}"
-    as_root apt-get update -q
-    # Ceph's packages register services; nothing here may start one.
-    as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-        apt-get install -q -y --no-install-recommends "${missing[@]}"
+}
+
+install_packages() {
+    local missing
+    # Twice: a package that is there in another version than this machine's archives have may give way to one that is installed.
+    for _ in 1 2; do
+        mapfile -t missing < <(missing_packages)
+        [ "${#missing[@]}" -gt 0 ] || return 0
+        say "installing ${missing[*]}"
+        as_root apt-get update -q
+        # Ceph's packages register services; nothing here may start one.
+        as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+            apt-get install -q -y --no-install-recommends "${missing[@]}"
+    done
+    mapfile -t missing < <(missing_packages)
+    [ "${#missing[@]}" -eq 0 ] || fail "these packages do not go together with the others: ${missing[*]}"
 }
 
 # The NBD project's own test client is in no package, only in the source package's test folder.
