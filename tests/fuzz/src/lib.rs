@@ -67,7 +67,7 @@ pub const TARGETS: [Target; 19] = [
     },
     Target { name: "qcow2_image", run: image::qcow2::run, seeds: image::qcow2::seeds, bytes_max: 64 << 10 },
     Target { name: "raw_image", run: image::raw::run, seeds: image::raw::seeds, bytes_max: 512 },
-    Target { name: "config", run: gateway::config::run, seeds: gateway::config::seeds, bytes_max: 4096 },
+    Target { name: "config", run: gateway::config::run, seeds: gateway::config::seeds, bytes_max: 8192 },
     Target { name: "key_file", run: gateway::key::run, seeds: gateway::key::seeds, bytes_max: 256 },
     Target {
         name: "sealed_key_file",
