@@ -8,6 +8,7 @@ use crate::error::EngineError;
 use cairn_metadata::{CatalogError, SegmentPlace};
 use cairn_model::{ErrorKind, Kinded, Monotonic, NodeId, SegmentId};
 use cairn_segment_writer::{DamagedShard, PoolError, ShardState};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 /// What is wrong with a shard.
@@ -38,6 +39,8 @@ const LOOKS_BETWEEN_TRIES: u32 = 6;
 /// See [`TRIES`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unreadable {
+    /// Where it was, as far as whoever noticed knew.
+    holder: Option<NodeId>,
     tries: u32,
     last: Monotonic,
 }
@@ -48,10 +51,11 @@ pub(super) async fn examine_by_chance(
     segment: &SegmentPlace,
     index: usize,
 ) -> Result<Found, EngineError> {
-    let was_known = shared.heal.is_beyond_repair(segment.id, index);
+    let was_known = shared.heal.beyond_repair.lock().has(segment.id, index);
     let found = examine(shared, segment, index).await?;
+    let is_news = !was_known && shared.heal.beyond_repair.lock().has(segment.id, index);
     let is_missing = matches!(found, Found::Lost(Flaw::Missing))
-        || (found == Found::BeyondRepair(Flaw::Missing) && !was_known);
+        || (found == Found::BeyondRepair(Flaw::Missing) && is_news);
     if let Some(holder) =
         segment.place.placement.shards().get(index).copied().flatten().filter(|_| is_missing)
     {
@@ -87,7 +91,7 @@ pub(crate) async fn examine(
         }
         Ok(ShardState::Whole) => {
             wait_for_turn(shared, place.placement.profile().shard_bytes(place.length_bytes)).await;
-            shared.heal.beyond_repair.lock().remove(&(*id, index));
+            shared.heal.beyond_repair.lock().forget(*id, index);
             shared.heal.unreadable.lock().remove(&(*id, index));
             return Ok(Found::Whole);
         }
@@ -108,7 +112,7 @@ pub(crate) async fn examine(
             Some(false) => return beyond_repair(shared, segment, index, flaw, &story).await,
             // Nobody knows before those answer that cannot be asked now.
             None => {
-                remember_unread(shared, (*id, index), 0);
+                remember_unread(shared, (*id, index), holder, 0);
                 return Ok(Found::Unread);
             }
         }
@@ -140,21 +144,28 @@ async fn is_away(shared: &Shared, holder: Option<NodeId>) -> bool {
 /// Counts a try to read the shard that failed, if its node answers otherwise. Whether it will be read again for that.
 pub(super) async fn not_readable(shared: &Shared, which: (SegmentId, usize), holder: Option<NodeId>) -> bool {
     if is_away(shared, holder).await {
-        // The node may be what failed all the time.
-        shared.heal.unreadable.lock().remove(&which);
+        // The node may be what failed all the time. What is looked for is looked for all the same when it is back.
+        if let Some(seen) = shared.heal.unreadable.lock().get_mut(&which) {
+            (seen.tries, seen.last) = (0, shared.ports.clock.now());
+        }
         return false;
     }
-    remember_unread(shared, which, 1)
+    remember_unread(shared, which, holder, 1)
 }
 
 /// The shard will be read again. A try that counts, counts if the last one was long enough ago. `false`: too much is remembered.
-pub(super) fn remember_unread(shared: &Shared, which: (SegmentId, usize), counts: u32) -> bool {
+pub(super) fn remember_unread(
+    shared: &Shared,
+    which: (SegmentId, usize),
+    holder: Option<NodeId>,
+    counts: u32,
+) -> bool {
     let now = shared.ports.clock.now();
     let mut unreadable = shared.heal.unreadable.lock();
     if unreadable.len() >= REMEMBERED_MAX && !unreadable.contains_key(&which) {
         return false;
     }
-    let seen = unreadable.entry(which).or_insert(Unreadable { tries: counts, last: now });
+    let seen = unreadable.entry(which).or_insert(Unreadable { holder, tries: counts, last: now });
     if now.since(seen.last) >= shared.config.heal_interval * LOOKS_BETWEEN_TRIES {
         (seen.tries, seen.last) = (seen.tries + counts, now);
     }
@@ -178,7 +189,7 @@ pub(super) fn are_any_given_up(shared: &Shared) -> bool {
     shared.heal.unreadable.lock().values().any(|seen| seen.tries >= TRIES)
 }
 
-/// Tries to read again what could not be read. Only until the first one fails again: that may take long, and others wait.
+/// Tries to read again what could not be read, the longest ago first. Of each node only until the first one fails again: that may take long, and others wait.
 async fn examine_unreadable(shared: &Shared) -> Result<bool, EngineError> {
     const AT_ONCE: usize = 4;
     let now = shared.ports.clock.now();
@@ -186,21 +197,36 @@ async fn examine_unreadable(shared: &Shared) -> Result<bool, EngineError> {
         let unreadable = shared.heal.unreadable.lock();
         let pause = shared.config.heal_interval * LOOKS_BETWEEN_TRIES;
         let is_due = |seen: &Unreadable| seen.tries < TRIES && now.since(seen.last) >= pause;
-        let due = unreadable.iter().filter(|(_, seen)| is_due(seen));
-        due.map(|(which, _)| *which).take(AT_ONCE).collect()
+        let mut due: Vec<_> = unreadable.iter().filter(|(_, seen)| is_due(seen)).collect();
+        due.sort_by_key(|(_, seen)| seen.last);
+        due.into_iter().map(|(which, seen)| (*which, seen.holder)).collect()
     };
-    let mut is_any_lost = false;
-    for (id, index) in due {
+    let (mut is_any_lost, mut tried) = (false, 0);
+    let mut failing: HashSet<Option<NodeId>> = HashSet::new();
+    for (which @ (id, index), holder) in due {
+        if tried == AT_ONCE {
+            break;
+        }
+        if failing.contains(&holder) {
+            continue;
+        }
         let segment = place_of(shared, id).await?;
         let is_named =
             |segment: &SegmentPlace| segment.place.placement.shards().get(index).is_some_and(Option::is_some);
         let Some(segment) = segment.filter(is_named) else {
-            shared.heal.unreadable.lock().remove(&(id, index));
+            shared.heal.unreadable.lock().remove(&which);
             continue;
         };
+        tried += 1;
         match examine_by_chance(shared, &segment, index).await? {
             Found::Lost(_) => is_any_lost = true,
-            Found::Unread => break,
+            Found::Unread => {
+                failing.insert(holder);
+                // The others of its node come first the next time.
+                if let Some(seen) = shared.heal.unreadable.lock().get_mut(&which) {
+                    seen.last = now.max(seen.last);
+                }
+            }
             Found::Whole | Found::BeyondRepair(_) | Found::Changed => {}
         }
     }
@@ -247,14 +273,7 @@ async fn beyond_repair(
     if place_of(shared, *id).await?.is_none_or(|now| now.place != *place) {
         return Ok(Found::Changed);
     }
-    let is_news = {
-        let mut known = shared.heal.beyond_repair.lock();
-        if known.len() >= REMEMBERED_MAX {
-            // Most of them may be gone by now. Those that are not are told of again.
-            known.clear();
-        }
-        known.insert((*id, index), false).is_none()
-    };
+    let is_news = shared.heal.beyond_repair.lock().note(*id, index);
     if is_news {
         let text = format!(
             "shard {index} of segment {} is {story}, and too few others are whole to make it anew: what was written in it can be lost",
@@ -343,7 +362,7 @@ async fn examine_damaged(
     shared.heal.moved(segment);
     let Some(segment) = place_of(shared, segment).await? else { return Ok(false) };
     let at = segment.place.placement.shards().get(damaged.index).copied().flatten();
-    let is_known = shared.heal.is_beyond_repair(segment.id, damaged.index);
+    let is_known = shared.heal.beyond_repair.lock().has(segment.id, damaged.index);
     if is_known || at.is_none_or(|at| at.node != damaged.node) {
         return Ok(false);
     }
@@ -354,7 +373,7 @@ async fn examine_damaged(
 async fn examine_all(shared: &Shared, segment: SegmentId) -> Result<bool, EngineError> {
     let Some(segment) = place_of(shared, segment).await? else { return Ok(false) };
     for (index, _) in segment.place.placement.present() {
-        if shared.heal.is_beyond_repair(segment.id, index) {
+        if shared.heal.beyond_repair.lock().has(segment.id, index) {
             continue;
         }
         match examine_by_chance(shared, &segment, index).await? {

@@ -1,12 +1,11 @@
 //! The task: looks at nodes, goes through what is to be done in the order of danger, rests.
 
+mod check;
 mod nodes;
 
 pub(super) use nodes::is_there;
 
-use super::examine::{
-    Found, are_any_given_up, examine, is_absent, not_readable, remember_unread, unreadable,
-};
+use super::examine::{are_any_given_up, remember_unread, unreadable};
 use super::plan::{Node, Plan, View, Wait};
 use super::status::{HealKind, HealProgress, Healed, eta, progress};
 use super::step::{Outcome, Step, delete_strays, place_of};
@@ -17,13 +16,13 @@ use crate::reclaim::delete_doomed_beside;
 use crate::record::Need;
 use cairn_metadata::{NodeState, NodeUsage, SegmentPlace};
 use cairn_model::{ErrorKind, Kinded, Monotonic, NodeId, Profile, SegmentId};
+use check::{Check, Checking};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 /// Segments of one question to the catalog.
 const PAGE: u32 = 500;
@@ -155,25 +154,6 @@ struct Healer<'a> {
     doomed_through: Option<u64>,
     /// Something may be there to be deleted behind that.
     is_left_over: bool,
-}
-
-/// How far the shards of a node were looked at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Check {
-    after: Option<SegmentId>,
-    /// It has passed by some that could not be asked, and that nobody else will ask: it goes on from there once more.
-    has_skipped: bool,
-    /// They are behind this one.
-    skipped_after: Option<SegmentId>,
-}
-
-impl Check {
-    /// There is something missing that it may have passed by.
-    fn must_see(&mut self, segment: SegmentId) {
-        if self.after.is_some_and(|after| segment <= after) {
-            *self = Self::default();
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -413,7 +393,7 @@ impl<'a> Healer<'a> {
             // What could not be done may be possible now.
             self.cursors.clear();
         }
-        let is_interrupted = has_changed || is_urgent || self.begins_again(pass);
+        let is_interrupted = has_changed || is_urgent;
         // A sweep that was cut off is followed by a whole one: it need not begin anew for every node that comes and goes.
         if is_interrupted
             && pass.kind != HealKind::Check
@@ -440,19 +420,13 @@ impl<'a> Healer<'a> {
     /// Whether a check is over, too: it is not where some could not be asked.
     fn has_come_to_the_end(&mut self, pass: Pass) -> bool {
         let Some(check) = self.check_of(pass) else { return true };
-        if check.has_skipped {
-            *check = Check { after: check.skipped_after, ..Check::default() };
+        if !check.is_over() {
             return false;
         }
         if let Source::On(node) = pass.source {
             self.checks.remove(&node);
         }
         true
-    }
-
-    /// Whether a check is to begin again: something is missing that it has passed by.
-    fn begins_again(&mut self, pass: Pass) -> bool {
-        self.check_of(pass).is_some_and(|check| check.after.is_none())
     }
 
     /// Shards that cannot be read although their nodes answer are made anew from the others. They are what they are until their successors are there: a node may only be slow.
@@ -467,11 +441,11 @@ impl<'a> Healer<'a> {
                 Ok(Outcome::Waits(wait)) => {
                     self.waiting += 1;
                     self.waits_for.get_or_insert(wait);
-                    remember_unread(shared, *which, 1);
+                    remember_unread(shared, *which, None, 1);
                 }
                 Err(error) => {
                     self.problem.get_or_insert(error);
-                    remember_unread(shared, *which, 1);
+                    remember_unread(shared, *which, None, 1);
                 }
             }
         }
@@ -514,8 +488,7 @@ impl<'a> Healer<'a> {
             HealKind::Check => AT_ONCE_LOOKED_FOR,
             _ => AT_ONCE,
         };
-        let checking =
-            Checking { at_once: Semaphore::new(AT_ONCE_AT_RISK), has_skipped: AtomicBool::new(false) };
+        let checking = Checking::new();
         let (mut begun, mut under_way, mut healed) = (0, FuturesUnordered::new(), Healed::default());
         loop {
             while under_way.len() < at_once && !shared.stop.is_cancelled() && self.failures < FAILURES_MAX {
@@ -551,10 +524,10 @@ impl<'a> Healer<'a> {
         if shared.stop.is_cancelled() {
             return Err(EngineError::Stopped);
         }
-        if checking.has_skipped.into_inner()
-            && let Some(check) = self.check_of(pass).filter(|check| !check.has_skipped)
+        if checking.has_skipped()
+            && let Some(check) = self.check_of(pass)
         {
-            (check.has_skipped, check.skipped_after) = (true, after);
+            check.passes_by(after);
         }
         Ok((healed, begun))
     }
@@ -591,21 +564,6 @@ impl<'a> Healer<'a> {
     }
 }
 
-/// What the segments of a check have in common.
-struct Checking {
-    at_once: Semaphore,
-    has_skipped: AtomicBool,
-}
-
-impl Checking {
-    /// A shard cannot be asked now. The check comes back to it unless it is read again anyway.
-    fn pass_by(&self, shared: &Shared, segment: SegmentId, index: usize) {
-        if !shared.heal.unreadable.lock().contains_key(&(segment, index)) {
-            self.has_skipped.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 /// What a pass does about one segment.
 async fn one(
     step: &Step<'_>,
@@ -613,37 +571,9 @@ async fn one(
     segment: &SegmentPlace,
     checking: &Checking,
 ) -> Result<Outcome, EngineError> {
-    let (HealKind::Check, Source::On(node)) = (pass.kind, pass.source) else {
-        return step.heal(segment, &[]).await;
-    };
-    let shared = step.shared;
-    let Some(index) = index_on(segment, node) else { return Ok(Outcome::Changed) };
-    // Everything that can be said of it was said.
-    if shared.heal.is_beyond_repair(segment.id, index) {
-        return Ok(Outcome::Fine);
-    }
-    match is_absent(shared, segment, index).await {
-        Ok(true) => {}
-        Ok(false) => return Ok(Outcome::Fine),
-        Err(error) => {
-            not_readable(shared, (segment.id, index), Some(node)).await;
-            checking.pass_by(shared, segment.id, index);
-            return Err(error.into());
-        }
-    }
-    let _permit = checking.at_once.acquire().await.map_err(|_| EngineError::Stopped)?;
-    match examine(shared, segment, index).await? {
-        Found::Lost(_) => {}
-        Found::Unread => {
-            checking.pass_by(shared, segment.id, index);
-            return Ok(Outcome::Fine);
-        }
-        Found::Whole | Found::BeyondRepair(_) | Found::Changed => return Ok(Outcome::Fine),
-    }
-    // Of a node that lost everything there may be very much to look for: what is at risk does not wait for the end of that.
-    match place_of(shared, segment.id).await? {
-        Some(now) if step.view.is_at_risk(&now.place, &[]) => step.heal(&now, &[]).await,
-        _ => Ok(Outcome::Changed),
+    match (pass.kind, pass.source) {
+        (HealKind::Check, Source::On(node)) => checking.look_for(step, segment, node).await,
+        _ => step.heal(segment, &[]).await,
     }
 }
 
@@ -656,9 +586,4 @@ fn is_to_do(view: &View, kind: HealKind, segment: &SegmentPlace) -> bool {
         }
         HealKind::Check | HealKind::Repair | HealKind::Drain | HealKind::Conversion => true,
     }
-}
-
-/// Which shard of a segment is on a node.
-fn index_on(segment: &SegmentPlace, node: NodeId) -> Option<usize> {
-    segment.place.placement.present().find(|(_, shard)| shard.node == node).map(|(index, _)| index)
 }

@@ -17,6 +17,7 @@
 //! - Which nodes are failed is decided by silence (`watch`). Damage is found by readers, by samples of nodes that were away, and by reading everything in the course of
 //!   weeks (`scrub`); what is found missing or damaged is lost in the catalog first, and then made anew.
 
+mod beyond_repair;
 mod examine;
 mod healer;
 mod plan;
@@ -38,6 +39,7 @@ use crate::config::EngineConfig;
 use crate::engine::{Engine, Shared, until_known};
 use crate::error::EngineError;
 use crate::record::Record;
+use beyond_repair::BeyondRepair;
 use cairn_metadata::EventRow;
 use cairn_model::{NodeId, SegmentId};
 use cairn_segment_writer::{DataNode, Stray};
@@ -60,7 +62,7 @@ mod kind {
     pub(super) const LOST: &str = "segment-damaged";
 }
 
-/// Segments that somebody doubts, and damage that cannot be mended, that are remembered.
+/// Segments that somebody doubts, shards that cannot be read, and objects that are to be deleted, that are remembered of each.
 const REMEMBERED_MAX: usize = 10_000;
 /// How long the end of the engine waits for segments under way.
 pub(crate) const HEAL_LIMIT: Duration = Duration::from_secs(10);
@@ -80,8 +82,7 @@ pub(crate) struct Heal {
     suspects: Mutex<BTreeSet<SegmentId>>,
     /// Segments that have another place since readers were told last.
     moved: Mutex<HashSet<SegmentId>>,
-    /// Shards whose damage cannot be mended, as far as is known, and whether that may have changed since: until then they are not read again and again.
-    beyond_repair: Mutex<BTreeMap<(SegmentId, usize), bool>>,
+    beyond_repair: Mutex<BeyondRepair>,
     /// Shards that cannot be read although their nodes answer, and what was seen of that.
     unreadable: Mutex<BTreeMap<(SegmentId, usize), Unreadable>>,
     /// Changes of places whose answer did not come: nothing is made anew before it has.
@@ -135,22 +136,9 @@ impl Heal {
         self.moved.lock().insert(segment);
     }
 
-    /// What is known of damage that cannot be mended, and no reason to believe something else by now.
-    fn is_beyond_repair(&self, segment: SegmentId, index: usize) -> bool {
-        self.beyond_repair.lock().get(&(segment, index)) == Some(&false)
-    }
-
-    /// Shards of the segment were made anew: what could not be mended may be mended now.
-    fn has_new_shards(&self, segment: SegmentId) {
-        let mut known = self.beyond_repair.lock();
-        for (_, is_doubtful) in known.range_mut((segment, 0)..=(segment, usize::MAX)) {
-            *is_doubtful = true;
-        }
-    }
-
-    /// A node is back: the same for all of them.
-    fn has_node_back(&self) {
-        self.beyond_repair.lock().values_mut().for_each(|is_doubtful| *is_doubtful = true);
+    /// An object of the segment was deleted: all of that may be gone.
+    pub(crate) fn deleted_from(&self, segment: SegmentId) {
+        self.beyond_repair.lock().doubt(segment);
     }
 
     /// Remembers an object that the catalog does not name any more, if it ever did. Beyond what is remembered they stay as what a crash leaves.

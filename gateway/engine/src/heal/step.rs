@@ -282,7 +282,7 @@ async fn ended(
         Ok(()) => {
             delete_unnamed(shared, keys, &to).await;
             shared.heal.moved(segment);
-            shared.heal.has_new_shards(segment);
+            shared.heal.beyond_repair.lock().doubt(segment);
             return Ok(Placed::Yes);
         }
         // What attempts before the last one did is done by now. One whose answer was lost may have been made all the same, and others gone on from there: what is

@@ -6,7 +6,8 @@ use super::super::roster::{are_alike, members, weights};
 use super::super::step::settle;
 use super::super::watch::{Sight, Verdict};
 use super::super::{kind, tell};
-use super::{Check, Healer, PAGE, Probe, index_on};
+use super::check::{Check, index_on};
+use super::{Healer, PAGE, Probe};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use cairn_metadata::{CatalogError, NodeChange, NodeRow, NodeState, SegmentPlace};
@@ -210,7 +211,7 @@ impl Healer<'_> {
                 let before = self.seen.as_ref().and_then(|view| view.answers(node));
                 if before != Some(true) {
                     // There may be enough now to make from what could not be made.
-                    self.shared.heal.has_node_back();
+                    self.shared.heal.beyond_repair.lock().doubt_all();
                 }
                 if let Some(missing) = self.lacks_shard(node).await? {
                     self.check(node, &name(node), missing).await;
@@ -296,7 +297,7 @@ impl Healer<'_> {
                 continue;
             };
             let Some(index) = index_on(&segment, node) else { continue };
-            if self.shared.heal.is_beyond_repair(segment.id, index) {
+            if self.shared.heal.beyond_repair.lock().has(segment.id, index) {
                 continue;
             }
             // One that cannot be asked now says nothing.
