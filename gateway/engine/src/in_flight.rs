@@ -24,6 +24,11 @@ impl InFlight {
         OnItsWay { segment, all: Arc::clone(self) }
     }
 
+    /// When the oldest of them was made, in milliseconds since 1970.
+    pub(crate) fn oldest_ms(&self) -> Option<u64> {
+        self.segments.lock().keys().map(SegmentId::created_at_ms).min()
+    }
+
     pub(crate) fn contains(&self, segment: SegmentId) -> bool {
         self.segments.lock().contains_key(&segment)
     }

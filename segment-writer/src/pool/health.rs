@@ -191,6 +191,11 @@ impl NodeHealth {
         self.refuses.lock().is_some_and(|(until, _)| now < until)
     }
 
+    /// Whether it answered a put of late that it has no room.
+    pub fn is_full(&self, now: Monotonic) -> bool {
+        self.refuses.lock().is_some_and(|(until, why)| now < until && matches!(why, Refusal::Full))
+    }
+
     /// Whether puts are worth a try.
     pub fn takes_puts(&self, now: Monotonic) -> bool {
         self.refuses.lock().is_none_or(|(until, _)| now >= until) && self.puts_breaker.admits(now)

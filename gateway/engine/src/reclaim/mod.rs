@@ -323,16 +323,18 @@ async fn delete_what_is_left(shared: &Shared) -> bool {
     let _turn = shared.reclaim.turn.lock().await;
     let deleted = delete_doomed(shared, &mut None, u64::MAX, Need::Now).await;
     let mut status = shared.reclaim.status.lock();
+    let mut is_left = false;
     let problem = match deleted {
         Ok(deleted) => {
             status.total.objects += deleted.objects;
             status.total.object_bytes += deleted.bytes;
+            is_left = deleted.waits;
             deleted.problem.or(deleted.unrecorded)
         }
         Err(error) => Some(error),
     };
     status.problem = problem.map(|problem| problem.to_string());
-    status.problem.is_none()
+    status.problem.is_none() && !is_left
 }
 
 /// Makes a pass whenever something may have died, until the engine stops: every now and then, and when so much was written since the last one

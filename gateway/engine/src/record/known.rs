@@ -160,6 +160,14 @@ impl Known {
         Some(all.iter().fold(manifest.copies.clone(), |on, copies| &on & *copies))
     }
 
+    /// The manifest with which a recovery begins, or the oldest with which it may where none is durable. `None`: there is none.
+    pub(super) fn to_recover_from(&self, store: &RecordStore) -> Option<ManifestId> {
+        let counts =
+            |(_, manifest): &(&ManifestId, &KnownManifest)| !matches!(manifest.content, Content::Nothing);
+        let oldest = || self.manifests.iter().find(counts).map(|(id, _)| *id);
+        self.newest(store).map(|(id, _)| id).or_else(oldest)
+    }
+
     /// The newest durable manifest and what it names.
     fn newest(&self, store: &RecordStore) -> Option<(ManifestId, &BTreeMap<PieceName, u64>)> {
         let newest = self.manifests.iter().rev().find(|(_, manifest)| self.is_durable(store, manifest));

@@ -53,6 +53,12 @@ const MANIFESTS_KEPT: usize = 3;
 /// The part of the time that checkpoints may take.
 const REST_FACTOR: u32 = 20;
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
+/// How long somebody waits for the first one, and between two looks for it.
+const FIRST_LIMIT: Duration = Duration::from_secs(30);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// How long a segment may be made before it is on its way; and how long one may be on its way, where nobody knows what was.
+const PACKING_MARGIN: Duration = Duration::from_mins(10);
+const UNKNOWN_MARGIN: Duration = Duration::from_hours(24);
 /// How long it is believed what the pool has: a node may lose objects, or come back as an older copy of itself.
 const LOOK_AGAIN: Duration = Duration::from_hours(1);
 /// How long the rows of one moment are held while no more of them are read or put, and how long in any case: the catalog's own log grows meanwhile. What was put until then the next attempt
@@ -76,6 +82,8 @@ pub(crate) struct Record {
     wanted: Mutex<Option<bool>>,
     /// The last durable one, when it is not on as many nodes as may be lost, and one more.
     partial: Mutex<Option<Partial>>,
+    /// The last durable one, and a time: whatever the catalog names, or has named, of segments that were made before that is in it, or was gone before. In milliseconds since 1970.
+    covers: Mutex<Option<(ManifestId, u64)>>,
     /// Checkpoints that were begun since the start, and the last of them that is durable whatever nodes are lost.
     begun: AtomicU64,
     durable: AtomicU64,
@@ -250,6 +258,18 @@ pub(crate) async fn checkpoint(shared: &Shared) -> Result<(), EngineError> {
     taken
 }
 
+/// Waits until the first checkpoint after a start is there or has failed, for a while: that there is none before says nothing.
+pub(crate) async fn until_first_tried(shared: &Shared) {
+    let began = shared.ports.clock.now();
+    let is_tried = |last: &Last| last.times.is_some() || last.failed_at.is_some();
+    while !is_tried(&shared.record.last.lock())
+        && !shared.stop.is_cancelled()
+        && shared.ports.clock.now().since(began) < FIRST_LIMIT
+    {
+        shared.ports.clock.sleep(FIRST_PAUSE).await;
+    }
+}
+
 /// Looks whether another catalog took the site over, as a checkpoint does when it is there.
 async fn look_for_owner(shared: &Shared) -> Result<(), EngineError> {
     let Some(source) = source(shared) else { return Ok(()) };
@@ -281,6 +301,8 @@ async fn take_in_turn(shared: &Shared, source: &dyn RecordSource) -> Result<(), 
     let mut turn = shared.record.turn.lock().await;
     let number = shared.record.begun.fetch_add(1, Ordering::AcqRel) + 1;
     let (began, covers) = (clock.now(), source.changes());
+    // What is on its way may be committed after the rows are read, however long ago it was made.
+    let made_before = shared.in_flight.oldest_ms().unwrap_or(u64::MAX).min(clock.wall().unix_millis());
     *shared.record.wanted.lock() = None;
     // Asked before the rows are read: rows up to it that are there later were there then.
     let doomed = source.doomed_through().await?;
@@ -300,11 +322,12 @@ async fn take_in_turn(shared: &Shared, source: &dyn RecordSource) -> Result<(), 
         nodes.retain(|node| taken.lacks(*name, *node));
         !nodes.is_empty()
     });
-    let on = taken.taken_on(&store);
+    let (on, id) = (taken.taken_on(&store), taken.taken);
     *turn = Some(taken);
     match on {
         None => {
             *shared.record.partial.lock() = None;
+            *shared.record.covers.lock() = id.map(|id| (id, made_before));
             shared.record.durable.store(number, Ordering::Release);
             source.recorded(doomed).await?;
         }
@@ -427,6 +450,21 @@ async fn take(
     known.taken = Some(id);
     known.tidy(store, MANIFESTS_KEPT).await;
     Ok(known)
+}
+
+/// A time before which segments were made that the checkpoint has, or is without for good, with which a recovery would begin; in milliseconds since 1970. `None`: there is no checkpoint. An error where that is not known.
+pub(crate) async fn newest_covers(shared: &Shared) -> Result<Option<u64>, EngineError> {
+    let store = store(shared)?;
+    let known = find(shared, &store).await?;
+    let Some(id) = known.to_recover_from(&store) else { return Ok(None) };
+    let margin = |of: Duration| u64::try_from(of.as_millis()).unwrap_or(u64::MAX);
+    let own = shared.record.covers.lock().filter(|(taken, _)| *taken == id);
+    if let Some((_, made_before)) = own {
+        return Ok(Some(made_before.saturating_sub(margin(PACKING_MARGIN))));
+    }
+    // What was on its way then may have waited for long.
+    let manifest = store.read_manifest(id).await.map_err(|error| EngineError::Pool(error.into()))?;
+    Ok(Some(manifest.taken_at.unix_millis().saturating_sub(margin(UNKNOWN_MARGIN))))
 }
 
 /// What is wrong with the checkpoints of a catalog.

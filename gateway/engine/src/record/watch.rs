@@ -92,6 +92,8 @@ pub(crate) async fn record_until_stopped(shared: Arc<Shared>) {
     let clock = &*shared.ports.clock;
     let (mut pause, mut seen, mut looks) = (LOOK, source.changes(), 0);
     let mut reserve_at = clock.now().plus(RESERVE_FIRST);
+    // After one that failed late, until then, unless somebody needs one.
+    let mut rests_until = clock.now();
     loop {
         tokio::select! {
             biased;
@@ -108,9 +110,10 @@ pub(crate) async fn record_until_stopped(shared: Arc<Shared>) {
         let is_quiet = changes.rare == seen.rare;
         seen = changes;
         // The lock is not held by what follows, which takes it too.
-        let is_changed = is_due(changes, &shared.record.last.lock(), clock.now(), interval);
-        let is_due =
-            is_changed || is_to_be_completed(&shared, interval) || shared.record.is_wanted(clock.now());
+        let now = clock.now();
+        let is_changed = is_due(changes, &shared.record.last.lock(), now, interval);
+        let may_begin = now >= rests_until && (is_changed || is_to_be_completed(&shared, interval));
+        let is_due = may_begin || shared.record.is_wanted(now);
         if !is_due {
             looks = 0;
             continue;
@@ -120,6 +123,7 @@ pub(crate) async fn record_until_stopped(shared: Arc<Shared>) {
             continue;
         }
         looks = 0;
+        let began = clock.now();
         match checkpoint(&shared).await {
             Ok(()) => tracing::debug!("a checkpoint of the catalog is in the pool"),
             Err(error @ (EngineError::Superseded(_) | EngineError::OlderCatalog(_))) => {
@@ -129,6 +133,9 @@ pub(crate) async fn record_until_stopped(shared: Arc<Shared>) {
             Err(error) => {
                 tracing::warn!(%error, "a checkpoint of the catalog failed; will try again");
                 pause = RETRY_PAUSE;
+                // A large one that fails late is work, too.
+                let now = clock.now();
+                rests_until = now.plus(now.since(began).saturating_mul(REST_FACTOR).min(interval));
             }
         }
     }
