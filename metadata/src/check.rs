@@ -51,12 +51,8 @@ pub trait CheckSource: Send + Sync {
     async fn wrong_sums(&self) -> Result<Vec<WrongSum>>;
 
     /// Makes sums what the rows add up to, in short transactions whatever there is to count; returns those that were not. Of the given versions of leaves, what they map is counted anew first. One at a time.
-    /// With `keep_more`, sums over maps that say more than is counted ([`WrongSum::says_more`]) stay as they are.
-    async fn recount(
-        &self,
-        leaves: &[(LineageId, LeafIndex, CommitSeq)],
-        keep_more: bool,
-    ) -> Result<Vec<WrongSum>>;
+    /// Sums over maps that say more than is counted then ([`WrongSum::says_more`]) stay as they are: leaves may be missing, and nothing else tells of them.
+    async fn recount(&self, leaves: &[(LineageId, LeafIndex, CommitSeq)]) -> Result<Vec<WrongSum>>;
 
     /// Which of these objects the catalog neither names nor has among the doomed, in one state of it.
     async fn unnamed(&self, objects: &[UnnamedObject]) -> Result<Vec<UnnamedObject>>;

@@ -15,7 +15,7 @@ use crate::check::{
 use crate::{CatalogError, LeafIndex};
 use async_trait::async_trait;
 use bytes::Bytes;
-use cairn_model::{CommitSeq, ContainerId, DomainId, LineageId, Profile, SegmentId, shard_key};
+use cairn_model::{CommitSeq, ContainerId, DomainId, LineageId, ObjectPlace, Profile, SegmentId, shard_key};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 use std::collections::BTreeMap;
@@ -104,12 +104,8 @@ impl CheckSource for SqliteCatalog {
         sums::wrong(self).await
     }
 
-    async fn recount(
-        &self,
-        leaves: &[(LineageId, LeafIndex, CommitSeq)],
-        keep_more: bool,
-    ) -> Result<Vec<WrongSum>> {
-        let counted = sums::recount(self, leaves, keep_more).await;
+    async fn recount(&self, leaves: &[(LineageId, LeafIndex, CommitSeq)]) -> Result<Vec<WrongSum>> {
+        let counted = sums::recount(self, leaves).await;
         self.changes.batches.fetch_add(1, Ordering::Release);
         counted
     }
@@ -236,7 +232,19 @@ fn container_of(row: &SqliteRow) -> Result<CheckedContainer> {
 fn segment_of(row: &SqliteRow) -> Result<CheckedSegment> {
     let columns = Columns::new(row, "segment");
     let id = columns.identity("id", SegmentId::from_bytes)?;
-    Ok(CheckedSegment { id, place: place_of(&columns).map_err(|error| error.to_string()) })
+    Ok(CheckedSegment { id, place: sound_place(&columns).map_err(|error| error.to_string()) })
+}
+
+/// No segment is nearly as long. Lengths through this can be added up.
+const OBJECT_BYTES_MAX: u64 = 1 << 40;
+
+/// Where a segment is, if that makes sense.
+fn sound_place(columns: &Columns<'_>) -> Result<ObjectPlace> {
+    let place = place_of(columns)?;
+    if place.length_bytes > OBJECT_BYTES_MAX {
+        return Err(columns.bad("segment_bytes", &place.length_bytes.to_string()));
+    }
+    Ok(place)
 }
 
 /// What the database says of itself, and rows that nobody can read.

@@ -5,7 +5,7 @@
 
 use super::columns::{Columns, KeyListQuery, filled_up, int};
 use super::{Result, failed, uncounted};
-use crate::{LeafIndex, LeafVersion, MapPoint};
+use crate::{LEAF_BLOCKS, LeafIndex, LeafVersion, MapPoint};
 use cairn_model::{CommitSeq, LineageId};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteRow;
@@ -23,7 +23,7 @@ pub(super) const PAGE: u32 = 1024;
 #[derive(Clone, Copy)]
 pub(super) struct Shown {
     pub(super) version: LeafVersion,
-    /// Blocks that it maps; `None` when the row does not say it.
+    /// Blocks that it maps; `None` when the row does not say it, or says more than there are.
     blocks: Option<u64>,
 }
 
@@ -31,10 +31,8 @@ impl Shown {
     fn of(row: &SqliteRow, lineage: LineageId) -> Result<Self> {
         let columns = Columns::new(row, "map leaf");
         let commit = CommitSeq::new(columns.number("commit_seq")?);
-        let blocks = match columns.get::<Option<i64>>("blocks")? {
-            Some(_) => Some(columns.number("blocks")?),
-            None => None,
-        };
+        let blocks = columns.get::<Option<i64>>("blocks")?.and_then(|blocks| u64::try_from(blocks).ok());
+        let blocks = blocks.filter(|blocks| *blocks <= LEAF_BLOCKS);
         let version = LeafVersion { index: index_of(&columns)?, at: MapPoint { lineage, commit } };
         Ok(Self { version, blocks })
     }

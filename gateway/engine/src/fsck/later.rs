@@ -6,13 +6,16 @@
 //! same batch, or be shared by it.
 //!
 //! A segment of which the catalog has a row says nothing new: its batch was committed. One of which too few shards are anywhere, or that is damaged, is taken up by nobody.
+//!
+//! And one may hold what the catalog has in another segment: that was moved, and the catalog is of before or after. As long as not all of the other one is there, it may be the last good copy.
 
+use super::NotWhole;
 use crate::domains::Domains;
 use crate::engine::Shared;
 use crate::error::EngineError;
 use crate::heal::wait_for_turn;
-use cairn_metadata::{Catalog, CheckSource, UnnamedObject, VolumeName};
-use cairn_model::{SegmentId, SiteId, VolumeId, WriteSeq};
+use cairn_metadata::{Catalog, CheckSource, CheckedSegment, UnnamedObject, VolumeName};
+use cairn_model::{ContainerId, SegmentId, SiteId, VolumeId, WriteSeq};
 use cairn_segment_writer::{Domain, Footer, FoundSegment, Pool};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +45,17 @@ pub(super) struct Asked<'a> {
     pub(super) counts_log: bool,
     /// Every node was listed.
     pub(super) is_all_there: bool,
+    /// Segments that were not seen whole by the check that asks. `None`: the catalog's rows say it.
+    pub(super) not_whole: Option<&'a NotWhole>,
+}
+
+/// What objects that nothing names hold.
+#[derive(Default)]
+pub(super) struct Held {
+    /// Why none of them is to be deleted, if so.
+    pub(super) later: Option<Later>,
+    /// Segments of theirs that are not to be deleted: what they hold, the catalog has in segments that are not whole.
+    pub(super) needed: BTreeSet<SegmentId>,
 }
 
 /// How far a volume has come.
@@ -51,15 +65,15 @@ struct Head {
 }
 
 impl Asked<'_> {
-    /// `None`: whatever is in these objects is in the catalog too, or was given up.
-    pub(super) async fn later(&self, objects: &[UnnamedObject]) -> Result<Option<Later>, EngineError> {
+    /// Without anything in it, whatever is in these objects is in the catalog too, or was given up.
+    pub(super) async fn held(&self, objects: &[UnnamedObject]) -> Result<Held, EngineError> {
+        let mut held = Held::default();
         let mut found: BTreeMap<SegmentId, Vec<&UnnamedObject>> = BTreeMap::new();
         for object in objects {
             found.entry(object.segment).or_default().push(object);
         }
         let heads = self.heads().await?;
         let profile = self.catalog.pool_settings().await?.profile;
-        let mut unknown = None;
         let ids: Vec<SegmentId> = found.keys().copied().collect();
         for some in ids.chunks(ASKED_AT_ONCE) {
             let recorded: BTreeSet<SegmentId> =
@@ -75,15 +89,30 @@ impl Asked<'_> {
                 match self.footer(FoundSegment::of(*id, objects), profile).await {
                     Ok(Some(footer)) => {
                         if let Some(text) = later_part(&heads, &footer) {
-                            return Ok(Some(Later::Writes(text)));
+                            held.later = Some(Later::Writes(text));
+                            return Ok(held);
+                        }
+                        if self.is_needed(&footer).await? {
+                            held.needed.insert(*id);
                         }
                     }
                     Ok(None) => {}
-                    Err(text) => unknown = Some(Later::Unknown(text)),
+                    Err(text) => held.later = Some(Later::Unknown(text)),
                 }
             }
         }
-        Ok(unknown)
+        Ok(held)
+    }
+
+    /// Whether the catalog has something of a segment in another one that is not whole.
+    async fn is_needed(&self, footer: &Footer) -> Result<bool, EngineError> {
+        let ids: Vec<ContainerId> = footer.containers.iter().map(|container| container.id).collect();
+        let located = self.catalog.containers(&ids).await?;
+        let others: BTreeSet<SegmentId> = located.into_iter().map(|location| location.segment).collect();
+        Ok(match self.not_whole {
+            Some(not_whole) => others.iter().any(|other| not_whole.may_have(*other)),
+            None => !lacking(self.source, others).await?.is_empty(),
+        })
     }
 
     async fn heads(&self) -> Result<BTreeMap<VolumeId, Head>, EngineError> {
@@ -135,6 +164,17 @@ impl Asked<'_> {
             Err(format!("of segment {} there may be more on nodes that were not looked at", found.id))
         }
     }
+}
+
+/// Those of these segments of which the catalog says that something is missing, or says what makes no sense.
+pub(super) async fn lacking(
+    source: &dyn CheckSource,
+    segments: BTreeSet<SegmentId>,
+) -> Result<BTreeSet<SegmentId>, EngineError> {
+    let rows = source.segments(&segments.into_iter().collect::<Vec<_>>()).await?;
+    let is_whole =
+        |row: &CheckedSegment| row.place.as_ref().is_ok_and(|place| place.placement.missing() == 0);
+    Ok(rows.into_iter().filter(|row| !is_whole(row)).map(|row| row.id).collect())
 }
 
 /// A part of a batch that the catalog does not have. One of a volume that is not there says nothing: that was deleted, or its making is in a later checkpoint.

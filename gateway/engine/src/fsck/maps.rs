@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// Containers that are remembered, of a byte for each chunk.
 const REMEMBERED_MAX: usize = 8192;
 
+/// Why what the catalog does not name stays when something is not in it that it should have.
+const FORGOTTEN: &str = "it lacks something that may be in there";
+
 /// What a map may point at in a container.
 struct Known {
     domain: DomainId,
@@ -36,6 +39,7 @@ impl Checker<'_> {
                 missing.count, missing.volume
             );
             self.findings.problem(ProblemKind::Map, format!("map {}", missing.lineage), text, None);
+            self.stays.get_or_insert(FORGOTTEN);
         }
         let mut known: HashMap<ContainerId, Known> = HashMap::new();
         for kind in [MapKind::Leaves, MapKind::Deltas] {
@@ -118,6 +122,11 @@ impl Checker<'_> {
                     }
                 }
             };
+            match found {
+                None => drop(self.stays.get_or_insert(FORGOTTEN)),
+                // Another segment may have more of it.
+                Some(_) => self.not_whole.are_many = true,
+            }
             if reason == "which is of another domain" || reason == "which is not in the catalog" {
                 self.lost.container(container, &format!("its map points at container {container}, {reason}"));
             } else {

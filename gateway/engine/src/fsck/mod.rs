@@ -41,7 +41,7 @@ use cairn_segment_writer::{Domain, Pool};
 use lost::LostData;
 use parking_lot::Mutex;
 use report::Findings;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ const PAGE_BYTES: u64 = 256 << 10;
 const DOOMED_AT_ONCE: u32 = 500;
 /// Shards, leaves and doomed objects that one plan can have of each. What is beyond is for the next check.
 const PLANNED_MAX: usize = 100_000;
+/// Segments that are not whole that are remembered.
+const NOT_WHOLE_MAX: usize = 1_000_000;
 /// Between the first and the second look at what nothing names.
 const REST: Duration = Duration::from_secs(2);
 
@@ -98,8 +100,6 @@ struct SumPlan {
     /// Versions of leaves whose rows say wrongly how much they map.
     leaves: Vec<(LineageId, cairn_metadata::LeafIndex, CommitSeq)>,
     are_wrong: bool,
-    /// Sums over maps that say more than is counted stay as they are.
-    keep_more: bool,
 }
 
 impl SumPlan {
@@ -138,6 +138,7 @@ impl Fsck {
             failures: BTreeMap::new(),
             says_more: Vec::new(),
             understated_bytes: 0,
+            not_whole: NotWhole::default(),
             stays: None,
         };
         self.run(checker).await
@@ -162,6 +163,7 @@ impl Fsck {
             failures: BTreeMap::new(),
             says_more: Vec::new(),
             understated_bytes: 0,
+            not_whole: NotWhole::default(),
             stays: None,
         };
         self.run(checker).await
@@ -229,8 +231,31 @@ struct Checker<'a> {
     says_more: Vec<WrongSum>,
     /// What leaves map beyond what their rows say.
     understated_bytes: u64,
+    not_whole: NotWhole,
     /// Why what the catalog does not name is left alone: another one may, or it cannot be read.
     stays: Option<&'static str>,
+}
+
+/// Segments of which not every shard was seen where the catalog has it, and right, and others that hold something of them. What else the pool has of one stays: its rows may be what is wrong, and the object what it takes to read it.
+#[derive(Default)]
+struct NotWhole {
+    segments: HashSet<SegmentId>,
+    /// There are more than are remembered, or nobody knows which it is.
+    are_many: bool,
+}
+
+impl NotWhole {
+    fn add(&mut self, segment: SegmentId) {
+        if self.segments.len() < NOT_WHOLE_MAX {
+            self.segments.insert(segment);
+        } else {
+            self.are_many = true;
+        }
+    }
+
+    fn may_have(&self, segment: SegmentId) -> bool {
+        self.are_many || self.segments.contains(&segment)
+    }
 }
 
 impl Checker<'_> {
@@ -321,7 +346,6 @@ impl Checker<'_> {
                 "the catalog says {recorded}, and its leaves map {counted}: leaves may be missing, which read as zeros"
             );
             self.findings.problem(ProblemKind::Sum, sum.what, text, None);
-            self.plan.sums.keep_more = true;
         }
     }
 

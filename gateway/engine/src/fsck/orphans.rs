@@ -7,11 +7,14 @@
 //! Objects that were given up (a refused batch, a put that was late, a shard that healing did not place) are deleted by whoever put them, in a moment. So everything found is looked at once
 //! more after a rest: what is gone then is no problem. Only then it is read whose it is. What is not this site's is told and never touched, nor what does not say whose it is.
 //!
+//! What is of a segment that the catalog has is an orphan only if all shards of that segment were seen where they should be: a row that is wrong must not make an orphan of what it is to name. The same is so of
+//! what holds something that the catalog has in another segment.
+//!
 //! Nor is anything an orphan while the pool has writes that the catalog does not have (`later`).
 //!
 //! The folder of segments alone is looked at. Objects of the record, keys and markers have owners that tidy them up themselves (`record`).
 
-use super::later::{Asked, Later};
+use super::later::{Asked, Held, Later};
 use super::{Checker, FsckPhase, PAGE_BYTES, ProblemKind, REST};
 use crate::error::EngineError;
 use cairn_metadata::{NodeState, UnnamedObject};
@@ -173,18 +176,15 @@ impl Checker<'_> {
             confirmed.extend(left);
             self.advance(some.len() as u64);
         }
-        self.look_for_later_writes(&confirmed).await?;
+        self.look_into(&confirmed).await?;
         for (object, identity) in confirmed {
             self.tell_orphan(object, identity);
         }
         Ok(())
     }
 
-    /// Whether the catalog is an older copy of itself.
-    async fn look_for_later_writes(
-        &mut self,
-        confirmed: &[(UnnamedObject, ObjectIdentity)],
-    ) -> Result<(), EngineError> {
+    /// Whether the catalog is an older copy of itself, and what they hold that may be needed.
+    async fn look_into(&mut self, confirmed: &[(UnnamedObject, ObjectIdentity)]) -> Result<(), EngineError> {
         if self.stays.is_some() {
             return Ok(());
         }
@@ -199,8 +199,14 @@ impl Checker<'_> {
             beside: self.beside,
             counts_log: true,
             is_all_there: self.plan.is_all_there,
+            not_whole: Some(&self.not_whole),
         };
-        match asked.later(&own).await? {
+        let Held { later, needed } = asked.held(&own).await?;
+        // Whatever it holds that is needed may be read from it.
+        for id in needed {
+            self.not_whole.add(id);
+        }
+        match later {
             None => {}
             Some(Later::Writes(text)) => {
                 self.findings.problem(ProblemKind::Record, "this catalog".to_owned(), text, None);
@@ -251,6 +257,11 @@ impl Checker<'_> {
         }
         if let Some(why) = self.stays {
             let text = format!("this catalog does not name it, but {why}: it is left alone");
+            self.findings.problem(ProblemKind::Orphan, subject, text, None);
+            return;
+        }
+        if self.not_whole.may_have(object.segment) {
+            let text = "this catalog does not name it, but it may be needed: its segment, or one that has the same, lacks shards or cannot be read. It is left alone until that is whole".to_owned();
             self.findings.problem(ProblemKind::Orphan, subject, text, None);
             return;
         }

@@ -4,7 +4,7 @@
 
 use super::{Checker, ProblemKind, Remedy};
 use crate::error::EngineError;
-use crate::record::{RecordProblem, is_on, newest_problem};
+use crate::record::{RecordProblem, is_on, newest_problem, until_first_tried};
 use cairn_model::{DomainId, ErrorKind, Kinded};
 use cairn_segment_writer::{RecordKey, RecordStore};
 use std::sync::Arc;
@@ -23,6 +23,9 @@ impl Checker<'_> {
             self.findings.unchecked("parts of the check", text.to_owned());
             return Ok(());
         };
+        if let Some(shared) = self.beside {
+            until_first_tried(shared).await;
+        }
         let store = RecordStore::new(Arc::clone(self.pool), RecordKey::new(&domain, self.site));
         let mut not_whole = None;
         for _ in 0..TRIES {

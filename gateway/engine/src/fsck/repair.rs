@@ -24,7 +24,7 @@
 //!
 //! Crash cases: between any two steps the rest of the plan is undone, and the next check finds it again. What was doomed is deleted by the next pass of reclaim.
 
-use super::later::{Asked, Later};
+use super::later::{Asked, Held, Later, lacking};
 use super::report::Many;
 use super::{Fsck, Plan, source};
 use crate::engine::{Engine, Shared, until_known};
@@ -96,7 +96,7 @@ impl Fsck {
         let source = source(&*shared.catalog)?;
         let mut work = Work::default();
         if !plan.sums.is_empty() {
-            work.repaired.sums = source.recount(&plan.sums.leaves, plan.sums.keep_more).await?.len() as u64;
+            work.repaired.sums = source.recount(&plan.sums.leaves).await?.len() as u64;
         }
         for some in plan.doomed.chunks(DOOMED_AT_ONCE) {
             work.repaired.kept += until_known(shared, || source.keep_named(some)).await?;
@@ -167,10 +167,13 @@ async fn delete_orphans(
     work: &mut Work,
 ) -> Result<(), EngineError> {
     let shared = engine.shared();
-    if let Some(why) = why_they_stay(engine, source, plan).await? {
-        work.left(ORPHANS, format!("{} objects that nothing names stay: {why}", plan.orphans.len()));
-        return Ok(());
-    }
+    let needed = match why_they_stay(engine, source, plan).await? {
+        Ok(needed) => needed,
+        Err(why) => {
+            work.left(ORPHANS, format!("{} objects that nothing names stay: {why}", plan.orphans.len()));
+            return Ok(());
+        }
+    };
     let mut others: BTreeSet<NodeId> = BTreeSet::new();
     for node in plan.orphans.iter().map(|object| object.node).collect::<BTreeSet<_>>() {
         if let Err(error) = shared.pool.look_who(node).await {
@@ -188,7 +191,18 @@ async fn delete_orphans(
                 && !shared.in_flight.contains(object.segment)
                 && !shared.heal.deals_with(object.node, &object.key)
         };
-        let objects: Vec<UnnamedObject> = some.iter().filter(is_open).cloned().collect();
+        let mut objects: Vec<UnnamedObject> = some.iter().filter(is_open).cloned().collect();
+        let of = objects.iter().map(|object| object.segment).collect();
+        let mut stays = lacking(source, of).await?;
+        stays.extend(objects.iter().map(|object| object.segment).filter(|id| needed.contains(id)));
+        objects.retain(|object| !stays.contains(&object.segment));
+        if !stays.is_empty() {
+            let text = format!(
+                "objects of {} segments stay: they may be needed by something that lacks shards now",
+                stays.len()
+            );
+            work.left(ORPHANS, text);
+        }
         let (count, bytes) = until_known(shared, || source.doom_unnamed(&objects)).await?;
         work.repaired.orphans += count;
         work.repaired.orphan_bytes += bytes;
@@ -213,22 +227,22 @@ async fn delete_orphans(
     Ok(())
 }
 
-/// Why objects that nothing names are not deleted, when everything that can be is in the pool and the catalog.
+/// Which segments that nothing names stay, when everything that can be is in the pool and the catalog; or why all do.
 async fn why_they_stay(
     engine: &Engine,
     source: &dyn CheckSource,
     plan: &Plan,
-) -> Result<Option<String>, EngineError> {
+) -> Result<Result<BTreeSet<SegmentId>, String>, EngineError> {
     let shared = engine.shared();
     if let Some(volume) = held_elsewhere(shared).await? {
-        return Ok(Some(format!("another gateway holds volume {volume}, and may be about to commit them")));
+        return Ok(Err(format!("another gateway holds volume {volume}, and may be about to commit them")));
     }
     // A copy of the catalog from before does not name what was written since.
     check_newest(shared).await?;
     let limit = shared.config.read_deadline;
     let destaged = cairn_model::timeout(&*shared.ports.clock, limit, engine.destage()).await;
     if let Err(error) = destaged.unwrap_or(Err(EngineError::PoolSilent(limit.as_secs()))) {
-        return Ok(Some(format!("what was written is not in the pool yet ({error})")));
+        return Ok(Err(format!("what was written is not in the pool yet ({error})")));
     }
     let asked = Asked {
         site: shared.site,
@@ -239,11 +253,14 @@ async fn why_they_stay(
         beside: Some(shared),
         counts_log: false,
         is_all_there: plan.is_all_there,
+        not_whole: None,
     };
-    Ok(asked.later(&plan.orphans).await?.map(|later| match later {
-        Later::Writes(text) => text,
-        Later::Unknown(text) => format!("what they hold cannot be read ({text})"),
-    }))
+    let Held { later, needed } = asked.held(&plan.orphans).await?;
+    Ok(match later {
+        None => Ok(needed),
+        Some(Later::Writes(text)) => Err(text),
+        Some(Later::Unknown(text)) => Err(format!("what they hold cannot be read ({text})")),
+    })
 }
 
 /// How many of the objects are doomed yet.

@@ -83,6 +83,7 @@ impl Checker<'_> {
             Err(reason) => {
                 let text = format!("its rows make no sense ({reason}): nothing of it can be read");
                 self.findings.problem(ProblemKind::Segment, format!("segment {id}"), text, None);
+                self.not_whole.add(id);
                 self.lose_all(held, &format!("segment {id} has no place in the catalog"));
                 return Ok(());
             }
@@ -97,7 +98,10 @@ impl Checker<'_> {
             );
             self.lost.container(container, &text);
         }
-        let Some((place, seen)) = self.look(id, place, held).await? else { return Ok(()) };
+        let Some((place, seen)) = self.look(id, place, held).await? else {
+            self.not_whole.add(id);
+            return Ok(());
+        };
         self.tell(id, &place, seen, held).await;
         Ok(())
     }
@@ -169,6 +173,10 @@ impl Checker<'_> {
         let needed = place.placement.profile().needed();
         let unknown = place.placement.present().count() - seen.right - seen.flaws.len();
         let can_be_read = seen.right >= needed;
+        let is_footer_right = seen.footer.is_empty() && seen.unread.is_none() && !seen.is_closed;
+        if seen.right < place.placement.profile().shards() || !is_footer_right {
+            self.not_whole.add(id);
+        }
         for (index, node, flaw) in seen.flaws {
             let subject = format!("shard {index} of segment {id} on {}", self.node_name(node));
             let (kind, text) = match flaw {

@@ -11,10 +11,10 @@
 //! A segment of which the rows make no sense counts with what its own row says, so that one bad row does not make every sum wrong; what nodes hold is not judged then.
 
 use super::super::columns::{Columns, int};
-use super::super::placements::{place_columns, place_of};
+use super::super::placements::place_columns;
 use super::super::tally::Tally;
 use super::super::{Result, SqliteCatalog, failed, uncounted, usage};
-use super::{DOING, signed};
+use super::{DOING, OBJECT_BYTES_MAX, signed, sound_place};
 use crate::check::WrongSum;
 use crate::placements::spare;
 use crate::{LeafIndex, LeafVersion, MapPoint};
@@ -75,7 +75,9 @@ impl Found {
 
     /// What the total of the volumes lacks only because they do that say more than is counted.
     fn of_more(&self) -> i64 {
-        self.volumes.iter().map(|(.., lacking)| *lacking).filter(|lacking| *lacking < 0).sum()
+        let of_more = self.volumes.iter().map(|(.., lacking)| *lacking).filter(|lacking| *lacking < 0);
+        // What a damaged row says may be any number.
+        of_more.fold(0, i64::wrapping_add)
     }
 
     /// Leaves out the sums over maps that say more than is counted.
@@ -86,7 +88,8 @@ impl Found {
         self.told.retain(|sum| !sum.says_more);
         if of_more != 0 {
             // The total stays that of what is recorded of them.
-            *self.totals.entry("logical_bytes").or_default() -= of_more;
+            let total = self.totals.entry("logical_bytes").or_default();
+            *total = total.wrapping_sub(of_more);
         }
     }
 }
@@ -98,7 +101,6 @@ pub(super) async fn wrong(catalog: &SqliteCatalog) -> Result<Vec<WrongSum>> {
 pub(super) async fn recount(
     catalog: &SqliteCatalog,
     leaves: &[(LineageId, LeafIndex, CommitSeq)],
-    keep_more: bool,
 ) -> Result<Vec<WrongSum>> {
     let mut told = Vec::new();
     for some in leaves.chunks(SET_AT_ONCE) {
@@ -107,9 +109,7 @@ pub(super) async fn recount(
         change.commit().await.map_err(failed(DOING))?;
     }
     let mut found = find(catalog).await?;
-    if keep_more {
-        found.keep_more();
-    }
+    found.keep_more();
     set(catalog, &found).await?;
     told.extend(found.told);
     Ok(told)
@@ -162,7 +162,8 @@ pub(in super::super) async fn set(catalog: &SqliteCatalog, found: &Found) -> Res
         let done = query.execute(&mut *change).await.map_err(failed(DOING))?;
         if done.rows_affected() == 0 {
             // It was deleted or reverted, and took that out of the total.
-            *totals.entry("logical_bytes").or_default() -= bytes;
+            let total = totals.entry("logical_bytes").or_default();
+            *total = total.wrapping_sub(*bytes);
         }
     }
     for (id, shards, bytes) in &found.nodes {
@@ -197,7 +198,7 @@ async fn set_segment(change: &mut SqliteConnection, id: SegmentId) -> Result<()>
     let sql = concat!("SELECT ", place_columns!(), " FROM segments s WHERE s.id = $1");
     let row = sqlx::query(sql).bind(&id.as_bytes()[..]).fetch_optional(&mut *change).await;
     let Some(row) = row.map_err(failed(DOING))? else { return Ok(()) };
-    let Ok(place) = place_of(&Columns::new(&row, "segment")) else { return Ok(()) };
+    let Ok(place) = sound_place(&Columns::new(&row, "segment")) else { return Ok(()) };
     sqlx::query("UPDATE segments SET missing = $1, spare = $2 WHERE id = $3")
         .bind(signed(place.placement.missing() as u64)?)
         .bind(signed(spare(&place.placement) as u64)?)
@@ -266,10 +267,10 @@ async fn segments(look: &mut SqliteConnection, found: &mut Found) -> Result<(Tal
             let columns = Columns::new(row, "segment");
             let id = columns.identity("id", SegmentId::from_bytes)?;
             let (missing, spares): (i64, i64) = (columns.get("missing")?, columns.get("spare")?);
-            let Ok(place) = place_of(&columns) else {
+            let Ok(place) = sound_place(&columns) else {
                 are_sound = false;
                 tally.segments += 1;
-                tally.segment_bytes += columns.get::<i64>("segment_bytes")?;
+                tally.segment_bytes += columns.get::<i64>("segment_bytes")?.clamp(0, int(OBJECT_BYTES_MAX)?);
                 tally.degraded += i64::from(missing > 0);
                 tally.at_risk += i64::from(missing > 0 && spares == 0);
                 continue;
@@ -358,10 +359,11 @@ async fn snapshots(catalog: &SqliteCatalog, found: &mut Found) -> Result<()> {
     }
 }
 
+/// What numbers of containers are beyond that make no sense counts as that, so that the sum is one.
 async fn totals_of_segments(look: &mut SqliteConnection, tally: &Tally, found: &mut Found) -> Result<()> {
     let sql = "SELECT t.*, (SELECT count(*) FROM containers) AS counted_containers, \
-               (SELECT coalesce(sum(length_bytes), 0) FROM containers) AS counted_bytes, \
-               (SELECT coalesce(sum(raw_bytes), 0) FROM containers) AS counted_raw FROM totals t";
+               (SELECT coalesce(sum(min(max(length_bytes, 0), 4294967295)), 0) FROM containers) AS counted_bytes, \
+               (SELECT coalesce(sum(min(max(raw_bytes, 0), 4294967295)), 0) FROM containers) AS counted_raw FROM totals t";
     let row = sqlx::query(sql).fetch_one(&mut *look).await.map_err(failed(DOING))?;
     let raw = raw_of_uncounted(look).await?;
     let columns = Columns::new(&row, "totals");

@@ -238,6 +238,31 @@ async fn rows_of_containers_that_are_not_what_the_footer_says_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_make_no_sense_are_told_and_end_nothing() {
+    for column in [
+        "containers SET segment_offset",
+        "containers SET length_bytes",
+        "containers SET raw_bytes",
+        "leaves SET blocks",
+        "segments SET length_bytes",
+        "volumes SET logical_bytes",
+        "nodes SET shards",
+        "totals SET container_bytes",
+    ] {
+        let (cluster, engine, disk) = site_with_data().await;
+        assert!(damage(&cluster.site, &format!("UPDATE {column} = 1 << 62")).await > 0);
+        let fsck = Fsck::default();
+        let report = fsck.check(&engine).await.unwrap();
+        assert!(report.problem_count > 0, "{column}: {report:#?}");
+        if let Some(plan) = report.plan {
+            fsck.repair(&engine, plan.id).await.unwrap();
+        }
+        drop(disk);
+        engine.abandon().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_of_a_segment_that_make_no_sense_are_told_with_what_it_held() {
     let sql = "DELETE FROM shards WHERE segment = (SELECT min(segment) FROM containers)";
     let (report, engine, ..) = found_after(sql).await;

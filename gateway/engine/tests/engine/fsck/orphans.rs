@@ -421,3 +421,48 @@ async fn what_a_segment_names_is_not_to_be_deleted_any_more() {
     disk.check_all().await;
     engine.shutdown().await.unwrap();
 }
+
+/// Everything among the segments of all nodes.
+async fn objects(cluster: &Cluster) -> BTreeSet<(usize, String)> {
+    let mut all = BTreeSet::new();
+    for (number, node) in cluster.nodes.iter().enumerate() {
+        all.extend(node.keys().await.into_iter().map(|key| (number, key)));
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_a_segment_whose_rows_are_wrong_are_no_orphans() {
+    const FIRST: &str = "(SELECT min(id) FROM segments)";
+    for sql in [
+        format!(
+            "UPDATE segments SET object_key = 'segments/ab/0000000000000000000000000000ab00' WHERE id = {FIRST}"
+        ),
+        format!("UPDATE segments SET profile = 'ec:2+2' WHERE id = {FIRST}"),
+        format!("UPDATE segments SET profile = 'single' WHERE id = {FIRST}"),
+        format!("UPDATE segments SET length_bytes = 1 << 62 WHERE id = {FIRST}"),
+        format!("UPDATE shards SET tag = tag + 1 WHERE segment = {FIRST}"),
+        format!("UPDATE shards SET tag = tag + 1 WHERE segment = {FIRST} AND shard = 1"),
+        format!("DELETE FROM shards WHERE segment = {FIRST} AND shard = 0"),
+        format!("DELETE FROM shards WHERE segment = {FIRST} AND shard < 2"),
+        format!("DELETE FROM shards WHERE segment = {FIRST}"),
+    ] {
+        let mut cluster = Cluster::new(4, "ec:2+1").await;
+        // Nothing but the check and what it mends.
+        cluster.site.config.heal_interval = Duration::from_hours(1);
+        let (engine, _disk) = filled(&cluster, MIB).await;
+        cluster.until_whole(&engine).await;
+        let before = objects(&cluster).await;
+        assert!(damage(&cluster.site, &sql).await > 0, "{sql}");
+        let fsck = Fsck::default();
+        let report = fsck.check(&engine).await.unwrap();
+        assert!(report.problem_count > 0, "{sql}");
+        assert_eq!(report.orphans, 0, "{sql}: {report:#?}");
+        if let Some(plan) = report.plan {
+            fsck.repair(&engine, plan.id).await.unwrap();
+        }
+        let after = objects(&cluster).await;
+        assert!(after.is_superset(&before), "{sql}: {:?} are gone", before.difference(&after));
+        engine.shutdown().await.unwrap();
+    }
+}
