@@ -44,7 +44,7 @@ pub(super) async fn run(global: &Global, asked: Recover) -> Result<(), GatewayEr
     let ports = Ports::system();
     let progress = RecoveryProgress::default();
     let tell = || format!("recovering the catalog: {progress}");
-    let report = telling(tell, recover(&directory, &options, &ports, &progress)).await?;
+    let report = telling(tell, Box::pin(recover(&directory, &options, &ports, &progress))).await?;
     answer(global.json, &report, |report| {
         let mut text = String::new();
         // Writing to a String cannot fail.
@@ -87,6 +87,13 @@ fn describe(text: &mut String, report: &RecoveryReport) -> std::fmt::Result {
     }
     if report.mended_segments > 0 {
         writeln!(text, "moved        {} segments have shards that were made since", report.mended_segments)?;
+    }
+    if report.rehomed_segments > 0 {
+        writeln!(
+            text,
+            "found again  {} segments have what others held that are gone",
+            report.rehomed_segments
+        )?;
     }
     if report.returned_segments > 0 {
         writeln!(

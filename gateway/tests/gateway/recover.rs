@@ -92,8 +92,8 @@ fn assert_whole(report: &Value) {
     }
     let volumes = report["volumes"].as_array().unwrap();
     assert!(volumes.iter().all(|volume| volume["problem"].is_null()), "{report}");
-    // Of 20 volumes, 5 each; of 10 of them two were deleted. The revert took one more.
-    assert_eq!((report["snapshots"].as_u64(), report["clones"].as_u64()), (Some(81), Some(5)), "{report}");
+    // Of 20 volumes, 6 each; of 10 of them two were deleted. The revert took one more.
+    assert_eq!((report["snapshots"].as_u64(), report["clones"].as_u64()), (Some(101), Some(5)), "{report}");
     assert!(report["batches"].as_u64().unwrap() > 0, "the last writes are in no checkpoint: {report}");
 }
 
@@ -115,7 +115,7 @@ fn objects(folder: &Path) -> Vec<(PathBuf, u64, std::time::SystemTime)> {
 
 const LISTS: [&str; 3] = ["volume", "snapshot", "group"];
 const VOLUMES: usize = 20;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 6;
 
 /// A site's life: volumes written again and again, with a snapshot each time; snapshots deleted and their space taken back; clones, a revert, a group; and in the end writes
 /// that no checkpoint has.
@@ -346,6 +346,74 @@ fn what_the_gateway_of_before_wrote_after_a_recovery_is_not_lost_unnoticed() {
     let (late, _) = recovered(&pool, &key);
     let _gateway = late.start(&["serve", "--take-over"]);
     assert_exports_as(&late, "v0", &image(&home, 0, 1));
+}
+
+/// The newest checkpoint is gone, and the one before names segments from which everything was moved.
+#[test]
+fn what_was_moved_since_the_checkpoint_is_found_where_it_is() {
+    let home = Home::with_config(QUICK);
+    home.run(&["init"]).ok();
+    let gateway = home.serve();
+    for (name, seed) in [("v1", 1), ("v2", 2), ("v3", 3)] {
+        home.run(&["volume", "import", name, text(&image(&home, seed, 1)), "-y"]).ok();
+    }
+    settle(&home);
+    // Half of each is dead, in the checkpoint too.
+    for (name, seed) in [("v1", 1), ("v2", 2), ("v3", 3)] {
+        home.run(&["volume", "import", name, text(&image(&home, seed, 2)), "-y"]).ok();
+    }
+    settle(&home);
+    let record = home.path("pool/record");
+    let before = objects(&record);
+    let kept = home.folder().join("record");
+    copy_folder(&record, &kept);
+    let segments = || -> std::collections::BTreeSet<PathBuf> {
+        objects(&home.path("pool/segments")).into_iter().map(|(path, ..)| path).collect()
+    };
+    let of_checkpoint = segments();
+    let report = home.run(&["reclaim", "--json"]).json();
+    assert!(
+        report["moved_bytes"].as_u64().unwrap() > 0 && report["objects"].as_u64().unwrap() > 0,
+        "{report}"
+    );
+    settle(&home);
+    assert!(objects(&record) != before, "a checkpoint knew it before anything was deleted");
+    assert!(!of_checkpoint.is_subset(&segments()), "nothing that it names is gone");
+    let (pool, key) = lose(&home, gateway);
+    std::fs::remove_dir_all(&record).unwrap();
+    copy_folder(&kept, &record);
+
+    let (other, report) = recovered(std::slice::from_ref(&pool), &key);
+    assert_eq!(report["missing_segments"], serde_json::json!([]), "{report}");
+    assert!(report["rehomed_segments"].as_u64().unwrap() > 0, "{report}");
+    // Changes of the checkpoint that are not folded point at what was overwritten since and left out: that is told.
+    for warning in report["warnings"].as_array().unwrap() {
+        assert!(warning.as_str().unwrap().contains("may be overwritten since"), "{report}");
+    }
+    let gateway = other.start(&["serve", "--take-over", "--accept-incomplete"]);
+    for (name, seed) in [("v1", 1), ("v2", 2), ("v3", 3)] {
+        assert_exports_as(&other, name, &image(&home, seed, 2));
+    }
+    // Folded, nothing points at what was left out.
+    other.run(&["reclaim"]).ok();
+    let found = other.run(&["fsck", "--json"]).json();
+    assert_eq!((&found["problem_count"], &found["lost_count"]), (&0.into(), &0.into()), "{found}");
+    gateway.kill();
+    let _gateway = other.serve();
+    assert_exports_as(&other, "v2", &image(&home, 2, 2));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
 }
 
 #[test]

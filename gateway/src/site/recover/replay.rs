@@ -10,29 +10,33 @@
 //!   its batch, and those that follow it, are left out as if they were not there, and told (`forks`).
 //! - A container that the catalog has stays where it has it: a segment that was deleted since it moved, and is back with an older copy of its node, adds nothing.
 //! - A segment of the checkpoint of which shards are gone gets those that were made in their place since (`mend`), if they are there; of which too few are
-//!   left, another place if the whole of it was put there (a conversion).
+//!   left, another place if the whole of it was put there (a conversion). What a segment held that is missing is named where else it is (`elsewhere`).
 //! - A batch is committed by the call that a gateway uses, or left where it is. When none can be committed with all parts that may join, parts are left out whose volumes lack something before
 //!   them: a gap of one volume costs no other one anything. When that is at its end too, batches of which no part joins are committed without any: volumes share what is in them, and what
 //!   nothing shares is reclaimed.
 
+mod elsewhere;
 mod forks;
 mod look;
 
 use super::{RecoveryProgress, RecoveryReport};
 use crate::error::GatewayError;
 use cairn_metadata::{
-    BatchCommit, Catalog, CatalogError, ContainerRow, HeldLease, PlacementChange, SegmentRow, SqliteCatalog,
-    VolumeCommit, VolumeRow,
+    BatchCommit, Catalog, CatalogError, CheckSource, ContainerRow, HeldLease, PlacementChange, SegmentRow,
+    SqliteCatalog, VolumeCommit, VolumeRow,
 };
 use cairn_model::{
     BLOCK_SIZE, BatchId, ContainerId, GatewayId, Generation, LineageId, MapDelta, NodeId, ObjectPlace,
     Placement, Profile, Reduction, SegmentId, VolumeId, WriteSeq,
 };
 use cairn_segment_writer::{Domain, Footer, FoundSegment, Pool, PoolError, VolumeHeader};
+use elsewhere::{Elsewhere, Lacking, Left};
 use futures::StreamExt;
 use look::{doomed, read_footer, read_found, recorded};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+/// Segments of one question to the catalog.
+const ROWS_AT_ONCE: usize = 500;
 /// Footers read at once.
 const FOOTERS_AT_ONCE: usize = 16;
 
@@ -136,6 +140,7 @@ pub(super) struct Replay<'a> {
     /// Batches that share what is not there.
     refused: BTreeSet<BatchId>,
     order: Order,
+    elsewhere: Elsewhere,
 }
 
 /// What follows what.
@@ -249,23 +254,64 @@ impl<'a> Replay<'a> {
         let (batches, strangers) = (BTreeMap::new(), BTreeSet::new());
         let refused = BTreeSet::new();
         let order = Order::default();
-        let mut replay = Self { pool, domains, progress, profile, ends, batches, strangers, refused, order };
-        let unknown = replay.list(catalog, report).await?;
+        let elsewhere = Elsewhere::default();
+        let mut replay =
+            Self { pool, domains, progress, profile, ends, batches, strangers, refused, order, elsewhere };
+        let (unknown, lacking) = replay.list(catalog, report).await?;
+        replay.elsewhere = Elsewhere::of(catalog, lacking).await?;
         replay.read_footers(unknown, report).await?;
         replay.settle(report);
         Ok(replay)
     }
 
-    /// The segments of the pool that the catalog does not have. What it has and the pool has not is told.
+    /// Names what missing segments held where it is. After the batches, which may share what the maps of the checkpoint do not point at.
+    async fn look_elsewhere(
+        &mut self,
+        catalog: &SqliteCatalog,
+        gateway: GatewayId,
+        report: &mut RecoveryReport,
+    ) -> Result<(), GatewayError> {
+        let elsewhere = std::mem::take(&mut self.elsewhere);
+        let left = Left {
+            nodes: !report.nodes_not_given.is_empty(),
+            batches: !report.problems_of.is_empty() || !self.refused.is_empty(),
+        };
+        let rehomed = elsewhere.rehome(catalog, (self.pool, self.domains), gateway, left).await?;
+        report.rehomed_segments = rehomed.segments.len() as u64;
+        report.unused_segments = report.unused_segments.saturating_sub(report.rehomed_segments);
+        report.unused_bytes = report.unused_bytes.saturating_sub(rehomed.segments.values().sum());
+        if rehomed.partial > 0 {
+            report.warnings.push(format!(
+                "{} containers of segments that are gone were found in others, and lack chunks there that maps or changes point at, which may be overwritten since: `cairn fsck` tells what cannot be read",
+                rehomed.partial
+            ));
+        }
+        for some in rehomed.lacking.chunks(ROWS_AT_ONCE) {
+            let ids: Vec<SegmentId> = some.iter().map(|segment| segment.id).collect();
+            let rows = CheckSource::segments(catalog, &ids).await?;
+            let left: BTreeSet<SegmentId> = rows.into_iter().map(|row| row.id).collect();
+            for segment in some.iter().filter(|segment| left.contains(&segment.id)) {
+                match &segment.unreachable {
+                    Some(told) => report.unreachable_segments.push(format!("{} ({told})", segment.id)),
+                    None => report.missing_segments.push(segment.id.to_string()),
+                }
+            }
+        }
+        report.missing_segments.sort();
+        report.unreachable_segments.sort();
+        Ok(())
+    }
+
+    /// The segments of the pool that the catalog does not have, and those that it has and too little of which is in the pool.
     async fn list(
         &self,
         catalog: &SqliteCatalog,
         report: &mut RecoveryReport,
-    ) -> Result<Vec<FoundSegment>, GatewayError> {
+    ) -> Result<(Vec<FoundSegment>, Vec<Lacking>), GatewayError> {
         let mut recorded = recorded(catalog).await?;
         let (doomed, objects) = doomed(catalog).await?;
         let is_doomed = |node: NodeId, key: &str| objects.contains(&(node, key.to_owned()));
-        let mut unknown = Vec::new();
+        let (mut unknown, mut lacking) = (Vec::new(), Vec::new());
         for prefix in 0..=u8::MAX {
             self.progress.prefix();
             for found in self.pool.list_segments(prefix).await? {
@@ -284,7 +330,7 @@ impl<'a> Replay<'a> {
                             place = change.to;
                             count = found.count(&place.placement, place.length_bytes);
                         }
-                        self.judge(found.id, &place.placement, count, report);
+                        lacking.extend(self.judge(found.id, &place.placement, count, report));
                     }
                     None if doomed.contains(&found.id) => {}
                     None => unknown.push(found),
@@ -292,11 +338,9 @@ impl<'a> Replay<'a> {
             }
         }
         for (id, place) in recorded {
-            self.judge(id, &place.placement, 0, report);
+            lacking.extend(self.judge(id, &place.placement, 0, report));
         }
-        report.missing_segments.sort();
-        report.unreachable_segments.sort();
-        Ok(unknown)
+        Ok((unknown, lacking))
     }
 
     /// Where a segment is that the catalog has. Healing may have made shards of it since the checkpoint, in the place of some that were lost: without them it could lose no more
@@ -346,8 +390,14 @@ impl<'a> Replay<'a> {
         Ok(None)
     }
 
-    /// Tells what is to be told of a segment that the catalog has, of which so many shards are where it says.
-    fn judge(&self, id: SegmentId, placement: &Placement, count: usize, report: &mut RecoveryReport) {
+    /// Counts a segment that the catalog has, of which so many shards are where it says. What is to be told of it when these are too few.
+    fn judge(
+        &self,
+        id: SegmentId,
+        placement: &Placement,
+        count: usize,
+        report: &mut RecoveryReport,
+    ) -> Option<Lacking> {
         let needed = placement.profile().needed();
         let away = placement.present().filter(|(_, shard)| self.pool.node(shard.node).is_err()).count();
         let lost = placement.present().count() - away - count;
@@ -355,16 +405,13 @@ impl<'a> Replay<'a> {
             report.degraded_segments += 1;
         }
         if count >= needed {
-            return;
+            return None;
         }
-        if count + away >= needed {
-            let profile = placement.profile();
-            report.unreachable_segments.push(format!(
-                "{id} ({count} of the {needed} shards that {profile} needs are there, {away} are on nodes that were not given)"
-            ));
-        } else {
-            report.missing_segments.push(id.to_string());
-        }
+        let profile = placement.profile();
+        let unreachable = (count + away >= needed).then(|| {
+            format!("{count} of the {needed} shards that {profile} needs are there, {away} are on nodes that were not given")
+        });
+        Some(Lacking { id, unreachable })
     }
 
     async fn read_footers(
@@ -386,7 +433,10 @@ impl<'a> Replay<'a> {
             report.unused_segments += 1;
             report.unused_bytes = report.unused_bytes.saturating_add(length_bytes);
             match read {
-                Ok(Some((place, footer))) => self.note(found.id, place, length_bytes, &footer),
+                Ok(Some((place, footer))) => {
+                    self.elsewhere.look_into(&footer, &place, length_bytes);
+                    self.note(found.id, place, length_bytes, &footer);
+                }
                 // Without a node that is not given: what a put left that did not come to its end.
                 Ok(None) if report.nodes_not_given.is_empty() => {}
                 Ok(None) => report.unreachable_segments.push(format!(
@@ -453,7 +503,7 @@ impl<'a> Replay<'a> {
             }
         }
         self.tell_left(report);
-        Ok(())
+        self.look_elsewhere(catalog, gateway, report).await
     }
 
     /// Whether a batch was committed.
@@ -516,6 +566,7 @@ impl<'a> Replay<'a> {
                 }
                 Err(error) => return Err(error.into()),
             }
+            self.refused.remove(&id);
             self.progress.batch();
             report.batches += u64::from(!joining.is_empty());
             let used: BTreeSet<SegmentId> =

@@ -67,6 +67,8 @@ pub struct RecoveryReport {
     pub degraded_segments: u64,
     /// Segments of which shards were found in other places than the checkpoint names, which are gone: they are named there now.
     pub mended_segments: u64,
+    /// Segments that are not in the checkpoint and hold what one held that is, and is gone: reclaim had moved it.
+    pub rehomed_segments: u64,
     /// Segments that are in the pool again although what they held was moved and they were deleted: an older copy of a node is in use, or a replica of its bucket. They are left.
     pub returned_segments: u64,
     /// Objects that should be segments and cannot be read.
@@ -111,6 +113,7 @@ impl RecoveryReport {
             unreachable_segments: Vec::new(),
             degraded_segments: 0,
             mended_segments: 0,
+            rehomed_segments: 0,
             returned_segments: 0,
             unreadable_segments: Vec::new(),
             unused_segments: 0,

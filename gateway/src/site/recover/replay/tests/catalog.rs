@@ -9,7 +9,10 @@ use crate::site::publish::{Revisions, is_revision};
 use crate::site::recover::{Found, bring_keys, replay};
 use cairn_metadata::{NodeRow, NodeState, PoolSettings as CatalogPool, SiteRow, VolumeName};
 use cairn_model::crypto::{Encryption, KeyId, SecretKey};
-use cairn_model::{DomainId, Entropy, Lba, Ports, SeededEntropy, SiteId};
+use cairn_model::{
+    ChunkId, ChunkIndex, ChunkRef, DomainId, Entropy, Lba, LbaRange, MapOp, MapTarget, Ports, SeededEntropy,
+    SiteId,
+};
 use cairn_segment_writer::{
     BatchHeader, DataNode, Member, NodeAccess, NodeUrl, PackConfig, Packer, PoolSettings, SealedSegment,
     VolumePacking,
@@ -159,6 +162,26 @@ impl World {
         report
     }
 
+    /// The volume shows a chunk of a container.
+    async fn share(&self, volume: &VolumeRow, container: ContainerId) {
+        let (now, hour) = (self.ports.clock.wall(), Duration::from_hours(1));
+        let lease = self.catalog.acquire_lease(volume.id, LOST, now, hour, None).await.unwrap();
+        let chunk = ChunkId { container, index: ChunkIndex::new(0) };
+        let target = MapTarget::Chunk(ChunkRef { chunk, block: 0 });
+        let part = VolumeCommit {
+            volume: volume.id,
+            lineage: volume.lineage,
+            generation: lease.generation,
+            base: WriteSeq::new(THROUGH),
+            through: WriteSeq::new(THROUGH + 1),
+            delta: MapDelta { ops: vec![MapOp { range: LbaRange::new(Lba::new(0), 1).unwrap(), target }] },
+            reduction: Reduction::default(),
+            snapshots: Vec::new(),
+        };
+        self.commit(Vec::new(), Vec::new(), vec![part]).await;
+        self.catalog.release_lease(volume.id, LOST, lease.generation).await.unwrap();
+    }
+
     async fn has(&self, segment: &SealedSegment) -> bool {
         let ids: Vec<ContainerId> = segment.containers().iter().map(|container| container.id).collect();
         !ids.is_empty() && self.catalog.containers(&ids).await.unwrap().len() == ids.len()
@@ -227,16 +250,13 @@ async fn of_two_histories_in_one_term_one_is_joined_and_none_is_mixed() {
     assert!(report.problems_of[&one.id].contains("two gateways"), "{report:?}");
 }
 
-#[tokio::test]
-async fn a_segment_that_is_back_after_its_containers_moved_ends_no_recovery() {
-    let world = World::new("single", 1).await;
-    let one = world.volume("one").await;
+/// A segment of a volume that is not there, and the one in which the catalog has what it holds.
+async fn moved(world: &World, one: &VolumeRow) -> (SealedSegment, SegmentId) {
     let stranger = VolumeRow { id: VolumeId::from_bytes([99; 16]), ..one.clone() };
     let back = world.put(1, 0, &[(&stranger, TERM, 0, 10)]).await;
-    // What it holds is in another segment now.
     let elsewhere = SegmentId::from_bytes([77; 16]);
     let placement = Placement::single(world.pool.nodes()[0].id());
-    let place = ObjectPlace { key: "segments/4d/elsewhere".to_owned(), length_bytes: 4096, placement };
+    let place = ObjectPlace { key: format!("segments/4d/{elsewhere}"), length_bytes: 4096, placement };
     let receipt = world.pool.attest_found(elsewhere, place);
     let containers = back.containers().iter().map(|container| ContainerRow {
         id: container.id,
@@ -248,12 +268,45 @@ async fn a_segment_that_is_back_after_its_containers_moved_ends_no_recovery() {
         directory: container.directory.encode(),
     });
     world.commit(vec![SegmentRow { receipt }], containers.collect(), Vec::new()).await;
+    (back, elsewhere)
+}
+
+#[tokio::test]
+async fn a_segment_that_is_back_after_its_containers_moved_ends_no_recovery() {
+    let world = World::new("single", 1).await;
+    let one = world.volume("one").await;
+    let (back, elsewhere) = moved(&world, &one).await;
+    let object = world.folder.path().join(format!("n0/segments/4d/{elsewhere}"));
+    std::fs::create_dir_all(object.parent().unwrap()).unwrap();
+    std::fs::write(object, [0; 4096]).unwrap();
     let _next = world.put(2, 1, &[(&one, TERM, 100, 110)]).await;
     let report = world.recover().await;
     assert_eq!(world.through(&one).await, 110);
-    assert_eq!((report.returned_segments, report.unused_segments), (1, 1));
+    assert_eq!((report.returned_segments, report.unused_segments), (1, 1), "{report:?}");
+    assert_eq!((report.rehomed_segments, &report.missing_segments[..]), (0, &[][..]), "{report:?}");
     let ids = [back.containers()[0].id];
     assert_eq!(world.catalog.containers(&ids).await.unwrap()[0].segment, elsewhere);
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named_where_it_is_if_something_needs_it() {
+    for is_needed in [true, false] {
+        let world = World::new("single", 1).await;
+        let one = world.volume("one").await;
+        let (back, _elsewhere) = moved(&world, &one).await;
+        let container = back.containers()[0].id;
+        if is_needed {
+            // A batch that shares what is in there.
+            world.share(&one, container).await;
+        }
+        let report = world.recover().await;
+        assert_eq!(report.missing_segments, Vec::<String>::new(), "{report:?}");
+        assert_eq!(report.rehomed_segments, u64::from(is_needed), "{report:?}");
+        assert_eq!(report.warnings.len(), 1, "of the volume that is not there: {report:?}");
+        let located = world.catalog.containers(&[container]).await.unwrap();
+        let segments: Vec<SegmentId> = located.iter().map(|location| location.segment).collect();
+        assert_eq!(segments, if is_needed { vec![back.id()] } else { Vec::new() }, "{report:?}");
+    }
 }
 
 #[tokio::test]
