@@ -4,7 +4,8 @@ use super::access::{Need, with_access};
 use super::args::{Global, NewNode, Node as Command};
 use super::init::check_pool;
 use super::output::{answer, print, print_json};
-use crate::admin::types::{AddNode, ChangeNode, Node};
+use super::pool::degraded;
+use crate::admin::types::{AddNode, ChangeNode, Node, PoolState};
 use crate::error::GatewayError;
 use crate::human::{Align, Table, ask, can_ask, counted};
 use crate::units::format_size;
@@ -14,8 +15,11 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
         Command::Add(new) => add(global, new, None).await,
         Command::Replace { old, new } => add(global, new, Some(old)).await,
         Command::List => {
-            let nodes = with_access(global, Need::Tell, async |access| access.client.nodes().await).await?;
-            answer(global.json, &nodes, |nodes| listing(nodes))
+            let told = with_access(global, Need::Tell, async |access| {
+                Ok((access.client.nodes().await?, access.client.pool().await?))
+            });
+            let (nodes, pool) = told.await?;
+            answer(global.json, &nodes, |nodes| listing(nodes, &pool))
         }
         Command::Show { name } => {
             let node =
@@ -120,13 +124,14 @@ async fn fail(global: &Global, name: &str, yes: bool) -> Result<(), GatewayError
     set_state(global, name, "failed", told).await
 }
 
-fn listing(nodes: &[Node]) -> String {
+fn listing(nodes: &[Node], pool: &PoolState) -> String {
     let mut table = Table::new(&[
         ("NAME", Align::Left),
         ("STATE", Align::Left),
         ("SHARDS", Align::Right),
         ("USED", Align::Right),
         ("CAPACITY", Align::Right),
+        ("LATENCY", Align::Right),
         ("DOMAIN", Align::Left),
         ("URL", Align::Left),
     ]);
@@ -137,11 +142,21 @@ fn listing(nodes: &[Node]) -> String {
             node.shards.to_string(),
             format_size(node.used_bytes),
             node.capacity_bytes.map_or_else(|| "-".to_owned(), format_size),
+            latency(node).map_or_else(|| "-".to_owned(), millis),
             node.domain.clone().unwrap_or_else(|| "-".to_owned()),
             node.url.clone(),
         ]);
     }
-    table.to_string()
+    let mut text = table.to_string();
+    if let Some(degraded) = degraded(pool) {
+        text.extend(["\nsegments: ", &degraded, "\n"]);
+    }
+    text
+}
+
+/// What half of the latest gets took less than, or of the latest puts where nothing was read.
+fn latency(node: &Node) -> Option<u64> {
+    node.health.as_ref().and_then(|health| health.get_p50_us.or(health.put_p50_us))
 }
 
 fn condition(node: &Node) -> &str {

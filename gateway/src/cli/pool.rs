@@ -36,13 +36,16 @@ fn human(pool: &PoolState) -> String {
         ));
     }
     lines.push(format!("segments  {}", pool.segments));
-    if pool.degraded_segments > 0 {
-        lines.push(format!(
-            "          {} with a shard missing, {} of them with none to spare",
-            pool.degraded_segments, pool.at_risk_segments
-        ));
-    }
+    lines.extend(degraded(pool).map(|degraded| format!("          {degraded}")));
     lines.join("\n") + "\n"
+}
+
+/// What is to be said of segments that are not whole, if any are not.
+pub(super) fn degraded(pool: &PoolState) -> Option<String> {
+    let PoolState { degraded_segments, at_risk_segments, .. } = pool;
+    (*degraded_segments > 0).then(|| {
+        format!("{degraded_segments} with a shard missing, {at_risk_segments} of them with none to spare")
+    })
 }
 
 #[cfg(test)]

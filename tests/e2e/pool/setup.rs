@@ -59,6 +59,7 @@ fn one_node_becomes_six_and_each_holds_its_part() -> Result<()> {
     }
     let listed = pool.site.cairn(&["node", "list"]).run()?.stdout;
     assert!(nodes.iter().all(|node| listed.contains(&node.url)), "{listed}");
+    assert!(listed.contains("LATENCY") && listed.contains(" ms "), "{listed}");
     assert_eq!(pool.site.attention()?, Vec::<String>::new());
     assert_eq!(pool.site.number("/pool/segments")?, figures.segments);
     known.verify()?;
