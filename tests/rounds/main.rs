@@ -69,7 +69,7 @@ fn run(
     urls: &[String],
     environment: Vec<(String, String)>,
 ) -> Result<()> {
-    let mut site = PoolSite::start(environment, "")?;
+    let mut site = PoolSite::start_for_long(environment)?;
     for (number, url) in (1..).zip(urls) {
         site.add_node(&format!("n{number}"), url, &["--create-bucket"])?;
     }

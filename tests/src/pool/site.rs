@@ -20,6 +20,20 @@ batch_bytes = \"1MiB\"
 interval = \"off\"
 ";
 
+/// The same for hours under load: what is overwritten comes back all the time.
+const CONFIG_OF_LONG_RUNS: &str = "\
+[memory]
+block_cache = \"16MiB\"
+write_buffer = \"32MiB\"
+map_cache = \"16MiB\"
+[flash]
+size = \"0\"
+[destage]
+batch_bytes = \"4MiB\"
+[reclaim]
+interval = \"20s\"
+";
+
 /// What `cairn node list --json` says of a node.
 #[derive(Clone, Debug, Deserialize)]
 pub struct NodeFigures {
@@ -57,8 +71,17 @@ pub struct PoolSite {
 impl PoolSite {
     /// A gateway on a fresh folder, running on the node that every site begins with; `more` is added to its configuration.
     pub fn start(environment: Vec<(String, String)>, more: &str) -> Result<Self> {
+        Self::start_as(environment, &format!("{CONFIG}{more}"))
+    }
+
+    /// The same for hours under load.
+    pub fn start_for_long(environment: Vec<(String, String)>) -> Result<Self> {
+        Self::start_as(environment, CONFIG_OF_LONG_RUNS)
+    }
+
+    fn start_as(environment: Vec<(String, String)>, config: &str) -> Result<Self> {
         let mut gateway = Gateway::new_with(environment)?;
-        gateway.init_with_config(&format!("{CONFIG}{more}"))?;
+        gateway.init_with_config(config)?;
         gateway.start()?;
         Ok(Self { gateway })
     }
