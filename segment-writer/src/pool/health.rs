@@ -187,7 +187,7 @@ impl NodeHealth {
     }
 
     /// Whether it answered puts with a refusal of late: it is full, or read-only.
-    pub fn is_refusing(&self, now: Monotonic) -> bool {
+    pub(crate) fn is_refusing(&self, now: Monotonic) -> bool {
         self.refuses.lock().is_some_and(|(until, _)| now < until)
     }
 
