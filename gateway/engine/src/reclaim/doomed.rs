@@ -60,14 +60,16 @@ pub(super) async fn delete_doomed(
         node.is_none_or(|node| node.health().snapshot().breaker == BreakerState::Open)
     };
     let mut passed_over: HashSet<NodeId> = HashSet::new();
-    // `None`: not asked yet.
-    let mut through: Option<u64> = None;
-    let mut is_asked = false;
-    let mut last_resort = LastResort::default();
+    let mut checkpoints = Checkpoints::new(shared, need);
     let mut at = *after;
     'pages: loop {
         let doomed = until_known(shared, || shared.catalog.doomed_objects(at, OBJECTS_AT_ONCE)).await?;
         if doomed.is_empty() {
+            let asks = checkpoints.made_room && !shared.stop.is_cancelled();
+            if asks && checkpoints.ask(&mut deleted).await? {
+                (deleted.waits, at) = (false, *after);
+                continue 'pages;
+            }
             if !deleted.waits {
                 // Nothing waits for a checkpoint, whatever became of it.
                 deleted.unrecorded = None;
@@ -82,73 +84,120 @@ pub(super) async fn delete_doomed(
             if deleted.objects >= objects_max {
                 return Ok(deleted);
             }
-            let mut recorded = match through {
-                Some(through) => through,
-                None => recorded_through(shared).await?,
-            };
-            if object.id > recorded && !shared.record.is_recorded(object.id) && !is_asked {
-                is_asked = true;
-                last_resort = ask_for_checkpoint(shared, need, &mut deleted).await?;
-                recorded = recorded_through(shared).await?;
-                if deleted.waits && deleted.unrecorded.is_none() {
-                    // There was room in the end: what was passed over before may go, too.
-                    (deleted.waits, through, at) = (false, Some(recorded), *after);
-                    continue 'pages;
-                }
+            if !checkpoints.is_asked
+                && !checkpoints.have(object.id).await?
+                && checkpoints.ask(&mut deleted).await?
+            {
+                (deleted.waits, at) = (false, *after);
+                continue 'pages;
             }
-            through = Some(recorded);
-            let is_recorded = object.id <= recorded || shared.record.is_recorded(object.id);
-            if !is_recorded && last_resort.objects == 0 {
+            let is_recorded = checkpoints.have(object.id).await?;
+            if !is_recorded && checkpoints.last_resort.objects == 0 {
                 // Doomed since, or without a checkpoint: it and what follows are for a later call.
                 deleted.waits = true;
                 return Ok(deleted);
             }
-            let is_silent = passed_over.contains(&object.node) || is_silent(&object.node);
-            let may_go = if is_recorded {
-                object.id <= recorded || shared.record.is_recorded_on(object.id, object.node)
-            } else {
-                last_resort.may_take(shared, &object).await?
-            };
-            let goes = may_go && !is_silent;
+            let goes = !passed_over.contains(&object.node)
+                && !is_silent(&object.node)
+                && checkpoints.let_go(&object, is_recorded).await?;
             // What is passed over without a checkpoint is looked at again when there is one.
             deleted.waits |= !is_recorded && !goes;
             at = Some(object.id);
             if !deleted.waits {
                 *after = at;
             }
-            if !is_recorded && goes {
-                last_resort.objects -= 1;
-                // Perhaps there is room now.
-                is_asked = last_resort.objects > 0;
+            if !goes {
+                continue;
             }
-            if goes {
-                delete(shared, &object, &mut passed_over, &mut deleted).await?;
+            let is_gone = delete(shared, &object, &mut passed_over, &mut deleted).await?;
+            if !is_recorded {
+                checkpoints.went_without(is_gone);
             }
         }
     }
 }
 
-/// Deletes an object and forgets it. What its node has besides is passed over from now on where it does not answer.
+/// Deletes an object and forgets it. What its node has besides is passed over from now on where it does not answer. Whether it is gone.
 async fn delete(
     shared: &Shared,
     object: &DoomedObject,
     passed_over: &mut HashSet<NodeId>,
     deleted: &mut Deleted,
-) -> Result<(), EngineError> {
+) -> Result<bool, EngineError> {
     if let Err(error) = shared.pool.delete(object.node, &object.key).await {
         tracing::debug!(%error, key = object.key, "an object cannot be deleted; the next pass tries again");
         if error.retryable() {
             passed_over.insert(object.node);
         }
         deleted.problem.get_or_insert(error.into());
-        return Ok(());
+        return Ok(false);
     }
     until_known(shared, || shared.catalog.forget_doomed(object.id)).await?;
     shared.heal.deleted_from(object.segment);
     deleted.objects += 1;
     deleted.bytes += object.length_bytes;
     shared.ports.clock.sleep(PAUSE).await;
-    Ok(())
+    Ok(true)
+}
+
+/// What checkpoints let go.
+struct Checkpoints<'a> {
+    shared: &'a Shared,
+    need: Need,
+    /// [`recorded_through`]; `None`: not asked yet.
+    through: Option<u64>,
+    /// One was taken, or cannot be for now.
+    is_asked: bool,
+    last_resort: LastResort,
+    /// Something went without one since one was asked for. There may be room now; and as long as there is none, the one before names what is gone.
+    made_room: bool,
+}
+
+impl<'a> Checkpoints<'a> {
+    fn new(shared: &'a Shared, need: Need) -> Self {
+        let last_resort = LastResort::default();
+        Self { shared, need, through: None, is_asked: false, last_resort, made_room: false }
+    }
+
+    /// Whether one is there with an object among the doomed, on whatever nodes.
+    async fn have(&mut self, object: u64) -> Result<bool, EngineError> {
+        Ok(object <= self.through().await? || self.shared.record.is_recorded(object))
+    }
+
+    async fn through(&mut self) -> Result<u64, EngineError> {
+        let through = match self.through {
+            Some(through) => through,
+            None => recorded_through(self.shared).await?,
+        };
+        self.through = Some(through);
+        Ok(through)
+    }
+
+    /// Takes one, or waits or asks for one. Whether there was room in the end: then what was passed over before may go, too.
+    async fn ask(&mut self, deleted: &mut Deleted) -> Result<bool, EngineError> {
+        let need = if std::mem::take(&mut self.made_room) { Need::Now } else { self.need };
+        self.is_asked = true;
+        self.last_resort = ask_for_checkpoint(self.shared, need, deleted).await?;
+        self.through = None;
+        Ok(deleted.waits && deleted.unrecorded.is_none())
+    }
+
+    /// Whether an object may go from its node: one that they have, or one that they have not.
+    async fn let_go(&mut self, object: &DoomedObject, is_recorded: bool) -> Result<bool, EngineError> {
+        if !is_recorded {
+            return self.last_resort.may_take(self.shared, object).await;
+        }
+        let record = &self.shared.record;
+        Ok(object.id <= self.through().await? || record.is_recorded_on(object.id, object.node))
+    }
+
+    /// One that none has was to be deleted.
+    fn went_without(&mut self, is_gone: bool) {
+        self.last_resort.objects = self.last_resort.objects.saturating_sub(1);
+        // After some it is tried again.
+        self.is_asked = self.last_resort.objects > 0;
+        self.made_room |= is_gone;
+    }
 }
 
 /// What may go without a checkpoint.
@@ -197,7 +246,11 @@ async fn ask_for_checkpoint(
     };
     let now = shared.ports.clock.now();
     let full = shared.pool.nodes().into_iter().filter(|node| node.health().is_full(now));
-    let on = full.map(|node| node.id()).collect();
+    let on: HashSet<NodeId> = full.map(|node| node.id()).collect();
+    if on.is_empty() {
+        // There is room by now, or nobody knows where there is none.
+        return Ok(LastResort::default());
+    }
     let before_ms = match newest_covers(shared).await {
         Ok(before_ms) => before_ms,
         Err(unknown) => {

@@ -1,5 +1,7 @@
 //! Checkpoints of the catalog in the pool, and what waits for them.
 
+mod full;
+
 use crate::support::{Checked, DOMAIN_KEY, MIB, Site};
 use cairn_metadata::RecordWriter;
 use cairn_model::crypto::{Encryption, SecretKey};
@@ -277,113 +279,6 @@ async fn an_engine_that_is_held_does_nothing_by_itself() {
         }
     };
     cairn_model::timeout(&*site.ports.clock, Duration::from_mins(1), recorded).await.unwrap();
-    engine.shutdown().await.unwrap();
-}
-
-/// A pool that has no room for what is put below `puts`; where `frees_itself`, until something is deleted.
-async fn full_site(is_full: &Arc<AtomicBool>, puts: &'static str, frees_itself: bool) -> Site {
-    let full = Arc::clone(is_full);
-    let store = FaultStore::new(Arc::new(InMemory::new()), move |request| {
-        if request.verb == Verb::Delete && frees_itself {
-            full.store(false, Ordering::Relaxed);
-        }
-        let is_put = request.verb == Verb::Put && request.key.starts_with(puts);
-        (is_put && full.load(Ordering::Relaxed)).then_some(Fault::Status(507))
-    });
-    let mut site = Site::on(Arc::new(store)).await;
-    site.add_volume("disk", 32 * MIB).await;
-    only_asked(&mut site);
-    site.policy = RequestPolicy { put_give_up: Duration::from_millis(200), ..site.policy };
-    site
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_pool_frees_itself_with_the_room_of_the_reserve() {
-    let is_full = Arc::new(AtomicBool::new(false));
-    let site = full_site(&is_full, "", true).await;
-    let engine = site.start().await;
-    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
-    disk.write(0, noise(1, 8 * MIB)).await;
-    engine.destage().await.unwrap();
-    engine.checkpoint().await.unwrap();
-    disk.write(0, noise(2, 8 * MIB)).await;
-    engine.destage().await.unwrap();
-    let before = keys(&site, "segments").await;
-    site.store.put(&"record/reserve/1".into(), vec![1; 100].into()).await.unwrap();
-    is_full.store(true, Ordering::Relaxed);
-    // Nothing of the data may go before a checkpoint: the reserve is the first that does.
-    let report = engine.reclaim(false).await.unwrap();
-    assert!(keys(&site, "record/reserve").await.is_empty());
-    assert!(report.objects > 0, "{report:?}");
-    assert!(keys(&site, "segments").await.len() < before.len());
-    engine.shutdown().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pool_that_was_full_before_its_first_checkpoint_frees_itself() {
-    let is_full = Arc::new(AtomicBool::new(true));
-    let site = full_site(&is_full, "record/", false).await;
-    let engine = site.start().await;
-    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
-    for seed in [1, 2] {
-        disk.write(0, noise(seed, 8 * MIB)).await;
-        engine.destage().await.unwrap();
-    }
-    let before = keys(&site, "segments").await;
-    assert_eq!(engine.checkpoint().await.unwrap_err().kind(), ErrorKind::OutOfSpace);
-    let room = async {
-        while keys(&site, "segments").await.len() >= before.len() {
-            site.ports.clock.sleep(Duration::from_millis(5)).await;
-        }
-        is_full.store(false, Ordering::Relaxed);
-    };
-    let room = cairn_model::timeout(&*site.ports.clock, Duration::from_mins(1), room);
-    let (report, room) = tokio::join!(engine.reclaim(false), room);
-    room.expect("nothing goes");
-    assert!(report.unwrap().objects > 0);
-    engine.checkpoint().await.unwrap();
-    disk.check_all().await;
-    engine.shutdown().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_the_last_checkpoint_has_among_the_doomed_needs_no_other_one() {
-    let refuse_deletes = Arc::new(AtomicBool::new(true));
-    let refuse_puts = Arc::new(AtomicBool::new(false));
-    let (no_deletes, no_puts) = (Arc::clone(&refuse_deletes), Arc::clone(&refuse_puts));
-    let store = FaultStore::new(Arc::new(InMemory::new()), move |request| {
-        let refused = match request.verb {
-            Verb::Delete => no_deletes.load(Ordering::Relaxed),
-            Verb::Put => no_puts.load(Ordering::Relaxed),
-            _ => false,
-        };
-        refused.then_some(Fault::Status(507))
-    });
-    let mut site = Site::on(Arc::new(store)).await;
-    site.add_volume("disk", 32 * MIB).await;
-    only_asked(&mut site);
-    site.policy = RequestPolicy { put_give_up: Duration::from_millis(200), ..site.policy };
-    let engine = site.start().await;
-    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
-    disk.write(0, noise(1, 8 * MIB)).await;
-    engine.destage().await.unwrap();
-    disk.write(0, noise(2, 8 * MIB)).await;
-    engine.destage().await.unwrap();
-    let before = keys(&site, "segments").await;
-    assert!(engine.reclaim(false).await.is_err(), "a checkpoint is taken, and nothing can be deleted");
-    assert_eq!(keys(&site, "segments").await, before);
-    let record = record(&site).await;
-    let newest_before = newest(&record).await.id;
-    // Now the pool is full, and after a restart as well.
-    refuse_puts.store(true, Ordering::Relaxed);
-    refuse_deletes.store(false, Ordering::Relaxed);
-    engine.abandon().await;
-    drop((engine, disk));
-    let engine = site.start().await;
-    let _ = engine.reclaim(false).await;
-    assert!(keys(&site, "segments").await.len() < before.len(), "what was doomed then is gone");
-    assert_eq!(newest(&record).await.id, newest_before, "without a checkpoint");
-    refuse_puts.store(false, Ordering::Relaxed);
     engine.shutdown().await.unwrap();
 }
 
