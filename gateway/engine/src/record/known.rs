@@ -260,7 +260,10 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cairn_model::{ErrorKind, Kinded};
+    use cairn_model::crypto::{Encryption, SecretKey};
+    use cairn_model::{Clock, DomainId, ErrorKind, Kinded, Ports, SiteId, SystemClock};
+    use cairn_segment_writer::{DataNode, Domain, Member, Pool, PoolSettings, RecordKey, RequestPolicy};
+    use object_store::memory::InMemory;
 
     #[test]
     fn a_catalog_goes_on_from_its_own_checkpoints_and_those_before_it_alone() {
@@ -279,5 +282,62 @@ mod tests {
         let superseded = ours(7).check(ManifestId { gateway: other, ..id(3, 1) }).unwrap_err();
         assert!(matches!(superseded, EngineError::Superseded(_)));
         assert_eq!(superseded.kind(), ErrorKind::Fenced);
+    }
+
+    fn node(number: u8) -> NodeId {
+        NodeId::from_bytes([number; 16])
+    }
+
+    /// Three nodes, all of which have to have a checkpoint.
+    fn store() -> RecordStore {
+        let ports = Ports::system();
+        let member = |number| {
+            let (memory, policy) = (Arc::new(InMemory::new()), RequestPolicy::default());
+            Member::new(DataNode::with_store(node(number), "memory", memory, policy, ports.clone()))
+        };
+        let settings = PoolSettings { profile: "replica:3".parse().unwrap(), ..PoolSettings::default() };
+        let pool = Pool::new((1..=3).map(member).collect(), settings, ports.clone());
+        let (key, encryption) = (SecretKey::from_bytes([1; 32]), Encryption::Aes256Gcm);
+        let domain = Domain::new(DomainId::DEFAULT, key, encryption);
+        RecordStore::new(Arc::new(pool), RecordKey::new(&domain, SiteId::from_bytes([1; 16])))
+    }
+
+    fn known(manifests: Vec<(u64, u8, Content)>) -> Known {
+        let gateway = GatewayId::from_bytes([1; 16]);
+        let manifests = manifests.into_iter().map(|(number, on, content)| {
+            let copies = (1..=on).map(node).collect();
+            (ManifestId { incarnation: 1, number, gateway }, KnownManifest { copies, content })
+        });
+        Known {
+            found_at: SystemClock::new().now(),
+            manifests: manifests.collect(),
+            taken: None,
+            pieces: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_recovery_begins_with_the_newest_durable_checkpoint_or_may_with_the_oldest() {
+        let store = store();
+        let name = PieceName::from_bytes([7; 32]);
+        let pieces = || Content::Pieces([(name, 10)].into());
+        let unknown = || Content::Unknown(Arc::new(PoolError::UnknownNode { node: node(1) }));
+        let number = |known: &Known| known.to_recover_from(&store).map(|id| id.number);
+        assert_eq!(number(&known(Vec::new())), None);
+        assert_eq!(number(&known(vec![(1, 3, Content::Nothing)])), None, "that is no manifest");
+        let mut some = known(vec![
+            (1, 3, Content::Nothing),
+            (2, 3, unknown()),
+            (3, 3, pieces()),
+            (4, 3, pieces()),
+            (5, 2, pieces()),
+            (6, 3, unknown()),
+        ]);
+        assert_eq!(number(&some), Some(2), "the piece is nowhere: whichever it is, it is none before that");
+        some.pieces.insert(name, [node(1), node(2)].into());
+        assert_eq!(number(&some), Some(2), "nor is it on enough nodes");
+        some.pieces.insert(name, [node(1), node(2), node(3)].into());
+        assert_eq!(number(&some), Some(4), "the one after it is not on enough nodes");
     }
 }
