@@ -47,6 +47,8 @@ mod registry;
 mod snapshot;
 mod status;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod volume;
 mod wal_state;
 

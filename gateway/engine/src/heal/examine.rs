@@ -98,7 +98,8 @@ pub(crate) async fn examine(
         Ok(ShardState::Missing) => (Flaw::Missing, "missing".to_owned()),
         Ok(ShardState::Damaged(reason)) => (Flaw::Damaged, format!("damaged ({reason})")),
     };
-    shared.heal.unreadable.lock().remove(&(*id, index));
+    // Its node says something of it, but nothing has come of that yet: checks pass it by because it is looked for again.
+    begin_anew(shared, (*id, index));
     // What is missing may be a place that is not there: a directory that is not mounted, say. Then its node is away, and nothing is lost yet.
     if flaw == Flaw::Missing && is_away(shared, holder).await {
         return Ok(Found::Unread);
@@ -122,6 +123,7 @@ pub(crate) async fn examine(
         Ok(()) => {
             tracing::warn!(key = place.key, index, story, "a shard is lost, and will be made anew");
             shared.heal.moved(*id);
+            shared.heal.unreadable.lock().remove(&(*id, index));
             shared.heal.status.lock().total.lost += 1;
             Ok(Found::Lost(flaw))
         }
@@ -145,12 +147,17 @@ async fn is_away(shared: &Shared, holder: Option<NodeId>) -> bool {
 pub(super) async fn not_readable(shared: &Shared, which: (SegmentId, usize), holder: Option<NodeId>) -> bool {
     if is_away(shared, holder).await {
         // The node may be what failed all the time. What is looked for is looked for all the same when it is back.
-        if let Some(seen) = shared.heal.unreadable.lock().get_mut(&which) {
-            (seen.tries, seen.last) = (0, shared.ports.clock.now());
-        }
+        begin_anew(shared, which);
         return false;
     }
     remember_unread(shared, which, holder, 1)
+}
+
+/// Tries that failed before count no more. If the shard is to be read again, it still is.
+fn begin_anew(shared: &Shared, which: (SegmentId, usize)) {
+    if let Some(seen) = shared.heal.unreadable.lock().get_mut(&which) {
+        (seen.tries, seen.last) = (0, shared.ports.clock.now());
+    }
 }
 
 /// The shard will be read again. A try that counts, counts if the last one was long enough ago. `false`: too much is remembered.
@@ -273,6 +280,7 @@ async fn beyond_repair(
     if place_of(shared, *id).await?.is_none_or(|now| now.place != *place) {
         return Ok(Found::Changed);
     }
+    shared.heal.unreadable.lock().remove(&(*id, index));
     let is_news = shared.heal.beyond_repair.lock().note(*id, index);
     if is_news {
         let text = format!(
@@ -384,3 +392,6 @@ async fn examine_all(shared: &Shared, segment: SegmentId) -> Result<bool, Engine
     }
     Ok(false)
 }
+
+#[cfg(test)]
+mod tests;
