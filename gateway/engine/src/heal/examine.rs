@@ -39,10 +39,22 @@ const LOOKS_BETWEEN_TRIES: u32 = 6;
 /// See [`TRIES`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unreadable {
-    /// Where it was, as far as whoever noticed knew.
+    /// Where it was, as far as whoever looked last knew.
     holder: Option<NodeId>,
     tries: u32,
     last: Monotonic,
+}
+
+impl Unreadable {
+    /// Learns where it is. What failed elsewhere says nothing of this node.
+    fn is_on(&mut self, holder: Option<NodeId>) {
+        if let (Some(was), Some(is)) = (self.holder, holder)
+            && was != is
+        {
+            self.tries = 0;
+        }
+        self.holder = holder.or(self.holder);
+    }
 }
 
 /// [`examine`] of a shard that no check of its node came by: where one is missing there may be others, and what is lost comes before other work.
@@ -173,6 +185,7 @@ pub(super) fn remember_unread(
         return false;
     }
     let seen = unreadable.entry(which).or_insert(Unreadable { holder, tries: counts, last: now });
+    seen.is_on(holder);
     if now.since(seen.last) >= shared.config.heal_interval * LOOKS_BETWEEN_TRIES {
         (seen.tries, seen.last) = (seen.tries + counts, now);
     }
@@ -209,21 +222,27 @@ async fn examine_unreadable(shared: &Shared) -> Result<bool, EngineError> {
         due.into_iter().map(|(which, seen)| (*which, seen.holder)).collect()
     };
     let (mut is_any_lost, mut tried) = (false, 0);
-    let mut failing: HashSet<Option<NodeId>> = HashSet::new();
-    for (which @ (id, index), holder) in due {
+    let mut failing: HashSet<NodeId> = HashSet::new();
+    for (which @ (id, index), remembered) in due {
         if tried == AT_ONCE {
             break;
+        }
+        if remembered.is_some_and(|holder| failing.contains(&holder)) {
+            continue;
+        }
+        let segment = place_of(shared, id).await?;
+        let at = |segment: &SegmentPlace| segment.place.placement.shards().get(index).copied().flatten();
+        let holder = segment.as_ref().and_then(at).map(|at| at.node);
+        let (Some(segment), Some(holder)) = (segment, holder) else {
+            shared.heal.unreadable.lock().remove(&which);
+            continue;
+        };
+        if let Some(seen) = shared.heal.unreadable.lock().get_mut(&which) {
+            seen.is_on(Some(holder));
         }
         if failing.contains(&holder) {
             continue;
         }
-        let segment = place_of(shared, id).await?;
-        let is_named =
-            |segment: &SegmentPlace| segment.place.placement.shards().get(index).is_some_and(Option::is_some);
-        let Some(segment) = segment.filter(is_named) else {
-            shared.heal.unreadable.lock().remove(&which);
-            continue;
-        };
         tried += 1;
         match examine_by_chance(shared, &segment, index).await? {
             Found::Lost(_) => is_any_lost = true,
