@@ -13,8 +13,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// Containers that are remembered, of a byte for each chunk.
 const REMEMBERED_MAX: usize = 8192;
 
-/// Why what the catalog does not name stays when something is not in it that it should have.
+/// Why what the catalog does not name stays when something is not in it that it should have, and when nobody knows.
 const FORGOTTEN: &str = "it lacks something that may be in there";
+const UNREADABLE: &str = "a map that cannot be read may point at it";
 
 /// What a map may point at in a container.
 struct Known {
@@ -39,7 +40,7 @@ impl Checker<'_> {
                 missing.count, missing.volume
             );
             self.findings.problem(ProblemKind::Map, format!("map {}", missing.lineage), text, None);
-            self.stays.get_or_insert(FORGOTTEN);
+            self.forgets.get_or_insert(FORGOTTEN);
         }
         let mut known: HashMap<ContainerId, Known> = HashMap::new();
         for kind in [MapKind::Leaves, MapKind::Deltas] {
@@ -83,6 +84,7 @@ impl Checker<'_> {
             Err(reason) => {
                 let text = format!("it cannot be read: {reason}");
                 self.findings.problem(ProblemKind::Map, name(row), text.clone(), None);
+                self.forgets.get_or_insert(UNREADABLE);
                 if let Some(leaf) = row.leaf {
                     self.lost.leaf(leaf, &text);
                 } else {
@@ -123,7 +125,7 @@ impl Checker<'_> {
                 }
             };
             match found {
-                None => drop(self.stays.get_or_insert(FORGOTTEN)),
+                None => drop(self.forgets.get_or_insert(FORGOTTEN)),
                 // Another segment may have more of it.
                 Some(_) => self.not_whole.are_many = true,
             }

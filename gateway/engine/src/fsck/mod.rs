@@ -140,6 +140,7 @@ impl Fsck {
             understated_bytes: 0,
             not_whole: NotWhole::default(),
             stays: None,
+            forgets: None,
         };
         self.run(checker).await
     }
@@ -165,6 +166,7 @@ impl Fsck {
             understated_bytes: 0,
             not_whole: NotWhole::default(),
             stays: None,
+            forgets: None,
         };
         self.run(checker).await
     }
@@ -234,6 +236,8 @@ struct Checker<'a> {
     not_whole: NotWhole,
     /// Why what the catalog does not name is left alone: another one may, or it cannot be read.
     stays: Option<&'static str>,
+    /// The same where only that follows: it can be read and is the site's, but it may have forgotten something.
+    forgets: Option<&'static str>,
 }
 
 /// Segments of which not every shard was seen where the catalog has it, and right, and others that hold something of them. What else the pool has of one stays: its rows may be what is wrong, and the object what it takes to read it.

@@ -10,7 +10,8 @@
 //! What is of a segment that the catalog has is an orphan only if all shards of that segment were seen where they should be: a row that is wrong must not make an orphan of what it is to name. The same is so of
 //! what holds something that the catalog has in another segment.
 //!
-//! Nor is anything an orphan while the pool has writes that the catalog does not have (`later`).
+//! Nor is anything an orphan while the pool has writes that the catalog does not have (`later`), or while a map cannot be read, lacks changes, or points at what the catalog does not have (`maps`): it may have
+//! forgotten what names it.
 //!
 //! The folder of segments alone is looked at. Objects of the record, keys and markers have owners that tidy them up themselves (`record`).
 
@@ -255,7 +256,7 @@ impl Checker<'_> {
             self.findings.problem(ProblemKind::ForeignObject, subject, text, None);
             return;
         }
-        if let Some(why) = self.stays {
+        if let Some(why) = self.stays.or(self.forgets) {
             let text = format!("this catalog does not name it, but {why}: it is left alone");
             self.findings.problem(ProblemKind::Orphan, subject, text, None);
             return;

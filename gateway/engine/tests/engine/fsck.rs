@@ -5,6 +5,7 @@
 mod damage;
 mod orphans;
 mod quiet;
+mod withheld;
 
 use crate::heal::cluster::{Cluster, filled};
 use crate::support::{Checked, DOMAIN_KEY, Site};

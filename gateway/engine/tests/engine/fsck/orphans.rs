@@ -20,7 +20,7 @@ fn key_of(id: SegmentId) -> String {
 }
 
 /// A copy of a segment under an identity of its own, as a put that was never committed leaves one.
-async fn plant(store: &Arc<dyn ObjectStore>, of: &str, number: u8) -> String {
+pub(super) async fn plant(store: &Arc<dyn ObjectStore>, of: &str, number: u8) -> String {
     let id = SegmentId::from_bytes([number; 16]);
     let mut object = bytes(store, of).await;
     object[48..64].copy_from_slice(id.as_bytes());
