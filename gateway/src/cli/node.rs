@@ -16,10 +16,13 @@ pub(super) async fn run(global: &Global, command: Command) -> Result<(), Gateway
         Command::Replace { old, new } => add(global, new, Some(old)).await,
         Command::List => {
             let told = with_access(global, Need::Tell, async |access| {
-                Ok((access.client.nodes().await?, access.client.pool().await?))
+                let nodes = access.client.nodes().await?;
+                // What the text says beside them.
+                let pool = if global.json { None } else { Some(access.client.pool().await?) };
+                Ok((nodes, pool))
             });
             let (nodes, pool) = told.await?;
-            answer(global.json, &nodes, |nodes| listing(nodes, &pool))
+            answer(global.json, &nodes, |nodes| listing(nodes, pool.as_ref()))
         }
         Command::Show { name } => {
             let node =
@@ -124,7 +127,7 @@ async fn fail(global: &Global, name: &str, yes: bool) -> Result<(), GatewayError
     set_state(global, name, "failed", told).await
 }
 
-fn listing(nodes: &[Node], pool: &PoolState) -> String {
+fn listing(nodes: &[Node], pool: Option<&PoolState>) -> String {
     let mut table = Table::new(&[
         ("NAME", Align::Left),
         ("STATE", Align::Left),
@@ -148,7 +151,7 @@ fn listing(nodes: &[Node], pool: &PoolState) -> String {
         ]);
     }
     let mut text = table.to_string();
-    if let Some(degraded) = degraded(pool) {
+    if let Some(degraded) = pool.and_then(degraded) {
         text.extend(["\nsegments: ", &degraded, "\n"]);
     }
     text
