@@ -579,3 +579,6 @@ async fn bring_rows(
 fn named(piece: &SealedPiece) -> ManifestPiece {
     ManifestPiece { name: piece.name, length_bytes: piece.length_bytes(), rows: piece.rows }
 }
+
+#[cfg(test)]
+mod tests;
