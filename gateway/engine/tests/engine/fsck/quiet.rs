@@ -99,3 +99,18 @@ async fn one_check_at_a_time_and_one_that_nobody_waits_for_ends() {
     assert_clean(&fsck.check(&engine).await.unwrap());
     engine.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_has_just_started_is_not_told_to_lack_its_first_checkpoint() {
+    let mut cluster = Cluster::new(1, "single").await;
+    let (engine, disk) = filled(&cluster, MIB).await;
+    drop(disk);
+    engine.shutdown().await.unwrap();
+    drop(engine);
+    cluster.site.config.checkpoint_interval = Some(Duration::from_hours(1));
+    let engine = cluster.site.start().await;
+    let report = check(&engine).await;
+    assert_clean(&report);
+    assert!(engine.status().record.taken > 0, "it would be told that the pool has none");
+    engine.shutdown().await.unwrap();
+}
