@@ -2,10 +2,14 @@
 
 use super::{assert_clean, bytes, check, check_alone, damage, kinds, mend, put, site_with_data};
 use crate::heal::cluster::{Cluster, filled, noise};
-use crate::support::{Checked, MIB, Site, seize};
+use crate::support::{Checked, DOMAIN_KEY, MIB, Site, seize};
 use cairn_engine::{Fsck, FsckReport, ProblemKind, Remedy};
-use cairn_model::{BlockDevice, SegmentId};
+use cairn_model::crypto::{Encryption, SecretKey};
+use cairn_model::{BatchId, BlockDevice, DomainId, SegmentId};
 use cairn_segment_writer::testing::{Fault, FaultStore, Verb};
+use cairn_segment_writer::{
+    BatchHeader, ContainerDirectory, DataNode, Domain, Pool, Regrouped, RequestPolicy,
+};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -465,4 +469,60 @@ async fn objects_of_a_segment_whose_rows_are_wrong_are_no_orphans() {
         assert!(after.is_superset(&before), "{sql}: {:?} are gone", before.difference(&after));
         engine.shutdown().await.unwrap();
     }
+}
+
+/// Puts a segment on a node that holds what another one has, under the same names: what was moved was in one before that, and is in one after.
+async fn put_moved(cluster: &Cluster, of: SegmentId, node: usize) -> String {
+    let site = &cluster.site;
+    let catalog = site.catalog().await;
+    let held = catalog.check().unwrap().containers_in(&[of]).await.unwrap();
+    catalog.close().await;
+    let domain = Domain::new(DomainId::DEFAULT, SecretKey::from_bytes(DOMAIN_KEY), Encryption::Aes256Gcm);
+    let batch = BatchId::fresh(&*site.ports.clock, &*site.ports.entropy);
+    let batch = BatchHeader { site: site.id, gateway: site.gateway, batch, attempt: 1, previous: None };
+    let mut moved = Regrouped::new(&domain, batch, 1 << 20, &site.ports);
+    for container in held {
+        let directory = ContainerDirectory::decode(&container.directory).unwrap();
+        // A check reads none of them.
+        let chunks: Vec<_> =
+            directory.iter().map(|(index, entry)| (index, vec![0; entry.stored_bytes as usize])).collect();
+        let chunks = chunks.iter().map(|(index, bytes)| (*index, &**bytes));
+        moved.add(container.id, &directory, &directory.present(), None, chunks);
+    }
+    let (segment, policy) = (moved.seal(), RequestPolicy::default());
+    let store = Arc::clone(&cluster.nodes[node].inner) as Arc<dyn ObjectStore>;
+    let node = DataNode::attach_store(store, "memory", site.id, policy, site.ports.clone());
+    let _receipt = Pool::single(node.await.unwrap()).put(&segment).await.unwrap();
+    segment.key().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_holds_what_another_segment_has_is_kept_until_that_is_whole() {
+    let mut cluster = Cluster::new(3, "replica:2").await;
+    // Nothing but the check and what it mends.
+    cluster.site.config.heal_interval = Duration::from_hours(1);
+    let (engine, disk) = filled(&cluster, MIB).await;
+    cluster.until_whole(&engine).await;
+    let segment = cluster.places().await.remove(0);
+    let holder = cluster.number_of(segment.place.placement.shards()[0].unwrap().node);
+    let before = put_moved(&cluster, segment.id, holder).await;
+    let store = Arc::clone(&cluster.nodes[holder].inner) as Arc<dyn ObjectStore>;
+    let fsck = Fsck::default();
+    let report = fsck.check(&engine).await.unwrap();
+    assert_eq!(kinds(&report), [(ProblemKind::Orphan, Some(Remedy::Delete))], "{report:#?}");
+    // By the time that it is mended, a shard of the other one is lost.
+    let catalog = cluster.site.catalog().await;
+    catalog.lose_shard(segment.id, segment.place.clone(), 1).await.unwrap();
+    catalog.close().await;
+    let repaired = fsck.repair(&engine, report.plan.unwrap().id).await.unwrap();
+    assert_eq!((repaired.orphans, repaired.left_count), (0, 1), "{repaired:?}");
+    assert!(is_there(&store, &before).await, "it may be the last good copy");
+    // Nor is it planned while that is so.
+    let report = check(&engine).await;
+    let orphans = report.problems.iter().filter(|problem| problem.subject.contains(&before));
+    let orphans: Vec<_> = orphans.collect();
+    assert_eq!(orphans.len(), 1, "{report:#?}");
+    assert!(orphans[0].remedy.is_none() && orphans[0].text.contains("until that is whole"), "{report:#?}");
+    disk.check_all().await;
+    engine.shutdown().await.unwrap();
 }
