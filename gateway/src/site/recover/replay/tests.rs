@@ -1,4 +1,5 @@
 mod catalog;
+mod elsewhere;
 
 use super::*;
 

@@ -21,29 +21,29 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-const SITE: SiteId = SiteId::from_bytes([1; 16]);
-const LOST: GatewayId = GatewayId::from_bytes([2; 16]);
+pub(super) const SITE: SiteId = SiteId::from_bytes([1; 16]);
+pub(super) const LOST: GatewayId = GatewayId::from_bytes([2; 16]);
 const NEW: GatewayId = GatewayId::from_bytes([3; 16]);
 /// What each volume has in the catalog, and its term there.
-const THROUGH: u64 = 100;
-const TERM: u64 = 9;
+pub(super) const THROUGH: u64 = 100;
+pub(super) const TERM: u64 = 9;
 
-fn domain() -> Domain {
+pub(super) fn domain() -> Domain {
     Domain::new(DomainId::DEFAULT, SecretKey::from_bytes([7; 32]), Encryption::Aes256Gcm)
 }
 
-struct World {
+pub(super) struct World {
     folder: tempfile::TempDir,
-    catalog: SqliteCatalog,
-    pool: Arc<Pool>,
-    ports: Ports,
+    pub(super) catalog: SqliteCatalog,
+    pub(super) pool: Arc<Pool>,
+    pub(super) ports: Ports,
 }
 
 /// A part of a batch: of which volume, in which term, from and to which write.
-type Part<'a> = (&'a VolumeRow, u64, u64, u64);
+pub(super) type Part<'a> = (&'a VolumeRow, u64, u64, u64);
 
 impl World {
-    async fn new(profile: &str, nodes: u8) -> Self {
+    pub(super) async fn new(profile: &str, nodes: u8) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = Ports::system();
         let catalog = SqliteCatalog::create(&folder.path().join("catalog.db")).await.unwrap();
@@ -78,7 +78,7 @@ impl World {
         Self { folder, catalog, pool, ports }
     }
 
-    async fn volume(&self, name: &str) -> VolumeRow {
+    pub(super) async fn volume(&self, name: &str) -> VolumeRow {
         let volume = new_volume(VolumeName::new(name).unwrap(), 1 << 30, &self.ports);
         self.catalog.create_volume(&volume).await.unwrap();
         let (now, hour) = (self.ports.clock.wall(), Duration::from_hours(1));
@@ -100,7 +100,7 @@ impl World {
         self.row(volume.id).await
     }
 
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         segments: Vec<SegmentRow>,
         containers: Vec<ContainerRow>,
@@ -115,12 +115,12 @@ impl World {
         self.catalog.volumes().await.unwrap().into_iter().find(|row| row.id == id).unwrap()
     }
 
-    async fn through(&self, volume: &VolumeRow) -> u64 {
+    pub(super) async fn through(&self, volume: &VolumeRow) -> u64 {
         self.row(volume.id).await.destaged_through.get()
     }
 
     /// Puts a batch of one segment. Before it its process cut the batch `previous`; 0: none.
-    async fn put(&self, number: u8, previous: u8, parts: &[Part<'_>]) -> SealedSegment {
+    pub(super) async fn put(&self, number: u8, previous: u8, parts: &[Part<'_>]) -> SealedSegment {
         let id = |number: u8| BatchId::from_bytes([number; 16]);
         let previous = Some(previous).filter(|previous| *previous > 0).map(id);
         let header = BatchHeader { site: SITE, gateway: LOST, batch: id(number), attempt: 1, previous };
@@ -145,7 +145,7 @@ impl World {
         segment
     }
 
-    async fn recover(&self) -> RecoveryReport {
+    pub(super) async fn recover(&self) -> RecoveryReport {
         let keys = PublishedKeys {
             site: SITE,
             revision: Revision { number: 1, tag: [0; 8] },
@@ -162,19 +162,22 @@ impl World {
         report
     }
 
-    /// The volume shows a chunk of a container.
-    async fn share(&self, volume: &VolumeRow, container: ContainerId) {
+    /// The volume shows these chunks of a container.
+    pub(super) async fn share(&self, volume: &VolumeRow, container: ContainerId, chunks: &[u32]) {
         let (now, hour) = (self.ports.clock.wall(), Duration::from_hours(1));
         let lease = self.catalog.acquire_lease(volume.id, LOST, now, hour, None).await.unwrap();
-        let chunk = ChunkId { container, index: ChunkIndex::new(0) };
-        let target = MapTarget::Chunk(ChunkRef { chunk, block: 0 });
+        let op = |(at, index): (u64, &u32)| {
+            let chunk = ChunkId { container, index: ChunkIndex::new(*index) };
+            let target = MapTarget::Chunk(ChunkRef { chunk, block: 0 });
+            MapOp { range: LbaRange::new(Lba::new(at), 1).unwrap(), target }
+        };
         let part = VolumeCommit {
             volume: volume.id,
             lineage: volume.lineage,
             generation: lease.generation,
             base: WriteSeq::new(THROUGH),
             through: WriteSeq::new(THROUGH + 1),
-            delta: MapDelta { ops: vec![MapOp { range: LbaRange::new(Lba::new(0), 1).unwrap(), target }] },
+            delta: MapDelta { ops: (0..).zip(chunks).map(op).collect() },
             reduction: Reduction::default(),
             snapshots: Vec::new(),
         };
@@ -297,7 +300,7 @@ async fn what_is_missing_is_named_where_it_is_if_something_needs_it() {
         let container = back.containers()[0].id;
         if is_needed {
             // A batch that shares what is in there.
-            world.share(&one, container).await;
+            world.share(&one, container, &[0]).await;
         }
         let report = world.recover().await;
         assert_eq!(report.missing_segments, Vec::<String>::new(), "{report:?}");
