@@ -55,6 +55,19 @@ pub fn verifies_trims(export: &Export, size: u64) -> Result<()> {
     job(half).args(["--rw=read"]).arg(format!("--offset={half}")).run().map(drop)
 }
 
+/// Writes every 4 KiB block once, in random order, for [`verifies_random_reads`].
+pub fn fills_4k(export: &Export, size: u64) -> Result<()> {
+    fio(export, size)
+        .args(["--rw=randwrite", "--bs=4k", "--iodepth=32", "--do_verify=0", "--end_fsync=1"])
+        .run()
+        .map(drop)
+}
+
+/// Reads every 4 KiB block of what [`fills_4k`] wrote, once, in random order, 32 in flight, each verified.
+pub fn verifies_random_reads(export: &Export, size: u64) -> Result<()> {
+    fio(export, size).args(["--rw=randread", "--bs=4k", "--iodepth=32"]).run().map(drop)
+}
+
 /// The first half of a check that something happens in between: writes without reading.
 pub fn writes_only(export: &Export, size: u64, seed: u32) -> Result<()> {
     fio(export, size)
