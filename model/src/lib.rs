@@ -46,7 +46,7 @@ pub use range_map::{RangeMap, RangeValue};
 pub use receipt::{FlushReceipt, UploadReceipt};
 pub use reduction::Reduction;
 pub use sequence::{CommitSeq, Generation, Lsn, WriteSeq};
-pub use spawn::{DedicatedWork, Spawn, ThreadSpawn};
+pub use spawn::{DedicatedWork, Spawn, ThreadSpawn, at_niceness};
 
 /// The ports every component takes: time, randomness and threads.
 ///

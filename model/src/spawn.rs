@@ -45,6 +45,19 @@ impl Spawn for ThreadSpawn {
     }
 }
 
+/// Runs `work` on a thread of its own with that niceness, and waits for it. Threads that it starts are as nice: on Linux they inherit it from the thread that starts them. For libraries that
+/// have threads of their own. An error when no thread can be started.
+pub fn at_niceness<T: Send>(nice: u8, work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    let run = || {
+        lower_priority(nice);
+        work()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, run)?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 /// Linux applies setpriority(PRIO_PROCESS, 0) to the calling thread. Failing to be nice is no reason to stop.
 fn lower_priority(nice: u8) {
     if let Err(error) = rustix::process::setpriority_process(None, i32::from(nice)) {
@@ -64,5 +77,20 @@ fn park_on(mut work: DedicatedWork) {
     let mut context = std::task::Context::from_waker(&waker);
     while work.as_mut().poll(&mut context).is_pending() {
         std::thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_quiet_work_starts_are_quiet_and_others_are_not() {
+        let niceness = || rustix::process::getpriority_process(None).expect("Linux tells it");
+        let before = niceness();
+        let run = || (niceness(), std::thread::scope(|scope| scope.spawn(niceness).join()));
+        let (own, started) = at_niceness(12, run).expect("there are threads");
+        let expected = before.max(12);
+        assert_eq!((own, started.expect("it does not panic"), niceness()), (expected, expected, before));
     }
 }

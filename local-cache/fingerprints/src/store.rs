@@ -11,7 +11,7 @@
 
 use crate::horizon::Horizon;
 use crate::manifest;
-use cairn_model::ContainerId;
+use cairn_model::{ContainerId, at_niceness};
 use fjall::config::{
     BlockSizePolicy, BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PartitioningPolicy,
     PinningPolicy,
@@ -31,6 +31,7 @@ const LISTS_MEMTABLE_BYTES: u64 = 16 << 20;
 const BLOCK_CACHE_BYTES: u64 = 16 << 20;
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 const FILES_OPEN_MAX: usize = 128;
+const NICENESS: u8 = 10;
 /// False positives below 1 %: one in a hundred absent fingerprints reads a block in vain.
 const FILTER_BITS: f32 = 10.0;
 /// The store stops writers at 4 and at 20, and if its worker died at that moment, or forgot to flush (fjall issue 257), they would wait for
@@ -152,7 +153,7 @@ impl Store {
     fn open_parts(path: &Path) -> fjall::Result<(Self, Keyspace)> {
         let horizon = Horizon::unknown();
         let filter = horizon.clone();
-        let database = Database::builder(path)
+        let builder = Database::builder(path)
             // A second worker would turn round the queue for as long as the first compacts.
             .worker_threads(1)
             .cache_size(BLOCK_CACHE_BYTES)
@@ -160,8 +161,9 @@ impl Store {
             .max_cached_files(Some(FILES_OPEN_MAX))
             .with_compaction_filter_factories(Arc::new(move |keyspace| {
                 (keyspace == "anchors").then(|| Arc::new(filter.clone()) as _)
-            }))
-            .open()?;
+            }));
+        // Its worker sorts and compacts: guests come first.
+        let database = at_niceness(NICENESS, || builder.open())??;
         let owners = database.keyspace("owner", KeyspaceCreateOptions::default)?;
         let anchors = database.keyspace("anchors", anchors_options)?;
         let lists = database.keyspace("lists", lists_options)?;
