@@ -4,6 +4,7 @@
 //! does no I/O beyond the production implementations of [`Clock`], [`Entropy`] and [`Spawn`].
 
 mod address;
+mod aligned;
 mod calendar;
 mod clock;
 mod container;
@@ -25,6 +26,7 @@ mod spawn;
 pub mod varint;
 
 pub use address::{BLOCK_SIZE, Lba, LbaRange, VOLUME_BLOCKS_MAX, ZERO_BLOCK};
+pub use aligned::AlignedBuffer;
 pub use calendar::{Utc, utc};
 pub use clock::{Clock, Elapsed, Monotonic, SystemClock, WallTime, timeout};
 pub use container::{

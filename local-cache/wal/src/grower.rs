@@ -1,10 +1,10 @@
 //! Makes the ring's files, a few ahead of need: a file is filled with zeros and durable before it is used, so that a full
 //! disk can never hit a write that was admitted, and so that writing to it later changes no metadata.
 
-use crate::buffer::AlignedBuffer;
 use crate::ring::Slot;
 use crate::shared::{Shared, pages};
 use crate::{Disk, WalError};
+use cairn_model::AlignedBuffer;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;

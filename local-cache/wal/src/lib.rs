@@ -10,7 +10,6 @@
 //! Bytes on disk: `format`. Order of durable effects: `writer`, `recovery`. Choice of system calls:
 //! `docs/decisions/0002-wal-io.md`.
 
-mod buffer;
 mod config;
 mod disk;
 mod error;

@@ -1,12 +1,12 @@
 //! Reading records back from the log, on threads of its own: it blocks on the disk and decrypts whole frames.
 
 use crate::WalError;
-use crate::buffer::AlignedBuffer;
 use crate::format::{FRAME_MAX, FrameError, decode_records, open_frame};
 use crate::record::{Record, RecordBody};
 use crate::ring::FrameAt;
 use crate::shared::Shared;
 use bytes::Bytes;
+use cairn_model::AlignedBuffer;
 use cairn_model::Lsn;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};

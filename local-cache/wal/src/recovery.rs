@@ -26,7 +26,6 @@
 //! Neither can the loss of the newest file as a whole, nor an earlier header that came back in its place together with the loss of
 //! its first frame.
 
-use crate::buffer::AlignedBuffer;
 use crate::format::{FileHeader, FirstPage, FrameHeader, PAGE, PAGE_BYTES};
 use crate::grower::make_slot;
 use crate::record::Record;
@@ -36,6 +35,7 @@ use crate::scan::{FoundFile, HEADER_LOST, Scanner, Tail, has_frames_since, scan_
 use crate::shared::{Context, Shared};
 use crate::writer::{Current, start_file};
 use crate::{Wal, WalError};
+use cairn_model::AlignedBuffer;
 use cairn_model::Lsn;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

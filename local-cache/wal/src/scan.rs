@@ -1,11 +1,11 @@
 //! Reading the frames of one file in order, in large sequential reads, and judging where its log ends.
 
 use crate::WalError;
-use crate::buffer::AlignedBuffer;
 use crate::format::{
     FRAME_MAX, FileHeader, FrameError, FrameHeader, PAGE, PAGE_BYTES, is_frame_but_for_epoch, open_frame,
 };
 use crate::ring::Slot;
+use cairn_model::AlignedBuffer;
 use cairn_model::Lsn;
 use cairn_model::crypto::Cipher;
 use cairn_model::planted::{Bug, is_planted};

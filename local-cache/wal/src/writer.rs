@@ -17,7 +17,6 @@
 //! - B's header durable: B is the newest, empty, and names A as the one before it.
 
 use crate::WalError;
-use crate::buffer::AlignedBuffer;
 use crate::disk::WRITE_BACK_BYTES;
 use crate::format::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FRAME_MAX, FileHeader, FrameHeader, PAGE, PAGE_BYTES,
@@ -26,6 +25,7 @@ use crate::format::{
 use crate::ring::{LogFile, Slot, countable};
 use crate::self_service::Taken;
 use crate::shared::{Context, Queued, Shared, pages};
+use cairn_model::AlignedBuffer;
 use cairn_model::Lsn;
 use cairn_model::crypto::{Cipher, TAG_BYTES};
 use cairn_model::planted::{Bug, is_planted};

@@ -13,6 +13,7 @@
 //! open removes it, told from a live one by its lock. After the rename and before the sync of the directory the file may be
 //! there or not; nobody was told of it, and a later batch has other keys.
 
+use super::staged::FileWriter;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
@@ -50,6 +51,7 @@ struct Writer {
     root: PathBuf,
     identity: RootIdentity,
     next: AtomicU64,
+    files: FileWriter,
     /// Directories whose entry in their parent is known to be durable.
     synced: Mutex<HashSet<PathBuf>>,
 }
@@ -81,7 +83,13 @@ impl DirectoryStore {
         let reads = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?;
         Ok(Self {
             reads,
-            writer: Arc::new(Writer { root, identity, next: AtomicU64::new(0), synced: Mutex::default() }),
+            writer: Arc::new(Writer {
+                root,
+                identity,
+                next: AtomicU64::new(0),
+                files: FileWriter::default(),
+                synced: Mutex::default(),
+            }),
         })
     }
 
@@ -138,7 +146,7 @@ impl Writer {
         self.ensure_directory(&staging)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let path = staging.join(format!("{}-{number}", std::process::id()));
-        let written = write_staged(&path, payload).and_then(|file| {
+        let written = write_staged(&self.files, &path, payload).and_then(|file| {
             if create_only {
                 std::fs::hard_link(&path, &target)?;
             } else {
@@ -194,12 +202,10 @@ fn create_directory(directory: &FilePath) -> io::Result<()> {
     }
 }
 
-fn write_staged(path: &FilePath, payload: &PutPayload) -> io::Result<File> {
+fn write_staged(files: &FileWriter, path: &FilePath, payload: &PutPayload) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    for piece in payload {
-        file.write_all(piece)?;
-    }
+    files.write(&mut file, payload)?;
     file.sync_all()?;
     Ok(file)
 }
@@ -342,7 +348,7 @@ mod tests {
         let staging = folder.path().join(STAGING);
         std::fs::create_dir(&staging).unwrap();
         std::fs::write(staging.join("dead"), "x").unwrap();
-        let live = write_staged(&staging.join("live"), &"y".into()).unwrap();
+        let live = write_staged(&FileWriter::default(), &staging.join("live"), &"y".into()).unwrap();
         DirectoryStore::open(folder.path()).unwrap();
         assert!(!staging.join("dead").exists());
         assert!(staging.join("live").exists());

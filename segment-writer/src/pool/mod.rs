@@ -43,6 +43,7 @@ mod roster;
 mod s3;
 pub(crate) mod shard;
 mod source;
+mod staged;
 mod verified;
 
 pub use attach::NodeAccess;

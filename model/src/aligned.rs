@@ -1,11 +1,12 @@
 //! Memory that direct I/O takes.
 
-use crate::format::PAGE;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-/// Bytes whose address is a multiple of the page size.
-pub(crate) struct AlignedBuffer {
+const PAGE: usize = 4096;
+
+/// Bytes whose address is a multiple of a page of 4 KiB.
+pub struct AlignedBuffer {
     storage: Vec<u8>,
     start: usize,
     length: usize,
@@ -13,7 +14,7 @@ pub(crate) struct AlignedBuffer {
 
 impl AlignedBuffer {
     /// `length` zero bytes.
-    pub(crate) fn zeroed(length: usize) -> Self {
+    pub fn zeroed(length: usize) -> Self {
         let storage = vec![0; length + PAGE];
         let start = storage.as_ptr().align_offset(PAGE);
         Self { storage, start, length }
