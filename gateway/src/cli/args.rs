@@ -96,8 +96,8 @@ pub enum Command {
     ///
     /// That is what was overwritten or discarded, and what deleted volumes and snapshots held, once no snapshot and no clone shows it and nothing
     /// shares it. A gateway does this by itself every so often, as [reclaim] in cairn.toml says; the command does it now, also without a gateway.
-    /// Where more of the pool is dead than dead_percent there, what lives in the sparsest objects is written together anew, and these are deleted;
-    /// less than that stays, so not everything dead comes back at once.
+    /// Where nearly as much of the pool is dead as dead_percent there allows, what lives in the sparsest objects is written together anew, and these are
+    /// deleted; less than that stays, so not everything dead comes back at once.
     Reclaim {
         /// Only tell how much would be taken back; changes nothing
         #[arg(long)]

@@ -95,7 +95,7 @@ const TEMPLATE: &str = r#"# Configuration of a Cairn gateway. A commented line s
 # How often to look for data that nothing points at any more (overwritten, discarded, deleted) and delete it from the pool.
 # "off": only when `cairn reclaim` asks for it.
 # interval = @RECLAIM_INTERVAL@
-# Percent of the pool's bytes that may be dead, 5 to 100: when more is, what lives in the sparsest segments is written together anew and
+# Percent of the pool's bytes that may be dead, 5 to 100: before more is, what lives in the sparsest segments is written together anew and
 # the old ones are deleted. Less saves space and costs writes. 100: never.
 # dead_percent = @RECLAIM_DEAD_PERCENT@
 

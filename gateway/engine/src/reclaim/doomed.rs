@@ -39,6 +39,8 @@ pub(super) struct Deleted {
     pub(super) problem: Option<EngineError>,
     /// Some are left that wait for a checkpoint.
     pub(super) waits: bool,
+    /// One was taken: what was doomed before waits no more.
+    pub(super) recorded: bool,
     /// Why they do, if one was tried.
     pub(super) unrecorded: Option<EngineError>,
     /// How long checkpoints took.
@@ -234,6 +236,7 @@ async fn ask_for_checkpoint(
     let began = shared.ports.clock.now();
     let asked = checkpoint_for(shared, need).await;
     deleted.recording += shared.ports.clock.now().since(began);
+    deleted.recorded |= matches!(asked, Ok(true));
     deleted.unrecorded = match asked {
         Err(error) if error.is_of_another_catalog() => return Err(error),
         Err(error) => Some(error),

@@ -47,7 +47,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
-use victims::Space;
+use victims::{Limits, Space};
 
 /// Containers looked at in one go, some terabyte of them: what memory (a bit for each chunk, 2 KiB at most each) and the number of looks are bounded by.
 const WINDOW: u32 = 1 << 17;
@@ -66,9 +66,16 @@ const REST_FACTOR: u32 = 20;
 const REST_FACTOR_BEHIND: u32 = 1;
 /// Containers that could not be moved that are remembered.
 const STUCK_MAX: usize = 100_000;
-/// Part of the pool below which what was written since the last pass is no reason for another; nor is what fills fewer than so many objects.
-const ALLOWANCE_PART: u64 = 50;
+/// Part of what may be dead, and objects, that are not worth a pass when they were written since the last one, nor a checkpoint at once when they moved.
+const ALLOWANCE_PART: u64 = 10;
 const ALLOWANCE_OBJECTS: u64 = 2;
+
+/// Bytes that are not worth a pass of their own, or a checkpoint at once, in such a pool.
+fn allowance(pool: Space, config: &EngineConfig) -> u64 {
+    let objects = ALLOWANCE_OBJECTS * u64::from(config.pack.container_bytes_max);
+    let bearable = pool.object_bytes / 100 * u64::from(config.reclaim_dead_percent_max);
+    objects.max(bearable / ALLOWANCE_PART)
+}
 
 /// What a pass found or did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -194,24 +201,23 @@ impl Reclaim {
 
     /// When the next pass is due, if the pool was so when `stored` was stored.
     fn due_after(&self, stored: u64, left: Space, config: &EngineConfig) {
-        let percent = config.reclaim_dead_percent_max;
-        let due_at = if percent == 100 {
+        let limits = Limits::of(config.reclaim_dead_percent_max);
+        let due_at = if config.reclaim_dead_percent_max == 100 {
             u64::MAX
-        } else if left.is_above(percent) {
+        } else if left.is_above(limits.begin) {
             // No more was moved than is good at once.
             0
         } else {
-            let bearable = left.object_bytes / 100 * u64::from(percent);
-            let dead = left.dead_bytes() + self.pace.lock().dying(percent).bytes(left.live_bytes);
-            let objects = ALLOWANCE_OBJECTS * u64::from(config.pack.container_bytes_max);
-            stored + bearable.saturating_sub(dead).max(left.object_bytes / ALLOWANCE_PART).max(objects)
+            let bearable = left.object_bytes / 1000 * u64::from(limits.begin);
+            let dead = left.dead_bytes() + self.pace.lock().dying(limits).bytes(left.live_bytes);
+            stored + bearable.saturating_sub(dead).max(allowance(left, config))
         };
         self.due_at.store(due_at, Ordering::Relaxed);
     }
 
     /// What is likely to die during a pass.
     fn dying(&self, config: &EngineConfig) -> Dying {
-        self.pace.lock().dying(config.reclaim_dead_percent_max)
+        self.pace.lock().dying(Limits::of(config.reclaim_dead_percent_max))
     }
 
     /// Containers that could not be moved.
@@ -301,7 +307,8 @@ async fn pass(shared: &Shared) -> Ended {
     let stored = shared.reclaim.stored();
     let mut pass = Pass::new(shared);
     let done = pass.take_back().await;
-    let is_through = done.is_ok();
+    // Without moves it has not seen what could be moved.
+    let is_through = done.is_ok() && !pass.no_more_moves;
     let mut status = shared.reclaim.status.lock();
     if is_through {
         shared.reclaim.took_stock(stored, pass.found, pass.left, &shared.config);

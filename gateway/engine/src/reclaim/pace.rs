@@ -2,7 +2,7 @@
 //!
 //! All of it is an estimate, which decides when and how much is moved and never what is dead.
 
-use super::victims::Space;
+use super::victims::{Limits, Space};
 
 /// What dies while a pass is under way, in thousandths of what lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -19,8 +19,8 @@ impl Dying {
     }
 
     /// Whether it is more than an eighth of what may be dead: then there is no time for pauses.
-    pub(super) fn is_fast(self, dead_percent_max: u8) -> bool {
-        self.0 * 8 > u16::from(dead_percent_max) * 10
+    pub(super) const fn is_fast(self, limits: Limits) -> bool {
+        self.0 * 8 > limits.most
     }
 }
 
@@ -60,9 +60,9 @@ impl Pace {
         self.dying_per_mille = meanwhile.saturating_mul(self.deadly_per_mille) / left.live_bytes.max(1);
     }
 
-    /// At most half of what may be dead: what is moved makes passes longer, and longer passes must not make ever more be moved.
-    pub(super) fn dying(&self, dead_percent_max: u8) -> Dying {
-        let most = u16::from(dead_percent_max) * 10 / 2;
+    /// At most a quarter of what may be dead: what is moved makes passes longer, and longer passes must not make ever more be moved.
+    pub(super) fn dying(&self, limits: Limits) -> Dying {
+        let most = limits.most / 4;
         Dying(u16::try_from(self.dying_per_mille).map_or(most, |dying| dying.min(most)))
     }
 }
@@ -83,7 +83,7 @@ mod tests {
             let (began, quarter) = (pass * stored_between, stored_between / 4);
             pace.look(began, began + quarter, quarter, found, space(100_000, 100_000));
         }
-        pace.dying(20).0
+        pace.dying(Limits::of(20)).0
     }
 
     #[test]
@@ -96,11 +96,11 @@ mod tests {
 
     #[test]
     fn what_is_expected_to_die_is_bounded() {
-        assert_eq!(Pace::default().dying(20), Dying(0));
-        assert_eq!(after(60_000, 60_000), 100);
-        assert_eq!(after(u64::MAX / 40, u64::MAX / 40), 100);
+        assert_eq!(Pace::default().dying(Limits::of(20)), Dying(0));
+        assert_eq!(after(60_000, 60_000), 50);
+        assert_eq!(after(u64::MAX / 40, u64::MAX / 40), 50);
         assert_eq!(Dying(100).bytes(5000), 500);
-        assert!(Dying(26).is_fast(20) && !Dying(25).is_fast(20));
+        assert!(Dying(26).is_fast(Limits::of(20)) && !Dying(25).is_fast(Limits::of(20)));
     }
 
     #[test]
@@ -108,7 +108,7 @@ mod tests {
         let mut pace = Pace::default();
         let mut look = |began: u64, died: u64| {
             pace.look(began, began, 3000, space(100_000 + died, 100_000), space(100_000, 100_000));
-            pace.dying(20).0
+            pace.dying(Limits::of(20)).0
         };
         assert_eq!([look(0, 0), look(6000, 0), look(12_000, 0)], [0, 15, 7]);
         assert_eq!([look(18_000, 6000), look(24_000, 0)], [30, 15]);

@@ -2,8 +2,8 @@
 
 use super::doomed::delete_doomed;
 use super::rewrite::{Rewritten, Unit, group, is_refused, rewrite, weigh};
-use super::victims::{Segment, Space, Wanted, choose};
-use super::{PAUSE, ROWS_AT_ONCE, ReclaimReport, WINDOW, settle};
+use super::victims::{Limits, Segment, Space, Wanted, choose};
+use super::{PAUSE, ROWS_AT_ONCE, ReclaimReport, WINDOW, allowance, settle};
 use crate::engine::{Shared, until_known};
 use crate::error::EngineError;
 use crate::record::Need;
@@ -55,7 +55,7 @@ pub(super) struct Pass<'a> {
     /// Bytes that moved since nothing waited for a checkpoint: the pool holds them twice.
     moved_bytes: u64,
     /// Something went wrong with moving, which will likely go wrong with the next unit too.
-    no_more_moves: bool,
+    pub(super) no_more_moves: bool,
     /// The index forgot containers that are still where they were.
     forgot: bool,
 }
@@ -228,8 +228,9 @@ impl<'a> Pass<'a> {
                 return Ok(());
             }
             self.move_unit(closed, unit, &of_units, plan.is_late).await?;
-            // The pool holds old and new until then.
-            self.delete_doomed(Need::IfRested).await?;
+            // The pool holds old and new until a checkpoint has it.
+            let is_much = self.moved_bytes > allowance(self.found, &shared.config);
+            self.delete_doomed(if is_much { Need::Now } else { Need::IfRested }).await?;
         }
         Ok(())
     }
@@ -300,7 +301,8 @@ impl<'a> Pass<'a> {
         self.report.object_bytes += deleted.bytes;
         // Reading all of the catalog is no less work than looking through the maps, and rests as that does.
         self.looking += deleted.recording;
-        if !deleted.waits {
+        // Healing may have doomed something since.
+        if deleted.recorded || !deleted.waits {
             self.moved_bytes = 0;
         }
         if let Some(problem) = deleted.unrecorded {
@@ -331,16 +333,16 @@ async fn plan(shared: &Shared, page: UsePage, moves: bool) -> Result<Plan, Engin
             (!containers.is_empty()).then_some(Segment { id, object_bytes, live_bytes, containers })
         }));
     }
-    let percent = shared.config.reclaim_dead_percent_max;
+    let limits = Limits::of(shared.config.reclaim_dead_percent_max);
     let wanted = Wanted {
-        dead_percent_max: percent,
+        limits,
         dying: shared.reclaim.dying(&shared.config),
         moved_bytes_max: MOVED_BYTES_MAX,
         now_ms: shared.ports.clock.wall().unix_millis(),
     };
     let victims = choose(&segments, &wanted);
     let mut left = Space::of(&segments);
-    let (mut found, is_late) = (left, left.is_above(percent) || wanted.dying.is_fast(percent));
+    let (mut found, is_late) = (left, left.is_above(limits.most) || wanted.dying.is_fast(limits));
     let moving = Space::of(victims.iter().copied());
     left.object_bytes -= moving.dead_bytes();
     let units = group(shared, &victims, &held);

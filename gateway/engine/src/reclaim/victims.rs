@@ -4,6 +4,9 @@
 //! change by itself, so what it gives back lasts. Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System" (1992), take
 //! benefit over cost, `(1 - u) * age / (1 + u)`; only live bytes are read here, so the cost is `2 u`. Age counts by its root, and no more than a month of it: what is
 //! nearly full would come before what is nearly empty for being years old.
+//!
+//! How much may be dead is a limit for the worst moment. What moves is in the pool twice until a checkpoint has it, and guests go on writing meanwhile: so passes begin well
+//! before the limit, and take small steps ([`Limits`]).
 
 use super::pace::Dying;
 use cairn_model::{ContainerId, SegmentId};
@@ -42,9 +45,9 @@ impl Space {
         self.object_bytes.saturating_sub(self.live_bytes)
     }
 
-    /// Whether more than `percent` of it is dead.
-    pub(super) const fn is_above(self, percent: u8) -> bool {
-        self.dead_bytes() as u128 * 100 > self.object_bytes as u128 * percent as u128
+    /// Whether more than so many thousandths of it are dead.
+    pub(super) const fn is_above(self, per_mille: u16) -> bool {
+        self.dead_bytes() as u128 * 1000 > self.object_bytes as u128 * per_mille as u128
     }
 
     pub(super) const fn add(&mut self, other: Self) {
@@ -71,11 +74,34 @@ impl Segment {
     }
 }
 
+/// Thousandths of the pool that may be dead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Limits {
+    /// At any time.
+    pub(super) most: u16,
+    /// Before something moves.
+    pub(super) begin: u16,
+    /// After that.
+    pub(super) goal: u16,
+}
+
+impl Limits {
+    /// A pass begins somewhat below what may be dead, and takes a small step: of the pool's bytes it moves about three times as many as it gives back, since the sparsest segments of a
+    /// pool under random writes are about three quarters full, and what moved is there twice for a while.
+    pub(super) const fn of(dead_percent_max: u8) -> Self {
+        let most = dead_percent_max as u16 * 10;
+        if dead_percent_max >= 100 {
+            // Never.
+            return Self { most, begin: most, goal: most };
+        }
+        Self { most, begin: most * 17 / 20, goal: most * 16 / 20 }
+    }
+}
+
 /// What a choice is to reach.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
-    /// So much of the bytes may be dead.
-    pub(super) dead_percent_max: u8,
+    pub(super) limits: Limits,
     /// What is written meanwhile lets so much die.
     pub(super) dying: Dying,
     /// Live bytes that are moved at once.
@@ -90,16 +116,15 @@ impl Wanted {
     }
 }
 
-/// What to rewrite so that no more than is wanted is dead when that is done, best first. When that is so already, nothing; else somewhat more than it
-/// takes, so that the next time does not come at once. Segments that are no emptier than the whole is to be are left alone: to write them anew gains little, and
+/// What to rewrite so that no more than is wanted is dead when that is done, best first. While little is dead, nothing; else a step's worth,
+/// so that the next time does not come at once. Segments that are no emptier than the whole is to be are left alone: to write them anew gains little, and
 /// when all are such, the whole is.
 pub(super) fn choose<'a>(segments: &'a [Segment], wanted: &Wanted) -> Vec<&'a Segment> {
-    let percent = wanted.dead_percent_max;
+    let Limits { begin, goal, .. } = wanted.limits;
     let mut space = wanted.soon(Space::of(segments));
-    if !space.is_above(percent) {
+    if !space.is_above(begin) {
         return Vec::new();
     }
-    let goal = percent - percent / 4;
     let mut sparse: Vec<_> = segments.iter().filter(|segment| segment.space().is_above(goal)).collect();
     sparse.sort_by_cached_key(|segment| (Reverse(segment.merit(wanted.now_ms)), segment.id));
     let mut moved = 0;
@@ -128,7 +153,8 @@ mod tests {
     }
 
     fn wanted(dead_percent_max: u8) -> Wanted {
-        Wanted { dead_percent_max, dying: Dying::per_mille(0), moved_bytes_max: u64::MAX, now_ms: NOW }
+        let limits = Limits::of(dead_percent_max);
+        Wanted { limits, dying: Dying::per_mille(0), moved_bytes_max: u64::MAX, now_ms: NOW }
     }
 
     fn chosen(segments: &[Segment], percent: u8) -> Vec<u8> {
@@ -151,8 +177,9 @@ mod tests {
     #[test]
     fn nothing_is_rewritten_while_little_is_dead() {
         let segments = [segment(1, HOUR, 100, 80), segment(2, HOUR, 100, 81)];
-        assert!(chosen(&segments, 20).is_empty());
-        assert_eq!(chosen(&segments, 19), [1]);
+        // 195 of 1000 are dead.
+        assert!(chosen(&segments, 23).is_empty());
+        assert_eq!(chosen(&segments, 22), [1]);
         assert!(chosen(&[segment(1, 0, 100, 1)], 100).is_empty());
         assert!(chosen(&[], 0).is_empty());
         // What is written anew is a little larger than thought, and stays alone.
@@ -176,10 +203,10 @@ mod tests {
     #[test]
     fn more_is_rewritten_where_more_dies_meanwhile() {
         let segments: Vec<_> = (0..100).map(|number| segment(number, HOUR, 10_000, 8_100)).collect();
-        let count = |dying| choose(&segments, &Wanted { dying: Dying::per_mille(dying), ..wanted(20) }).len();
+        let count = |dying| choose(&segments, &Wanted { dying: Dying::per_mille(dying), ..wanted(23) }).len();
         assert_eq!(count(0), 0, "19 % is dead");
-        // 100 * 1900 + 810 * 20 of 1000000 + 810 * 20 are; down to 15 %.
-        assert_eq!(count(20), 34);
+        // 100 * 1900 + 810 * 20 of 1000000 + 810 * 20 are; down to 18.4 %.
+        assert_eq!(count(20), 13);
         assert!(count(50) > count(20));
     }
 
@@ -201,10 +228,11 @@ mod tests {
                 }
                 space
             };
-            prop_assert!(!after(&chosen).is_above(percent));
+            let limits = Limits::of(percent);
+            prop_assert!(!after(&chosen).is_above(limits.begin));
             if let Some((_, without_last)) = chosen.split_last() {
-                prop_assert!(after(without_last).is_above(percent - percent / 4));
-                prop_assert!(after(&[]).is_above(percent));
+                prop_assert!(after(without_last).is_above(limits.goal));
+                prop_assert!(after(&[]).is_above(limits.begin));
             }
         }
     }
