@@ -7,6 +7,7 @@
 
 mod nbd;
 mod signals;
+mod threads;
 
 pub use nbd::Endpoint;
 
@@ -137,7 +138,7 @@ impl Gateway {
             Arc::clone(&self.pool),
             stop_admin.clone(),
         ));
-        let opened = self.open(options, &tasks, &stop_admin, on_ready).await;
+        let (nbd, opened) = self.open(options, &tasks, &stop_admin, on_ready).await;
         if opened.is_ok() {
             signals.stop().await;
         }
@@ -147,13 +148,9 @@ impl Gateway {
         let ending = async {
             notify::stopping();
             tracing::info!("stopping: destaging what was acknowledged");
-            let opened = match opened {
-                Ok(nbd) => {
-                    nbd.end().await;
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            };
+            if let Some(nbd) = &nbd {
+                nbd.end().await;
+            }
             let closed = self.close_engine().await;
             stop_admin.cancel();
             tasks.close();
@@ -172,27 +169,25 @@ impl Gateway {
         }
     }
 
-    /// Opens the sockets, NBD's first.
+    /// Opens the sockets, NBD's first. What is open is to be ended, also when something could not be opened.
     async fn open(
         &self,
         options: &ServeOptions,
         tasks: &TaskTracker,
         stop: &CancellationToken,
         on_ready: impl AsyncFnOnce(Ready<'_>) -> Result<(), GatewayError>,
-    ) -> Result<NbdService, GatewayError> {
+    ) -> (Option<NbdService>, Result<(), GatewayError>) {
         let config = &self.site.config.gateway;
         let addresses = if options.nbd.is_empty() { &config.nbd } else { &options.nbd };
         let sessions = Sessions::default();
-        let nbd =
-            NbdService::start(&self.engine, &sessions, addresses, config.tls.as_ref(), &self.site.ports)
-                .await?;
-        let opened = self.open_admin(&nbd, sessions, tasks, stop, on_ready).await;
-        match opened {
-            Ok(()) => Ok(nbd),
-            Err(error) => {
-                nbd.end().await;
-                Err(error)
+        let started =
+            NbdService::start(&self.engine, &sessions, addresses, config.tls.as_ref(), &self.site.ports);
+        match started.await {
+            Ok(nbd) => {
+                let opened = self.open_admin(&nbd, sessions, tasks, stop, on_ready).await;
+                (Some(nbd), opened)
             }
+            Err(error) => (None, Err(error)),
         }
     }
 

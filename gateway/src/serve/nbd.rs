@@ -1,5 +1,6 @@
 //! NBD: the addresses it is served on, and the server's tasks.
 
+use super::threads::GuestThreads;
 use crate::config::{self, ListenAddress};
 use crate::error::GatewayError;
 use crate::human::shell_quoted;
@@ -80,12 +81,13 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// The NBD server of a gateway. Ended by [`NbdService::end`].
+/// The NBD server of a gateway. Ended by [`NbdService::end`]; its threads end with it.
 #[derive(Debug)]
 pub(super) struct NbdService {
     endpoints: Vec<Endpoint>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    _threads: GuestThreads,
 }
 
 impl NbdService {
@@ -101,29 +103,32 @@ impl NbdService {
         let exports = Arc::new(CountedExports::new(Arc::clone(engine), sessions.clone()));
         let config = ServerConfig { tls: tls.map(tls_config).transpose()?, ..ServerConfig::default() };
         let server = NbdServer::new(exports, config, ports.clone())?;
+        let threads = GuestThreads::start()?;
         let mut listeners = Vec::with_capacity(addresses.len());
         for address in addresses {
             if !address.is_local() && tls.is_none() {
                 tracing::warn!(%address, "NBD without TLS: whoever reaches this address can read and write every volume");
             }
-            listeners.push(listen(&server, address).await?);
+            let (server, address) = (server.clone(), address.clone());
+            // Sockets belong to the threads that they are opened on.
+            let opened = threads.handle().spawn(async move { listen(&server, &address).await }).await;
+            listeners.push(opened.expect("nobody aborts it, and it does not panic")?);
         }
-        let service =
-            Self { endpoints: Vec::new(), tasks: TaskTracker::new(), stop: CancellationToken::new() };
         let endpoints = listeners.iter().filter_map(endpoint).collect();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         for listener in listeners {
-            let (server, stop) = (server.clone(), service.stop.clone());
-            service.tasks.spawn(async move { server.serve(listener, stop).await });
+            let (server, stop) = (server.clone(), stop.clone());
+            tasks.spawn_on(async move { server.serve(listener, stop).await }, threads.handle());
         }
-        Ok(Self { endpoints, ..service })
+        Ok(Self { endpoints, tasks, stop, _threads: threads })
     }
 
     pub(super) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
 
-    /// Stops accepting, lets requests in flight finish for a while, closes every connection.
-    pub(super) async fn end(self) {
+    /// Stops accepting, lets requests in flight finish for a while, closes every connection. What they began in the engine needs the threads until that ends.
+    pub(super) async fn end(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
