@@ -6,8 +6,7 @@ use crate::record::{Record, RecordBody};
 use crate::ring::FrameAt;
 use crate::shared::Shared;
 use bytes::Bytes;
-use cairn_model::AlignedBuffer;
-use cairn_model::Lsn;
+use cairn_model::{AlignedBuffer, Lsn};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 

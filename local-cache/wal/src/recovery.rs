@@ -35,8 +35,7 @@ use crate::scan::{FoundFile, HEADER_LOST, Scanner, Tail, has_frames_since, scan_
 use crate::shared::{Context, Shared};
 use crate::writer::{Current, start_file};
 use crate::{Wal, WalError};
-use cairn_model::AlignedBuffer;
-use cairn_model::Lsn;
+use cairn_model::{AlignedBuffer, Lsn};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 

@@ -5,10 +5,9 @@ use crate::format::{
     FRAME_MAX, FileHeader, FrameError, FrameHeader, PAGE, PAGE_BYTES, is_frame_but_for_epoch, open_frame,
 };
 use crate::ring::Slot;
-use cairn_model::AlignedBuffer;
-use cairn_model::Lsn;
 use cairn_model::crypto::Cipher;
 use cairn_model::planted::{Bug, is_planted};
+use cairn_model::{AlignedBuffer, Lsn};
 use std::sync::Arc;
 
 /// Bytes per read; at least two frames of the largest size.

@@ -25,10 +25,9 @@ use crate::format::{
 use crate::ring::{LogFile, Slot, countable};
 use crate::self_service::Taken;
 use crate::shared::{Context, Queued, Shared, pages};
-use cairn_model::AlignedBuffer;
-use cairn_model::Lsn;
 use cairn_model::crypto::{Cipher, TAG_BYTES};
 use cairn_model::planted::{Bug, is_planted};
+use cairn_model::{AlignedBuffer, Lsn};
 use futures::FutureExt;
 use std::future::poll_fn;
 use std::sync::Arc;
