@@ -1,19 +1,14 @@
 //! The real disk: a directory of a local file system.
 //!
-//! Writes go through the page cache, because "handed to the operating system" is all that an acknowledgement without a flush
-//! promises, and that takes 3 µs there against 60 µs for direct I/O (`docs/decisions/0002-wal-io.md`). Write-back is
-//! started every few megabytes, so that a sync finds little left to do and the log does not fill the page cache.
-//! Recovery reads with direct I/O: after a failed sync the kernel keeps pages that it calls clean and that the device
-//! does not have, and only the device's word counts.
+//! How its files are read and written: `local_file`.
 
 use crate::WalError;
-use crate::disk::{Disk, DiskFile, DiskFuture, WRITE_BACK_BYTES};
+use crate::disk::{Disk, DiskFile, DiskFuture};
+use crate::local_file::LocalFile;
 use crate::ring::Slot;
-use rustix::fs::{Advice, FlockOperation, OFlags};
+use rustix::fs::FlockOperation;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,18 +80,7 @@ impl FileDisk {
     }
 
     fn open_file(&self, name: &str, options: &mut OpenOptions) -> io::Result<Arc<dyn DiskFile>> {
-        let path = self.directory.join(name);
-        let file = options.read(true).write(true).open(&path)?;
-        let direct_flag = i32::try_from(OFlags::DIRECT.bits()).expect("open flags fit an int");
-        let direct = match OpenOptions::new().read(true).custom_flags(direct_flag).open(&path) {
-            Ok(direct) => Some(direct),
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                tracing::warn!(path = %path.display(), "the file system has no direct I/O; recovery reads its cache");
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(Arc::new(LocalFile { file, direct }))
+        Ok(Arc::new(LocalFile::open(&self.directory.join(name), options)?))
     }
 
     fn list_names(&self) -> io::Result<Vec<String>> {
@@ -121,7 +105,7 @@ fn sync_parent(directory: &Path) -> io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn ready<'a, T: Send + 'a>(result: io::Result<T>) -> DiskFuture<'a, T> {
+pub(crate) fn ready<'a, T: Send + 'a>(result: io::Result<T>) -> DiskFuture<'a, T> {
     Box::pin(std::future::ready(result))
 }
 
@@ -153,60 +137,5 @@ impl Disk for FileDisk {
 
     fn remove<'a>(&'a self, name: &'a str) -> DiskFuture<'a, ()> {
         ready(std::fs::remove_file(self.directory.join(name)).and_then(|()| self.handle.sync_all()))
-    }
-}
-
-#[derive(Debug)]
-struct LocalFile {
-    file: File,
-    direct: Option<File>,
-}
-
-impl LocalFile {
-    /// Starts write-back of what was written, in order, up to the multiple of [`WRITE_BACK_BYTES`] that this write
-    /// reaches, if it does, and drops the clean pages before it. DONTNEED does both without waiting for the writes (Linux,
-    /// mm/fadvise.c); it is advice, failing to follow it harms nothing.
-    fn wrote(&self, offset: u64, length: u64) {
-        let reached = (offset + length) / WRITE_BACK_BYTES * WRITE_BACK_BYTES;
-        if reached > offset {
-            let from = (offset / WRITE_BACK_BYTES * WRITE_BACK_BYTES).saturating_sub(WRITE_BACK_BYTES);
-            let length = std::num::NonZero::new(reached - from);
-            let _ = rustix::fs::fadvise(&self.file, from, length, Advice::DontNeed);
-        }
-    }
-}
-
-impl DiskFile for LocalFile {
-    fn length(&self) -> DiskFuture<'_, u64> {
-        ready(self.file.metadata().map(|metadata| metadata.len()))
-    }
-
-    fn read<'a>(&'a self, offset: u64, into: &'a mut [u8]) -> DiskFuture<'a, ()> {
-        ready(self.file.read_exact_at(into, offset))
-    }
-
-    fn read_device<'a>(&'a self, offset: u64, into: &'a mut [u8]) -> DiskFuture<'a, ()> {
-        ready(self.direct.as_ref().unwrap_or(&self.file).read_exact_at(into, offset))
-    }
-
-    fn write<'a>(&'a self, offset: u64, bytes: &'a [u8]) -> DiskFuture<'a, ()> {
-        let written = self.file.write_all_at(bytes, offset);
-        if written.is_ok() {
-            self.wrote(offset, bytes.len() as u64);
-        }
-        ready(written)
-    }
-
-    fn start_write_back(&self, offset: u64, length: u64) {
-        let (Ok(offset), Ok(length)) = (offset.try_into(), length.try_into()) else { return };
-        // Advice: what cannot be written the next sync of this file reports, as it does for any write-back.
-        // SAFETY: the call reads no memory, and the descriptor is open for as long as `self` is.
-        let _ = unsafe {
-            libc::sync_file_range(self.file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE)
-        };
-    }
-
-    fn sync(&self) -> DiskFuture<'_, ()> {
-        ready(self.file.sync_data())
     }
 }

@@ -18,6 +18,7 @@ mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 mod grower;
+mod local_file;
 mod progress;
 mod reader;
 mod record;

@@ -32,6 +32,8 @@ pub(crate) struct Reader {
 struct DecodedFrame {
     epoch: u64,
     counter: u64,
+    /// Of all records, which share them.
+    bytes: usize,
     records: Vec<(Lsn, Record)>,
 }
 
@@ -80,8 +82,9 @@ impl Reader {
         let record = index.and_then(|index| frame.records.get(usize::try_from(index).ok()?));
         match record {
             Some((_, Record { body: RecordBody::Write { data, .. }, .. })) => {
-                // A copy, so that a small record does not keep its frame in memory.
-                Ok(Bytes::copy_from_slice(data))
+                // Otherwise a copy: a small record must not keep its frame in memory.
+                let is_most = data.len() > frame.bytes / 8 * 7;
+                Ok(if is_most { data.clone() } else { Bytes::copy_from_slice(data) })
             }
             Some(_) => Err(WalError::NoData { lsn }),
             None => Err(WalError::corrupt(
@@ -113,6 +116,6 @@ impl Reader {
         }
         let records = decode_records(&header, Bytes::copy_from_slice(payload))
             .map_err(|_| damaged("malformed records"))?;
-        Ok(DecodedFrame { epoch: place.epoch, counter: place.counter, records })
+        Ok(DecodedFrame { epoch: place.epoch, counter: place.counter, bytes: header.payload_bytes, records })
     }
 }
