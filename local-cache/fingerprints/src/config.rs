@@ -8,7 +8,8 @@ use std::path::PathBuf;
 pub struct IndexConfig {
     /// A directory of its own: empty, not there yet, or made by an earlier run.
     pub path: PathBuf,
-    /// Memory for the lists of containers. The store takes about 50 MiB and 10 bits for each anchor on top.
+    /// Memory for the lists of containers. The store takes about 50 MiB and, with its filters, 10 bits for each anchor on top; the filter before it 10 to 20 bits for each,
+    /// twice that while it is gathered anew.
     pub cache_bytes: u64,
     /// Containers on disk; beyond it the oldest are forgotten, or those whose ids are ahead of the clock. One of 8 MiB takes about 75 kB.
     pub containers_max: u64,
@@ -59,7 +60,7 @@ pub struct IndexStatus {
     /// About how many anchors the store has: what it has not yet compacted away is counted too.
     pub anchors: u64,
     pub disk_bytes: u64,
-    /// Memory of the store's filters, which answer for absent fingerprints.
+    /// Memory of the filters, which answer for absent fingerprints.
     pub filter_bytes: u64,
     pub cache_bytes: u64,
     pub cache_bytes_max: u64,

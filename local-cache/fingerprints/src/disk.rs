@@ -25,6 +25,7 @@ mod room;
 use crate::config::WipeReason;
 use crate::counters::{DiskCounters, count};
 use crate::failures::{Failures, Operation};
+use crate::filter::AnchorFilter;
 use crate::format::{Damaged, Records, anchor_key};
 use crate::place::Place;
 use crate::store::{Changes, Store, StoreError, Unusable};
@@ -41,11 +42,14 @@ use std::sync::atomic::Ordering;
 const SKIPPED_MAX: u32 = 4096;
 /// Containers that one commit forgets at most of those that wait for it.
 const FORGETS_MAX: usize = 32;
+/// Anchors that are gathered for the filter in one go: some milliseconds, and more than a commit adds.
+const GATHERED_AT_ONCE: usize = 1 << 14;
 
 #[derive(Debug)]
 pub(crate) struct Disk {
     store: Store,
     records: Records,
+    filter: AnchorFilter,
     place: Place,
     /// Held by whoever writes: what is read before a write is still so when it is written. Nobody waits for it to look something up.
     writer: Mutex<Writer>,
@@ -78,9 +82,14 @@ impl Disk {
         let place = Place::claim(&config.path)?;
         let records = Records::new(site, key);
         let (store, opened) = open_store(&place, &records)?;
+        let filter = match opened {
+            Opened::Found { .. } => AnchorFilter::to_gather(store.anchors()),
+            Opened::Created | Opened::Wiped { .. } => AnchorFilter::of_nothing(),
+        };
         let disk = Self {
             store,
             records,
+            filter,
             place,
             writer: Mutex::default(),
             waiting: RwLock::default(),
@@ -106,9 +115,27 @@ impl Disk {
 
     /// Waits for the store where that syncs.
     fn measure(&self) {
-        if let Some(size) = self.tried(Operation::Measure, self.store.size()) {
+        if let Some(mut size) = self.tried(Operation::Measure, self.store.size()) {
+            size.filter_bytes += self.filter.bytes();
             self.counters.set_size(size);
         }
+    }
+
+    /// Gathers some of the store's anchors for the filter, where that is to be done. Whether there is more.
+    pub(crate) fn gather(&self) -> bool {
+        self.given_up().is_none() && self.gather_some(&mut self.writer.lock())
+    }
+
+    /// Damage that one of these reads meets is met by each of them: it is not to be counted again and again, until the disk is given up.
+    fn gather_some(&self, _: &mut Writer) -> bool {
+        let Some(after) = self.filter.gathers_after() else { return false };
+        let read = self.store.anchors_after(after, GATHERED_AT_ONCE);
+        let Some(keys) = self.tried(Operation::ReadKeys, read) else {
+            self.filter.give_up();
+            return false;
+        };
+        self.filter.gathered(&keys);
+        !keys.is_empty()
     }
 
     /// Counts a failure; `None` for one.
@@ -173,6 +200,9 @@ impl Disk {
             return None;
         }
         let key = anchor_key(domain, print);
+        if !self.filter.may_have(&key) {
+            return None;
+        }
         let anchor = self.anchor(&key).ok()??;
         let Ok(container) = self.records.read_anchor(domain, print, &anchor) else {
             count(&self.counters.damaged);
@@ -255,6 +285,8 @@ impl Disk {
         }
         self.forget_waiting();
         self.write_container(domain, prints, is_fresh, &mut writer);
+        self.filter.renew_if_full(|| self.store.anchors());
+        self.gather_some(&mut writer);
         self.measure();
     }
 
@@ -282,8 +314,11 @@ impl Disk {
         let anchors = prints.anchors().map(|print| {
             (anchor_key(domain, &print), self.records.anchor(domain, &print, container).to_vec())
         });
+        let anchors: Vec<_> = anchors.collect();
+        // Before it is written: what is there is never missed.
+        self.filter.take(anchors.iter().map(|(key, _)| key));
         let changes = Changes {
-            anchors: anchors.collect(),
+            anchors,
             list: Some((container, self.records.list(domain, prints))),
             lists_removed: leaving.containers,
             ..Changes::default()

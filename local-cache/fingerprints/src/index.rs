@@ -142,6 +142,12 @@ impl FingerprintIndex {
         self.disk.read().as_ref().is_some_and(|disk| disk.wants(container))
     }
 
+    /// A step towards answering for absent fingerprints from memory, which a start begins without: some milliseconds. Whether there is another
+    /// one to do; commits do them too.
+    pub fn gather(&self) -> bool {
+        self.disk.read().as_ref().is_some_and(Disk::gather)
+    }
+
     /// Whether [`Self::committed`] would skip the disk at the moment. Who learns many containers waits while it is so.
     pub fn is_behind(&self) -> bool {
         self.disk.read().as_ref().is_some_and(Disk::is_catching_up)

@@ -11,6 +11,8 @@
 //! - The index is a cache of what the catalog and the pool have. It may lack anything at any time, and may be removed.
 //! - It never fails and, but for reads and writes of its disk, never waits.
 //!
+//! Most blocks are new, and a filter in memory says so without the disk (`filter`).
+//!
 //! What a crash leaves and what is done on errors of the disk: `disk`. Bytes: `format`. Files, and which of them may be removed: `place`. Memory:
 //! `ram`. Choice of the store: `docs/decisions/0011-fingerprint-index.md`.
 
@@ -19,6 +21,7 @@ mod counters;
 mod disk;
 mod error;
 mod failures;
+mod filter;
 mod format;
 #[doc(hidden)]
 pub mod fuzzing;

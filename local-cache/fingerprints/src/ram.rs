@@ -246,31 +246,38 @@ impl Ram {
         }
         let grown = self.lists_bytes + list_bytes + 2 * self.table.allocation_size();
         if grown <= self.bytes_max {
-            self.rebuild((2 * self.capacity).max(self.table.len() + blocks));
+            self.rebuild((2 * self.capacity).max(self.table.len() + blocks), blocks);
         } else {
             let full = self.capacity - self.capacity / 4;
             self.evict_while(|ram| ram.table.len() + blocks > full);
-            self.rebuild(self.capacity.max(self.table.len() + blocks));
+            self.rebuild(self.capacity.max(self.table.len() + blocks), blocks);
         }
     }
 
-    /// Makes the table anew, with room for that many entries: what was removed leaves marks in the old one, which take room.
-    fn rebuild(&mut self, capacity: usize) {
-        let mut table = HashTable::with_capacity(capacity);
-        for place in &self.table {
-            let slot = self.slot(place.slot);
-            let hash = hash(&self.hasher, slot.domain, &slot.prints.blocks()[place.block as usize]);
-            table.insert_unique(hash, *place, |_| unreachable!("there is room for all"));
+    /// Makes the table anew, with room for that many entries, `spare` of them for others: what was removed leaves marks in the old one, which take room. Of content that was
+    /// there too many times other places may be known now. In the unlikely case that there is no room for these, some are not.
+    fn rebuild(&mut self, capacity: usize, spare: usize) {
+        self.table = HashTable::with_capacity(capacity);
+        self.capacity = self.table.capacity();
+        // List by list: through the old table every fingerprint would come from another place in memory.
+        for number in 0..self.slots.len() {
+            let Some(slot) = &self.slots[number] else { continue };
+            let (domain, list) = (slot.domain, slot.prints.clone());
+            let number = u32::try_from(number).expect("memory does not hold that many lists");
+            for (block, print) in (0u32..).zip(list.blocks()) {
+                if self.table.len() + spare >= self.capacity {
+                    return;
+                }
+                self.insert_place(domain, print, Place { slot: number, block });
+            }
         }
-        self.capacity = table.capacity();
-        self.table = table;
     }
 
     /// Lets containers go until the rest fits.
     fn shrink(&mut self) {
         self.evict_while(|ram| ram.bytes() > ram.bytes_max);
         if self.bytes() > self.bytes_max && self.table.len() < self.capacity / 2 {
-            self.rebuild(self.table.len());
+            self.rebuild(self.table.len(), 0);
         }
     }
 

@@ -9,6 +9,7 @@
 //!
 //! On damaged files the store may panic instead of returning an error. Every call goes through `guarded`, which makes that an error.
 
+use crate::filter::AnchorKey;
 use crate::horizon::Horizon;
 use crate::manifest;
 use cairn_model::{ContainerId, at_niceness};
@@ -221,6 +222,26 @@ impl Store {
                 }
             }
             Ok(())
+        })
+    }
+
+    /// About how many anchors there are: what is not compacted away yet is counted too.
+    pub(crate) fn anchors(&self) -> u64 {
+        guarded(|| Ok(self.parts().anchors.approximate_len() as u64)).unwrap_or(0)
+    }
+
+    /// The keys of up to `count` anchors behind `after`, in their order.
+    pub(crate) fn anchors_after(
+        &self,
+        after: Bound<AnchorKey>,
+        count: usize,
+    ) -> Result<Vec<AnchorKey>, StoreError> {
+        guarded(|| {
+            let mut keys = Vec::with_capacity(count);
+            for entry in self.parts().anchors.range::<AnchorKey, _>((after, Bound::Unbounded)).take(count) {
+                keys.extend(AnchorKey::try_from(&*entry.key()?));
+            }
+            Ok(keys)
         })
     }
 

@@ -49,6 +49,41 @@ fn what_was_committed_is_found_after_the_process_ended_without_closing() {
 }
 
 #[test]
+fn what_is_there_is_found_before_while_and_after_the_filter_is_gathered() {
+    let folder = tempfile::tempdir().unwrap();
+    let containers: Vec<_> = (1..=12).map(|number| unique(number, 9000)).collect();
+    let (before, later) = containers.split_at(10);
+    let (index, _) = open(folder.path());
+    for container in before {
+        commit(&index, DOMAIN, container);
+    }
+    assert!(!index.gather(), "a new index has nothing to gather");
+    index.close();
+    let (index, _) = open(folder.path());
+    let mut steps = 0;
+    for known in 0.. {
+        // An anchor that nobody has asked for yet.
+        let container = &containers[known % (10 + later.len().min(steps))];
+        let anchor = container.anchors().nth(known).unwrap();
+        assert!(index.find(DOMAIN, &anchor).is_some(), "after {steps} steps");
+        assert_eq!(index.find(DOMAIN, &print(u32::MAX.into())), None);
+        if let Some(container) = later.get(steps) {
+            commit(&index, DOMAIN, container);
+        }
+        steps += 1;
+        if !index.gather() {
+            break;
+        }
+    }
+    assert!(steps > 1, "one step does not hold up whoever writes");
+    index.close();
+    let (index, _) = open(folder.path());
+    while index.gather() {}
+    assert!(containers.iter().all(|container| found(&index, DOMAIN, container)));
+    assert_eq!(index.find(DOMAIN, &print(u32::MAX.into())), None);
+}
+
+#[test]
 fn any_anchor_leads_to_its_container_and_then_every_block_is_known() {
     let folder = tempfile::tempdir().unwrap();
     let container = unique(1, 99);

@@ -22,6 +22,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(30);
 /// Compares after the start, and whenever somebody asks for it.
 pub(crate) async fn relearn_until_stopped(shared: Arc<Shared>) {
     let compared = async {
+        gather(&shared).await;
         loop {
             compare(&shared).await;
             shared.dedupe.relearn.notified().await;
@@ -31,6 +32,13 @@ pub(crate) async fn relearn_until_stopped(shared: Arc<Shared>) {
         biased;
         () = shared.stop.cancelled() => {}
         () = compared => {}
+    }
+}
+
+/// Lets the index answer from memory for what it does not have.
+async fn gather(shared: &Shared) {
+    while let Ok(true) = shared.dedupe.on_disk(FingerprintIndex::gather).await {
+        shared.ports.clock.sleep(PAUSE).await;
     }
 }
 
