@@ -297,6 +297,8 @@ struct Ended {
     /// An error also when all was looked through and some of what is to be deleted could not be.
     done: Result<ReclaimReport, EngineError>,
     is_through: bool,
+    /// All was looked through, but nothing moved: it would only have filled the pool, since what it came from waits for a checkpoint that cannot be taken.
+    is_held: bool,
     /// How long looking took.
     looking: Duration,
 }
@@ -308,7 +310,7 @@ async fn pass(shared: &Shared) -> Ended {
     let mut pass = Pass::new(shared);
     let done = pass.take_back().await;
     // Without moves it has not seen what could be moved.
-    let is_through = done.is_ok() && !pass.no_more_moves;
+    let (is_through, is_held) = (done.is_ok() && !pass.no_more_moves, done.is_ok() && pass.no_more_moves);
     let mut status = shared.reclaim.status.lock();
     if is_through {
         shared.reclaim.took_stock(stored, pass.found, pass.left, &shared.config);
@@ -322,26 +324,84 @@ async fn pass(shared: &Shared) -> Ended {
     status.last_at_ms = Some(shared.ports.clock.wall().unix_millis());
     status.problem = done.as_ref().err().map(ToString::to_string);
     status.passes += u64::from(done.is_ok());
-    Ended { done: done.map(|()| pass.report), is_through, looking: pass.looking }
+    Ended { done: done.map(|()| pass.report), is_through, is_held, looking: pass.looking }
 }
 
-/// Deletes what the last pass could not delete. Whether it is gone now.
-async fn delete_what_is_left(shared: &Shared) -> bool {
+/// What is left of what was to be deleted.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+struct Left {
+    is_any: bool,
+    /// Some of it waits for a checkpoint.
+    waits: bool,
+}
+
+/// Deletes what the last pass could not delete.
+async fn delete_what_is_left(shared: &Shared) -> Left {
     let _turn = shared.reclaim.turn.lock().await;
     let deleted = delete_doomed(shared, &mut None, u64::MAX, Need::Now).await;
     let mut status = shared.reclaim.status.lock();
-    let mut is_left = false;
+    let mut waits = true;
     let problem = match deleted {
         Ok(deleted) => {
             status.total.objects += deleted.objects;
             status.total.object_bytes += deleted.bytes;
-            is_left = deleted.waits;
+            waits = deleted.waits || deleted.unrecorded.is_some();
             deleted.problem.or(deleted.unrecorded)
         }
         Err(error) => Some(error),
     };
     status.problem = problem.map(|problem| problem.to_string());
-    status.problem.is_none() && !is_left
+    Left { is_any: waits || status.problem.is_some(), waits }
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Round {
+    Pass,
+    /// What the last pass could not delete.
+    Deletions,
+    Nothing,
+}
+
+/// What the passes so far have left to be done.
+#[derive(Default)]
+struct Rounds {
+    /// Changes that need no other pass.
+    seen: Option<u64>,
+    /// Some of what is to be deleted is still there.
+    is_left: bool,
+    /// What could be moved was not: another pass is to come when nothing waits for a checkpoint.
+    is_held: bool,
+}
+
+impl Rounds {
+    fn next(&self, changes: u64) -> Round {
+        match (self.seen == Some(changes), self.is_left) {
+            (false, _) => Round::Pass,
+            (true, true) => Round::Deletions,
+            (true, false) => Round::Nothing,
+        }
+    }
+
+    /// A pass that began when there were so many changes has ended; `is_due`: another one is due already.
+    fn passed(&mut self, changes: u64, ended: &Ended, is_due: bool) {
+        (self.is_left, self.is_held) = (ended.done.is_err(), ended.is_held);
+        if ended.is_through {
+            // Another pass goes on where this one stopped, though nothing changes meanwhile.
+            self.seen = (!is_due).then_some(changes);
+        } else if ended.is_held {
+            // It would look through all maps and be held again.
+            self.seen = Some(changes);
+        }
+    }
+
+    /// What the last pass could not delete was tried again.
+    fn deleted(&mut self, left: Left) {
+        self.is_left = left.is_any;
+        if self.is_held && !left.waits {
+            (self.is_held, self.seen) = (false, None);
+        }
+    }
 }
 
 /// Makes a pass whenever something may have died, until the engine stops: every now and then, and when so much was written since the last one
@@ -355,7 +415,7 @@ pub(crate) async fn reclaim_until_stopped(shared: Arc<Shared>) {
     let (clock, reclaim) = (&*shared.ports.clock, &shared.reclaim);
     // Nobody knows yet how much of the pool is dead.
     reclaim.due_after(0, Space::default(), &shared.config);
-    let (mut wait, mut rest, mut seen, mut is_left) = (interval, Duration::ZERO, None, false);
+    let (mut wait, mut rest, mut rounds) = (interval, Duration::ZERO, Rounds::default());
     loop {
         let behind = async {
             clock.sleep(rest).await;
@@ -368,22 +428,23 @@ pub(crate) async fn reclaim_until_stopped(shared: Arc<Shared>) {
             () = behind, if rest < wait => {}
         }
         let changes = reclaim.changes.load(Ordering::Relaxed);
-        if seen == Some(changes) {
-            if is_left {
-                is_left = !delete_what_is_left(&shared).await;
+        match rounds.next(changes) {
+            Round::Pass => {}
+            Round::Deletions => {
+                rounds.deleted(delete_what_is_left(&shared).await);
+                rest = RETRY_PAUSE;
+                continue;
             }
-            rest = RETRY_PAUSE;
-            continue;
+            Round::Nothing => {
+                rest = RETRY_PAUSE;
+                continue;
+            }
         }
-        let Ended { done, is_through, looking } = pass(&shared).await;
-        is_left = done.is_err();
+        let ended = pass(&shared).await;
         // What is moved and deleted has pauses of its own.
-        (wait, rest) = (interval.max(looking * REST_FACTOR), looking * REST_FACTOR_BEHIND);
-        if is_through {
-            // Another pass goes on where this one stopped, though nothing changes meanwhile.
-            seen = (!reclaim.is_due()).then_some(changes);
-        }
-        match done {
+        (wait, rest) = (interval.max(ended.looking * REST_FACTOR), ended.looking * REST_FACTOR_BEHIND);
+        rounds.passed(changes, &ended, reclaim.is_due());
+        match ended.done {
             Ok(report) if report.objects > 0 => {
                 tracing::info!(
                     objects = report.objects,
@@ -440,4 +501,57 @@ async fn settle(shared: &Shared) -> Result<(), EngineError> {
     }
     drop(wanted);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(is_ok: bool, is_through: bool, is_held: bool) -> Ended {
+        let done = if is_ok { Ok(ReclaimReport::default()) } else { Err(EngineError::CatalogSilent) };
+        Ended { done, is_through, is_held, looking: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_pass_comes_again_when_something_changed_or_is_due() {
+        let mut rounds = Rounds::default();
+        assert_eq!(rounds.next(0), Round::Pass, "nobody has looked since the start");
+        rounds.passed(0, &ended(true, true, false), false);
+        assert_eq!((rounds.next(0), rounds.next(1)), (Round::Nothing, Round::Pass));
+        rounds.passed(1, &ended(true, true, false), true);
+        assert_eq!(rounds.next(1), Round::Pass);
+        rounds.passed(1, &ended(false, false, false), false);
+        assert_eq!(rounds.next(1), Round::Pass, "it failed");
+    }
+
+    #[test]
+    fn what_could_not_be_deleted_is_tried_again_without_a_pass() {
+        let mut rounds = Rounds::default();
+        rounds.passed(5, &ended(false, true, false), false);
+        assert_eq!((rounds.next(5), rounds.next(6)), (Round::Deletions, Round::Pass));
+        rounds.deleted(Left { is_any: true, waits: false });
+        assert_eq!(rounds.next(5), Round::Deletions);
+        rounds.deleted(Left::default());
+        assert_eq!(rounds.next(5), Round::Nothing);
+    }
+
+    #[test]
+    fn a_pass_that_could_not_move_comes_again_when_checkpoints_can_be_taken() {
+        let mut rounds = Rounds::default();
+        rounds.passed(5, &ended(false, false, true), true);
+        for _ in 0..3 {
+            assert_eq!(
+                rounds.next(5),
+                Round::Deletions,
+                "looking through all maps again would be for nothing"
+            );
+            rounds.deleted(Left { is_any: true, waits: true });
+        }
+        assert_eq!(rounds.next(6), Round::Pass, "something else may have died");
+        // One object cannot be deleted, which is no reason to hold back what moves.
+        rounds.deleted(Left { is_any: true, waits: false });
+        assert_eq!(rounds.next(5), Round::Pass);
+        rounds.passed(5, &ended(true, true, false), false);
+        assert_eq!(rounds.next(5), Round::Nothing);
+    }
 }
