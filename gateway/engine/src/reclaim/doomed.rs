@@ -198,7 +198,10 @@ impl<'a> Checkpoints<'a> {
         self.last_resort.objects = self.last_resort.objects.saturating_sub(1);
         // After some it is tried again.
         self.is_asked = self.last_resort.objects > 0;
-        self.made_room |= is_gone;
+        if is_gone {
+            self.made_room = true;
+            self.shared.record.lacks_something();
+        }
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) struct Record {
     bad: Mutex<BTreeMap<PieceName, Copies>>,
     /// A node lost what it had, or is back after it was given up: what is known of the pool is not to be believed.
     is_stale: AtomicBool,
+    /// The newest one is damaged, or names what is not there any more.
+    is_lacking: AtomicBool,
     /// Somebody waits for one beside whoever takes them, and whether it may be taken before its time.
     wanted: Mutex<Option<bool>>,
     /// The last durable one, when it is not on as many nodes as may be lost, and one more.
@@ -152,6 +154,12 @@ impl Record {
     pub(crate) fn doubt(&self) {
         self.is_stale.store(true, Ordering::Release);
         *self.partial.lock() = None;
+        self.lacks_something();
+    }
+
+    /// The newest one is damaged, or names what is not there any more: another one is due, though nothing else changed. One that is under way may name it too.
+    pub(crate) fn lacks_something(&self) {
+        self.is_lacking.store(true, Ordering::Release);
         self.last.lock().covers = None;
     }
 
@@ -304,6 +312,7 @@ async fn take_in_turn(shared: &Shared, source: &dyn RecordSource) -> Result<(), 
     // What is on its way may be committed after the rows are read, however long ago it was made.
     let made_before = shared.in_flight.oldest_ms().unwrap_or(u64::MAX).min(clock.wall().unix_millis());
     *shared.record.wanted.lock() = None;
+    shared.record.is_lacking.store(false, Ordering::Release);
     // Asked before the rows are read: rows up to it that are there later were there then.
     let doomed = source.doomed_through().await?;
     // What an error leaves is looked for again.
@@ -343,7 +352,9 @@ async fn take_in_turn(shared: &Shared, source: &dyn RecordSource) -> Result<(), 
     }
     let mut last = shared.record.last.lock();
     last.times = Some((began, clock.now()));
-    last.covers = Some(covers).filter(|_| !shared.record.is_stale.load(Ordering::Acquire));
+    let is_doubted = |doubt: &AtomicBool| doubt.load(Ordering::Acquire);
+    let is_good = !is_doubted(&shared.record.is_stale) && !is_doubted(&shared.record.is_lacking);
+    last.covers = is_good.then_some(covers);
     Ok(())
 }
 

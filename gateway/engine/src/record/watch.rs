@@ -59,7 +59,7 @@ pub(crate) async fn look_over(shared: &Shared) -> Result<u64, EngineError> {
     if is_lost {
         known.lose(id);
     }
-    shared.record.last.lock().covers = None;
+    shared.record.lacks_something();
     Ok(found)
 }
 
@@ -210,9 +210,13 @@ fn is_to_be_completed(shared: &Shared, interval: Duration) -> bool {
 /// The last checkpoint of an engine that stops, if anything changed since the one before.
 pub(crate) async fn checkpoint_last(shared: &Shared) {
     let Some(source) = source(shared) else { return };
-    let covers = shared.record.last.lock().covers.unwrap_or_default();
-    if source.changes() == covers {
-        return;
+    {
+        let last = shared.record.last.lock();
+        // Before the first one since the start, what an earlier run recorded counts; after it, what was doubted since does not.
+        let covers = last.covers.or_else(|| last.times.is_none().then(RecordChanges::default));
+        if covers == Some(source.changes()) {
+            return;
+        }
     }
     let done = cairn_model::timeout(&*shared.ports.clock, LAST_LIMIT, checkpoint(shared)).await;
     match done {

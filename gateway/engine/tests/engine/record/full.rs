@@ -297,6 +297,27 @@ async fn a_checkpoint_is_tried_again_when_something_went_without_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_due_as_long_as_the_newest_one_names_what_is_gone() {
+    let replicas = Replicas::new(3).await;
+    let (engine, mut disk) = filled(&replicas.cluster, MIB).await;
+    replicas.clock.advance(20);
+    engine.checkpoint().await.unwrap();
+    replicas.overwrite(&engine, &mut disk, 2).await;
+    assert!(!engine.status().record.waits);
+    for node in 0..3 {
+        replicas.fill(node, "record/manifests", false);
+    }
+    engine.reclaim(false).await.unwrap();
+    assert_eq!(replicas.doomed().await, 0, "nothing is left that waits for one");
+    assert!(engine.status().record.waits, "{:?}", engine.status().record);
+    replicas.is_full.store(false, Ordering::Relaxed);
+    engine.checkpoint().await.unwrap();
+    assert!(!engine.status().record.waits);
+    disk.check_all().await;
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_on_its_way_in_an_earlier_run_may_be_a_day_old() {
     for (hours, goes) in [(23, false), (25, true)] {
         let replicas = Replicas::new(3).await;
