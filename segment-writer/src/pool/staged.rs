@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Written at once. What is shorter goes through the page cache.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -20,11 +20,14 @@ const BLOCK: usize = 4096;
 static SPARE: Mutex<Vec<AlignedBuffer>> = Mutex::new(Vec::new());
 const SPARE_MAX: usize = 8;
 
+/// After so many refused writes in a row the file system is taken for one that has no direct I/O, or not of our kind.
+const REFUSALS_MAX: u32 = 4;
+
 /// Writes payloads to files of one file system.
 #[derive(Debug, Default)]
 pub(super) struct FileWriter {
-    /// The file system has no direct I/O, or not of our kind.
-    is_refused: AtomicBool,
+    /// Direct writes that were refused: some file systems have none, others only of larger blocks than ours.
+    refusals: AtomicU32,
 }
 
 impl FileWriter {
@@ -39,21 +42,25 @@ impl FileWriter {
         payload: &PutPayload,
         directly: impl FnOnce(&mut File, &PutPayload) -> io::Result<()>,
     ) -> io::Result<()> {
-        if payload.content_length() >= BUFFER_BYTES && !self.is_refused.load(Ordering::Relaxed) {
+        if payload.content_length() >= BUFFER_BYTES && self.refusals.load(Ordering::Relaxed) < REFUSALS_MAX {
             match directly(file, payload) {
-                // No direct I/O here, which some file systems say when they are asked for it, and others when something is written.
+                // No direct I/O here, which some file systems say when they are asked for it, and others when something is written; or it was something else, as a write that was
+                // cut short.
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
                 {
-                    // In the middle it may be something else, as a write that was cut short.
-                    if file.stream_position()? == 0 {
+                    if self.refusals.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS_MAX {
                         tracing::info!(%error, "no direct I/O: objects are written through the page cache");
-                        self.is_refused.store(true, Ordering::Relaxed);
                     }
                     file.set_len(0)?;
                     file.rewind()?;
                 }
-                written => return written,
+                written => {
+                    if written.is_ok() {
+                        self.refusals.store(0, Ordering::Relaxed);
+                    }
+                    return written;
+                }
             }
         }
         for piece in payload {
@@ -74,8 +81,8 @@ fn write_directly(file: &mut File, payload: &PutPayload) -> io::Result<()> {
             spare.push(buffer);
         }
     }
-    fcntl_setfl(&*file, flags)?;
-    written
+    let restored = fcntl_setfl(&*file, flags);
+    written.and(restored.map_err(io::Error::from))
 }
 
 /// Writes the payload with direct writes of whole blocks, and cuts off what the last one has too much.
@@ -141,33 +148,40 @@ mod tests {
             writer.write(&mut file, &payload).unwrap();
             assert!(std::fs::read(&path).unwrap() == bytes, "{pieces:?}");
         }
+        // Either all of it works or nothing does.
+        let (refusals, is_refused_at_once) =
+            (writer.refusals.load(Ordering::Relaxed), is_refused_at_once(folder.path()));
+        assert_eq!(refusals, if is_refused_at_once { REFUSALS_MAX } else { 0 });
+    }
+
+    /// Whether the file system has no direct I/O at all.
+    fn is_refused_at_once(folder: &std::path::Path) -> bool {
+        let mut file = File::create_new(folder.join("one block")).unwrap();
+        let buffer = AlignedBuffer::zeroed(BLOCK);
+        let flags = fcntl_getfl(&file).unwrap();
+        fcntl_setfl(&file, flags | OFlags::DIRECT).is_err() || file.write_all(&buffer).is_err()
     }
 
     #[test]
     fn without_direct_io_files_are_written_all_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let (payload, bytes) = payload(&[3 << 20, 17]);
-        let writes_first = [0, 4 << 20];
-        for (number, length) in writes_first.into_iter().enumerate() {
-            for kind in [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported] {
+        for kind in [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported] {
+            let (writer, mut tries) = (FileWriter::default(), 0);
+            for number in 0..REFUSALS_MAX + 2 {
                 let path = folder.path().join(format!("{number} {kind}"));
-                let (writer, mut file) = (FileWriter::default(), File::create_new(&path).unwrap());
+                let mut file = File::create_new(&path).unwrap();
+                // At once, or where something was written already, and more than is put.
+                let length = if number % 2 == 0 { 0 } else { 4 << 20 };
                 let refuse = |file: &mut File, _: &PutPayload| {
+                    tries += 1;
                     file.write_all(&vec![1; length])?;
                     Err(kind.into())
                 };
                 writer.write_with(&mut file, &payload, refuse).unwrap();
                 assert!(std::fs::read(&path).unwrap() == bytes, "{kind} after {length} bytes");
-                let is_refused = writer.is_refused.load(Ordering::Relaxed);
-                assert_eq!(is_refused, length == 0, "in the middle it is not said of the file system");
-                if is_refused {
-                    file.set_len(0).unwrap();
-                    file.rewind().unwrap();
-                    let never = |_: &mut File, _: &PutPayload| panic!("it is known");
-                    writer.write_with(&mut file, &payload, never).unwrap();
-                    assert!(std::fs::read(&path).unwrap() == bytes);
-                }
             }
+            assert_eq!(tries, REFUSALS_MAX, "then it is known");
         }
     }
 
