@@ -11,6 +11,8 @@ use system_tests::random::Random;
 const MIB: u64 = 1 << 20;
 const SET_BYTES: u64 = 96 * MIB;
 const READS: u64 = SET_BYTES / 4096;
+/// What a miss reads and keeps.
+const REGION_BYTES: u64 = 128 << 10;
 
 /// A gateway with little RAM and enough flash, and a volume that fio filled and that was brought to the pool.
 fn filled(config: &str) -> Result<Gateway> {
@@ -48,6 +50,11 @@ fn after_a_restart_and_after_sigkill_reads_come_from_flash() -> Result<()> {
         fio::verifies_random_reads(&gateway.export("vol"), SET_BYTES)?;
         let reached = number(&gateway, "/pool/gets")? - before;
         assert!(reached * 50 <= READS, "{reached} of {READS} reads reached the pool (in order: {orderly})");
+        let regions = SET_BYTES / REGION_BYTES;
+        assert!(
+            reached * 10 <= regions,
+            "{reached} of {regions} regions were not there (in order: {orderly})"
+        );
     }
     Ok(())
 }
