@@ -19,7 +19,7 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
     def ask(self, method, path, body=None):
-        headers = {} if body is None else {"content-type": "application/json"}
+        headers = {} if method == "GET" else {"content-type": "application/json"}
         self.request(method, path, None if body is None else json.dumps(body), headers)
         answer = self.getresponse()
         told = answer.read()
