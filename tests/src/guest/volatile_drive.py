@@ -4,7 +4,8 @@
 # sectors the drive moves some to the medium by itself, `keeps` per cent at once and more when the cache is full, in
 # no order: so a power cut leaves any subset of what was not flushed, and cuts requests anywhere between two sectors.
 # A flush moves everything to the medium before it is answered: this drive is honest, unless `flushes=lost` makes
-# it answer them and do nothing.
+# it answer them and do nothing. Such a drive has a cache that is never full: with `keeps=0` a power cut leaves what there
+# was when it was switched on, a file system that is whole and old.
 
 import os
 import random
@@ -94,7 +95,7 @@ def pwrite(h, buf, offset, flags):
     else:
         chosen = [sector for sector in sectors if dice.randrange(100) < keeps]
     destage(chosen)
-    if len(cache) > CACHE_SECTORS_MAX:
+    if honest and len(cache) > CACHE_SECTORS_MAX:
         destage(dice.sample(sorted(cache), len(cache) // 2))
 
 
