@@ -56,6 +56,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// queue. What fails is reported by [`DiskFile::sync`].
     fn start_write_back(&self, _offset: u64, _length: u64) {}
 
-    /// Makes everything written durable, also what an earlier process wrote. Never retried after a failure.
+    /// Makes durable what was written when it began, also what an earlier process wrote. Writes may go on beside it, other syncs of
+    /// the same file do not. Never retried after a failure.
     fn sync(&self) -> DiskFuture<'_, ()>;
 }

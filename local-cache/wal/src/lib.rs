@@ -28,6 +28,7 @@ mod ring;
 mod scan;
 mod self_service;
 mod shared;
+mod syncer;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod wal;

@@ -52,7 +52,7 @@ impl Progress {
         self.waiters.lock().by_position.last_key_value().map(|(&(lsn, _), _)| lsn)
     }
 
-    /// Only the writer calls this, with growing positions.
+    /// Whoever has the writer calls this, or the syncer while a sync of its own is under way; with growing positions.
     pub(crate) fn advance(&self, to: Lsn) {
         self.reached.store(to.get(), Ordering::Release);
         let satisfied = {

@@ -22,7 +22,9 @@
 //! - the new header is torn: no frame was written under it, so the file counts as free.
 //! - the new header is durable: it is the newest file.
 //!
-//! The last durable frame can be damaged without trace when nothing was sealed after its sync: that cannot be told from a torn tail.
+//! A durable frame can be damaged without trace, with all behind it, when no frame that was sealed after the end of its sync is there:
+//! that cannot be told from a torn tail. Those are the frames of the last sync, and those of the one before it when all that the
+//! last one covers was sealed beside that.
 //! Neither can the loss of the newest file as a whole, nor an earlier header that came back in its place together with the loss of
 //! its first frame.
 

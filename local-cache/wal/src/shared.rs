@@ -4,6 +4,7 @@ use crate::format::{PAGE_BYTES, PAYLOAD_BYTES_MAX, frame_bytes};
 use crate::progress::{End, Progress, Stopped};
 use crate::record::{DATA_BYTES_MAX, RECORD_OVERHEAD_MAX, Record};
 use crate::ring::Ring;
+use crate::syncer::Syncer;
 use crate::{Disk, WalConfig, WalError, WalIdentity};
 use cairn_model::crypto::SecretKey;
 use cairn_model::{Lsn, Ports};
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// A record on its way to the writer.
@@ -73,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) written: Progress,
     /// Durable.
     pub(crate) synced: Progress,
+    pub(crate) syncer: Syncer,
     /// Pages of the ring that nobody is charged for. Fair: first come, first served.
     pub(crate) space: Semaphore,
     /// Pages of the queue that nobody is charged for.
@@ -85,6 +88,9 @@ pub(crate) struct Shared {
     pub(crate) growth_stopped: OnceLock<String>,
     poisoned: OnceLock<Arc<str>>,
 }
+
+/// Until it is known better: the writer's thread finds out how long a sync takes before a caller tries.
+const SYNC_TIME_EXPECTED: Duration = Duration::from_micros(1200);
 
 pub(crate) fn pages(bytes: u64) -> usize {
     usize::try_from(bytes / PAGE_BYTES).expect("page counts fit memory's size")
@@ -99,6 +105,7 @@ impl Shared {
             ring: Mutex::new(ring),
             written: Progress::new(last),
             synced: Progress::new(last),
+            syncer: Syncer::new(SYNC_TIME_EXPECTED),
             space: Semaphore::new(pages(countable_bytes)),
             queue_room: Semaphore::new(pages(context.config.queue_bytes)),
             writer_thread: AtomicWaker::new(),
@@ -112,8 +119,22 @@ impl Shared {
 
     /// Whether there is something to write, sync or close.
     pub(crate) fn wants_writer(&self) -> bool {
-        let queue = self.queue.lock();
-        queue.closing || !queue.records.is_empty() || self.synced.wanted().is_some()
+        let (closing, is_empty) = {
+            let queue = self.queue.lock();
+            (queue.closing, queue.records.is_empty())
+        };
+        closing
+            || if self.syncer.is_busy() {
+                !is_empty && self.wants_frame_beside_sync()
+            } else {
+                !is_empty || self.synced.wanted().is_some()
+            }
+    }
+
+    /// Whether somebody waits for a frame and not for its sync. For the others the queue gathers until the sync that is under way
+    /// has ended: one frame is less work than many.
+    pub(crate) fn wants_frame_beside_sync(&self) -> bool {
+        self.written.wanted().is_some() || self.room_waiters.load(Ordering::SeqCst) > 0
     }
 
     /// Nothing is acknowledged from here on. The first cause stays.
@@ -129,6 +150,11 @@ impl Shared {
         self.end(End::Closed);
     }
 
+    /// It was closed, or failed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.space.is_closed()
+    }
+
     fn end(&self, end: End) {
         let dropped = {
             let mut queue = self.queue.lock();
@@ -141,6 +167,7 @@ impl Shared {
         self.space.close();
         self.queue_room.close();
         self.grower.wake();
+        self.syncer.wake();
     }
 
     pub(crate) fn poison_cause(&self) -> Option<&Arc<str>> {

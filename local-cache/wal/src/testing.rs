@@ -1,17 +1,22 @@
 //! A disk in memory that loses power, and the ports to run the log on one thread under a seed.
 //!
-//! The disk keeps what is durable apart from what was only written. [`MemoryDisk::lose_power`] keeps any subset of
-//! the unsynced 512-byte sectors, and tears some of the others. A failed sync leaves pages that read as written and are not on the
-//! device, as Linux does; a disk may also lie about its syncs, and flip bits of what it holds. Operations yield now and then, so
-//! that the seed decides how tasks interleave.
+//! The disk keeps what is durable apart from what was only written. A sync makes durable what was written when it began.
+//! [`MemoryDisk::lose_power`] keeps any subset of the unsynced 512-byte sectors, and tears some of the others. A failed sync leaves
+//! pages that read as written and are not on the device, as Linux does; a disk may also lie about its syncs, and flip bits of what it
+//! holds. Operations yield now and then, so that the seed decides how tasks interleave.
 
 use crate::disk::{Disk, DiskFile, DiskFuture};
-use cairn_model::{DedicatedWork, Entropy, Ports, SeededEntropy, Spawn, SystemClock};
+use cairn_model::{
+    Clock, DedicatedWork, Entropy, Monotonic, Ports, SeededEntropy, Spawn, SystemClock, WallTime,
+};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
 
 const SECTOR: usize = 512;
@@ -61,10 +66,23 @@ struct FileState {
     durable: Vec<u8>,
     /// Per sector: written since the last sync.
     dirty: Vec<bool>,
-    /// Syncs that had something to do.
-    syncs: u64,
-    /// The last writes that no later one touched, and how many syncs were before each.
-    recent: VecDeque<(Range<usize>, u64)>,
+    /// The last writes that no later one touched.
+    recent: VecDeque<Recent>,
+}
+
+#[derive(Debug, Clone)]
+struct Recent {
+    range: Range<usize>,
+    /// Syncs that began after it, made something durable, and ended.
+    followed_by: u64,
+}
+
+/// What a sync makes durable.
+struct Covered {
+    /// The sectors that were dirty when it began, and what they held.
+    sectors: Vec<(usize, Vec<u8>)>,
+    /// The recent writes of before.
+    writes: Vec<Range<usize>>,
 }
 
 struct State {
@@ -85,6 +103,8 @@ pub struct MemoryDisk {
     state: Arc<Mutex<State>>,
     dice: Arc<Dice>,
     stopped: watch::Sender<bool>,
+    /// Syncs that began do not end.
+    held: watch::Sender<bool>,
     at_once: bool,
 }
 
@@ -108,6 +128,7 @@ impl MemoryDisk {
             state: Arc::new(Mutex::new(state)),
             dice: Arc::new(Dice::new(seed)),
             stopped: watch::channel(false).0,
+            held: watch::channel(false).0,
             at_once: false,
         }
     }
@@ -130,6 +151,19 @@ impl MemoryDisk {
         stopped.wait_for(|&stopped| stopped).await.expect("the disk is here");
     }
 
+    /// From now on syncs begin and do not end, until [`MemoryDisk::release_syncs`].
+    pub fn hold_syncs(&self) {
+        self.held.send_replace(true);
+    }
+
+    pub fn release_syncs(&self) {
+        self.held.send_replace(false);
+    }
+
+    fn are_syncs_held(&self) -> bool {
+        *self.held.borrow()
+    }
+
     /// Goes on after [`MemoryDisk::stop_after`], for the next process; without a power loss nothing is lost.
     pub fn restart(&self) {
         let mut state = self.state.lock();
@@ -137,6 +171,7 @@ impl MemoryDisk {
         state.fault = None;
         state.lies = false;
         self.stopped.send_replace(false);
+        self.release_syncs();
     }
 
     /// From now on syncs succeed and make nothing durable, until [`MemoryDisk::restart`].
@@ -162,8 +197,8 @@ impl MemoryDisk {
         let mut state = self.state.lock();
         let mut candidates = Vec::new();
         for (name, file) in &state.files {
-            let old = file.recent.iter().filter(|(_, before)| before + syncs <= file.syncs);
-            candidates.extend(old.map(|(range, _)| (name.clone(), range.clone())));
+            let old = file.recent.iter().filter(|write| write.followed_by >= syncs);
+            candidates.extend(old.map(|write| (name.clone(), write.range.clone())));
         }
         let chosen = self.dice.below(candidates.len().max(1) as u64);
         let (name, range) = candidates.into_iter().nth(position(chosen))?;
@@ -180,15 +215,17 @@ impl MemoryDisk {
         let mut state = self.state.lock();
         state.has_lied = false;
         for file in state.files.values_mut() {
-            for sector in file.take_dirty() {
+            let dirty = file.dirty_sectors();
+            file.dirty.clear();
+            for (sector, bytes) in dirty {
                 if self.dice.percent(keep_percent) {
-                    file.persist(sector, SECTOR);
+                    file.persist(sector, &bytes);
                 } else if self.dice.percent(TORN_PERCENT) {
-                    file.persist(sector, position(self.dice.below(SECTOR as u64)));
+                    let torn = position(self.dice.below(SECTOR as u64)).min(bytes.len());
+                    file.persist(sector, &bytes[..torn]);
                 }
             }
-            let syncs = file.syncs;
-            file.recent.retain(|(_, before)| *before < syncs);
+            file.recent.retain(|write| write.followed_by > 0);
             file.cached.clone_from(&file.durable);
         }
     }
@@ -227,6 +264,15 @@ impl MemoryDisk {
 
     /// Lets others run, fails, or stops for good.
     async fn change(&self, operation: &Operation) -> io::Result<()> {
+        self.change_or(operation, || Ok(())).await
+    }
+
+    /// The same; `interrupted` may have an effect when this is what the end of the process interrupts.
+    async fn change_or(
+        &self,
+        operation: &Operation,
+        interrupted: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
         if !self.at_once {
             for _ in 0..self.dice.below(3) {
                 tokio::task::yield_now().await;
@@ -249,9 +295,8 @@ impl MemoryDisk {
             (stopped, state.lies)
         };
         if stopped {
-            // The operation that the end of the process interrupts may still take effect.
-            if let (Operation::Sync(name), true) = (operation, self.dice.percent(50) && !lies) {
-                self.with_file(name, FileState::sync)?;
+            if !lies && self.dice.percent(50) {
+                interrupted()?;
             }
             self.stopped.send_replace(true);
             if self.at_once {
@@ -272,25 +317,48 @@ impl MemoryDisk {
 }
 
 impl FileState {
-    fn take_dirty(&mut self) -> Vec<usize> {
-        let dirty = std::mem::take(&mut self.dirty);
-        dirty.into_iter().enumerate().filter_map(|(sector, dirty)| dirty.then_some(sector)).collect()
+    fn dirty_sectors(&self) -> Vec<(usize, Vec<u8>)> {
+        let dirty = self.dirty.iter().enumerate().filter_map(|(sector, dirty)| dirty.then_some(sector));
+        dirty.map(|sector| (sector, self.sector(sector).to_vec())).collect()
     }
 
-    /// Makes so many of the sector's first bytes durable.
-    fn persist(&mut self, sector: usize, bytes: usize) {
-        let range = sector * SECTOR..(sector * SECTOR + bytes).min(self.cached.len());
+    fn sector(&self, sector: usize) -> &[u8] {
+        &self.cached[sector * SECTOR..((sector + 1) * SECTOR).min(self.cached.len())]
+    }
+
+    /// Makes the sector's first bytes durable.
+    fn persist(&mut self, sector: usize, bytes: &[u8]) {
+        let range = sector * SECTOR..sector * SECTOR + bytes.len();
         if self.durable.len() < range.end {
             self.durable.resize(range.end, 0);
         }
-        self.durable[range.clone()].copy_from_slice(&self.cached[range]);
+        self.durable[range].copy_from_slice(bytes);
     }
 
-    fn sync(&mut self) {
-        let dirty = self.take_dirty();
-        self.syncs += u64::from(!dirty.is_empty());
-        for sector in dirty {
-            self.persist(sector, SECTOR);
+    fn begin_sync(&mut self) -> Covered {
+        let writes = self.recent.iter().map(|write| write.range.clone()).collect();
+        Covered { sectors: self.dirty_sectors(), writes }
+    }
+
+    /// The sync ends. What was written meanwhile, here or elsewhere, is as it was.
+    fn end_sync(&mut self, covered: &Covered) {
+        for (sector, bytes) in &covered.sectors {
+            self.persist(*sector, bytes);
+        }
+        self.clean(covered);
+        if !covered.sectors.is_empty() {
+            let followed = self.recent.iter_mut().filter(|write| covered.writes.contains(&write.range));
+            followed.for_each(|write| write.followed_by += 1);
+        }
+    }
+
+    /// The device has these sectors, or the kernel thinks so.
+    fn clean(&mut self, covered: &Covered) {
+        for (sector, bytes) in &covered.sectors {
+            let is_as_it_was = self.sector(*sector) == bytes;
+            if let (Some(dirty), true) = (self.dirty.get_mut(*sector), is_as_it_was) {
+                *dirty = false;
+            }
         }
     }
 
@@ -305,9 +373,9 @@ impl FileState {
             self.dirty.resize(sectors.end, false);
         }
         self.dirty[sectors].fill(true);
-        self.recent.retain(|(other, _)| other.end <= offset || end <= other.start);
+        self.recent.retain(|other| other.range.end <= offset || end <= other.range.start);
         if !bytes.is_empty() {
-            self.recent.push_back((offset..end, self.syncs));
+            self.recent.push_back(Recent { range: offset..end, followed_by: 0 });
         }
         if self.recent.len() > RECENT_WRITES {
             self.recent.pop_front();
@@ -432,14 +500,20 @@ impl DiskFile for MemoryFile {
 
     fn sync(&self) -> DiskFuture<'_, ()> {
         Box::pin(async {
-            let synced = self.disk.change(&Operation::Sync(self.name())).await;
+            let covered = self.disk.with_file(&self.name(), FileState::begin_sync)?;
+            if self.disk.are_syncs_held() {
+                let mut held = self.disk.held.subscribe();
+                held.wait_for(|&held| !held).await.expect("the disk is here");
+            }
+            let interrupted = || self.disk.with_file(&self.name(), |file| file.end_sync(&covered));
+            let synced = self.disk.change_or(&Operation::Sync(self.name()), interrupted).await;
             let lies = self.disk.state.lock().lies;
             self.disk.with_file(&self.name(), |file| match &synced {
                 Ok(()) if lies => {}
-                Ok(()) => file.sync(),
+                Ok(()) => file.end_sync(&covered),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The kernel calls the pages clean now and forgets that they are not on the device.
-                Err(_) => file.dirty.clear(),
+                Err(_) => file.clean(&covered),
             })?;
             synced
         })
@@ -471,11 +545,44 @@ impl TaskSpawn {
     }
 }
 
+/// Time passes when somebody looks, as much as the seed says: on some disks syncs are fast, on others they take long.
+#[derive(Debug)]
+struct SeededClock {
+    dice: Dice,
+    /// At most, between two looks.
+    step_nanos: u64,
+    nanos: AtomicU64,
+    others: SystemClock,
+}
+
+impl SeededClock {
+    fn new(seed: u64) -> Self {
+        let dice = Dice::new(seed ^ 0xc10c);
+        let step_nanos = [100_000, 1_000_000, 5_000_000][position(dice.below(3))];
+        Self { dice, step_nanos, nanos: AtomicU64::new(0), others: SystemClock::new() }
+    }
+}
+
+impl Clock for SeededClock {
+    fn now(&self) -> Monotonic {
+        let step = self.dice.below(self.step_nanos);
+        Monotonic::from_origin(Duration::from_nanos(self.nanos.fetch_add(step, Ordering::Relaxed) + step))
+    }
+
+    fn wall(&self) -> WallTime {
+        self.others.wall()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        self.others.sleep(duration)
+    }
+}
+
 /// Ports for one life of a process in a single-threaded runtime.
 pub fn ports(seed: u64) -> (Ports, Arc<TaskSpawn>) {
     let spawn = Arc::new(TaskSpawn::default());
     let ports = Ports {
-        clock: Arc::new(SystemClock::new()),
+        clock: Arc::new(SeededClock::new(seed)),
         entropy: Arc::new(SeededEntropy::new(seed)),
         spawn: Arc::clone(&spawn) as Arc<dyn Spawn>,
     };

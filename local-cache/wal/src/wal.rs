@@ -7,6 +7,7 @@ use crate::record::Record;
 use crate::recovery::Recovery;
 use crate::self_service::SelfService;
 use crate::shared::{Context, Permit, Shared};
+use crate::syncer;
 use crate::writer::{self, Current, Writer};
 use crate::{WalConfig, WalError, WalIdentity};
 use bytes::Bytes;
@@ -71,14 +72,11 @@ impl Wal {
     pub(crate) fn start(shared: Arc<Shared>, current: Current) -> Result<Self, WalError> {
         let (threads, thread) = watch::channel(());
         let writer = Arc::new(Mutex::new(Writer::new(Arc::clone(&shared), current)));
-        spawn(&shared, "wal-writer", 0, &thread, writer::run(Arc::clone(&shared), Arc::clone(&writer)))?;
-        spawn(&shared, "wal-grower", 10, &thread, grower::run(Arc::clone(&shared)))?;
-        let mut readers = Vec::new();
-        for _ in 0..shared.context.config.readers {
-            let (sender, requests) = mpsc::channel(REQUESTS_MAX);
-            spawn(&shared, "wal-reader", 0, &thread, Reader::new(Arc::clone(&shared), requests).run())?;
-            readers.push(sender);
-        }
+        let readers = start_threads(&shared, &writer, &thread).inspect_err(|error| {
+            // Those that did start end.
+            shared.poison(&error.to_string());
+            shared.writer_thread.wake();
+        })?;
         let readers = parking_lot::Mutex::new(readers);
         let handle = Arc::new(Handle { shared: Arc::clone(&shared), readers, threads });
         let self_service = SelfService::new(Arc::clone(&shared), writer);
@@ -227,6 +225,24 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Starts the log's threads; how to reach those that read.
+fn start_threads(
+    shared: &Arc<Shared>,
+    writer: &Arc<Mutex<Writer>>,
+    thread: &watch::Receiver<()>,
+) -> Result<Vec<mpsc::Sender<ReadRequest>>, WalError> {
+    spawn(shared, "wal-writer", 0, thread, writer::run(Arc::clone(shared), Arc::clone(writer)))?;
+    spawn(shared, "wal-syncer", 0, thread, syncer::run(Arc::clone(shared)))?;
+    spawn(shared, "wal-grower", 10, thread, grower::run(Arc::clone(shared)))?;
+    let mut readers = Vec::new();
+    for _ in 0..shared.context.config.readers {
+        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
+        spawn(shared, "wal-reader", 0, thread, Reader::new(Arc::clone(shared), requests).run())?;
+        readers.push(sender);
+    }
+    Ok(readers)
 }
 
 /// Lets the caller's task come to its other requests first: what they append goes into the same frame.

@@ -7,7 +7,8 @@
 //! 2. Only the current file may hold bytes that are not durable: a file is synced before the next one's header is
 //!    written. A header is durable before the first frame of its file is written.
 //! 3. A file is overwritten only after a durable frame or header says that all its records are freed.
-//! 4. After a failed write or sync nothing more is written and nothing is acknowledged.
+//! 4. After a failed write or sync nothing more is written and nothing is acknowledged, but for a frame that is on its way while
+//!    a sync fails beside it (`syncer`).
 //!
 //! Crash cases when moving to the next file (old file A, next file B):
 //! - before A's last frame is durable: A is the newest file; its unsynced end is a torn tail. B is as it was, and
@@ -25,6 +26,7 @@ use crate::format::{
 use crate::ring::{LogFile, Slot, countable};
 use crate::self_service::Taken;
 use crate::shared::{Context, Queued, Shared, pages};
+use crate::syncer::ToSync;
 use cairn_model::crypto::{Cipher, TAG_BYTES};
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{AlignedBuffer, Lsn};
@@ -45,7 +47,7 @@ const PAYLOAD_AT_ONCE_MAX: usize = 160 << 10;
 /// Callers leave writes to the thread while they take longer: the page cache is being throttled.
 const WRITE_TIME_MAX: Duration = Duration::from_micros(200);
 
-/// Callers leave slower syncs to the thread: beside them its wake-up is nothing.
+/// Where syncs take longer, waking another thread for one is nothing in comparison.
 const SYNC_TIME_MAX: Duration = Duration::from_micros(600);
 
 /// The payload of a frame of at most so many bytes.
@@ -55,7 +57,7 @@ fn payload_room(bytes: u64) -> usize {
 }
 
 /// A moving average that the last eight or so decide.
-fn average(before: Duration, now: Duration) -> Duration {
+pub(crate) fn average(before: Duration, now: Duration) -> Duration {
     (before * 7 + now) / 8
 }
 
@@ -120,9 +122,7 @@ pub(crate) struct Writer {
     batch_bytes: usize,
     /// Somebody waits for the durability of this position.
     sync_target: Option<Lsn>,
-    /// How long a sync took lately.
-    sync_time: Duration,
-    /// The same for writes of short frames.
+    /// How long writes of short frames took lately.
     write_time: Duration,
     /// Of the last frame. More than one means requests side by side.
     records_in_frame: u32,
@@ -142,8 +142,6 @@ impl Writer {
             batch: Vec::new(),
             batch_bytes: 0,
             sync_target: None,
-            // The thread finds out how long a sync takes before a caller tries.
-            sync_time: SYNC_TIME_MAX * 2,
             write_time: Duration::ZERO,
             records_in_frame: 0,
             frames_since_sync: 0,
@@ -155,9 +153,12 @@ impl Writer {
     /// Does what there is to do; whether the log is closed now.
     async fn serve(&mut self) -> Result<bool, WalError> {
         while !self.ended {
+            // A sync may have failed beside it.
+            self.shared.check_alive()?;
             match self.pick_step() {
                 Some(Step::Frame) => self.write_batch(Next::Unknown).await?,
-                Some(Step::Sync) => self.sync().await?,
+                Some(Step::Sync) if self.sync_is_short() => self.sync().await?,
+                Some(Step::Sync) => self.have_synced()?,
                 Some(Step::Close) => {
                     self.write_last_frame(self.freed_through()).await?;
                     self.ended = true;
@@ -178,7 +179,7 @@ impl Writer {
     /// Writes all that is queued as one frame of the current file. Does nothing where that is likely to take longer than a copy
     /// into the page cache.
     pub(crate) fn write_at_once(&mut self, next: Next) {
-        if self.ended || self.write_time > WRITE_TIME_MAX {
+        if self.ended || self.shared.has_ended() || self.write_time > WRITE_TIME_MAX {
             return;
         }
         let to_write_back = WRITE_BACK_BYTES - self.current.offset % WRITE_BACK_BYTES - PAGE_BYTES;
@@ -189,20 +190,29 @@ impl Writer {
         }
     }
 
-    /// Syncs what is written on the caller's thread. Does nothing where syncs have taken long lately, and where this one
-    /// has more to do than is usual there.
+    /// Syncs what is written on the caller's thread, or has it synced where that may take long or stop others. Does nothing while
+    /// a sync is under way.
     pub(crate) fn sync_at_once(&mut self) {
-        let is_short = self.sync_time <= SYNC_TIME_MAX
-            && self.records_in_frame <= 1
-            && self.frames_since_sync <= FRAMES_OF_EAGER_SYNC;
-        if self.ended || !is_short {
+        if self.ended || self.shared.syncer.is_busy() {
             return;
+        }
+        if !self.sync_is_short() {
+            let begun = self.have_synced();
+            return self.settle(Some(begun));
         }
         let spawn = Arc::clone(&self.shared.context.ports.spawn);
         spawn.in_place(&mut || {
             let synced = self.sync().now_or_never();
             self.settle(synced);
         });
+    }
+
+    /// Whether a sync is likely to stop nobody for long: syncs have been fast lately, this one has no more to do than those,
+    /// and who waits for it seems to be alone.
+    fn sync_is_short(&self) -> bool {
+        self.shared.syncer.time() <= SYNC_TIME_MAX
+            && self.records_in_frame <= 1
+            && self.frames_since_sync <= FRAMES_OF_EAGER_SYNC
     }
 
     fn settle(&mut self, done: Option<Result<(), WalError>>) {
@@ -217,16 +227,21 @@ impl Writer {
     }
 
     /// A sync comes as soon as everything is written that those who wait at this moment wait for: it serves them
-    /// all, and a stream of further writes cannot put it off.
+    /// all, and a stream of further writes cannot put it off. Who comes during a sync waits for the next one.
     fn pick_step(&mut self) -> Option<Step> {
-        if self.sync_target.is_none() {
-            self.sync_target = self.shared.synced.wanted();
-        }
-        if self.sync_target.is_some_and(|target| target <= self.shared.written.reached()) {
-            return Some(Step::Sync);
-        }
         // In this order: what was appended before closing began is taken.
         let closing = self.shared.queue.lock().closing;
+        if !self.shared.syncer.is_busy() {
+            let synced = self.shared.synced.reached();
+            if self.sync_target.is_none_or(|target| target <= synced) {
+                self.sync_target = self.shared.synced.wanted();
+            }
+            if self.sync_target.is_some_and(|target| target <= self.shared.written.reached()) {
+                return Some(Step::Sync);
+            }
+        } else if !closing && !self.shared.wants_frame_beside_sync() {
+            return None;
+        }
         if self.take_batch() { Some(Step::Frame) } else { closing.then_some(Step::Close) }
     }
 
@@ -332,18 +347,37 @@ impl Writer {
         Ok(length)
     }
 
-    async fn sync(&mut self) -> Result<(), WalError> {
+    /// What is written is synced while more is written. None is under way.
+    fn have_synced(&mut self) -> Result<(), WalError> {
+        if let Some(through) = self.begin_sync()? {
+            let slot = &self.current.slot;
+            self.shared.syncer.begin(ToSync { file: Arc::clone(&slot.file), name: slot.name(), through });
+        }
+        Ok(())
+    }
+
+    /// What there is to sync, if there is something. None is under way.
+    fn begin_sync(&mut self) -> Result<Option<Lsn>, WalError> {
+        // The one that just ended may have failed, and this one would not be told again.
+        self.shared.check_alive()?;
         self.sync_target = None;
         let written = self.shared.written.reached();
-        if written > self.shared.synced.reached() {
+        Ok((written > self.shared.synced.reached()).then(|| {
             self.frames_before_sync = std::mem::take(&mut self.frames_since_sync);
+            written
+        }))
+    }
+
+    /// Syncs what is written, while nothing is. None is under way.
+    async fn sync(&mut self) -> Result<(), WalError> {
+        if let Some(written) = self.begin_sync()? {
             let clock = &self.shared.context.ports.clock;
             let began = clock.now();
             let synced = self.current.slot.file.sync().await;
             if !is_planted(Bug::IgnoreFailedSync) {
                 synced.map_err(|error| WalError::io("sync", &self.current.slot.name(), error))?;
             }
-            self.sync_time = average(self.sync_time, clock.now().since(began));
+            self.shared.syncer.took(clock.now().since(began));
             self.shared.synced.advance(written);
         }
         Ok(())
@@ -355,6 +389,8 @@ impl Writer {
 
     /// Ends the current file: nothing can be lost from it afterwards.
     async fn write_last_frame(&mut self, freed_through: Lsn) -> Result<(), WalError> {
+        self.shared.syncer.idle().await;
+        self.shared.check_alive()?;
         let written = self.shared.written.reached();
         self.write_frame(written.next(), 0, 0, true, freed_through).await?;
         let synced = self.current.slot.file.sync().await;

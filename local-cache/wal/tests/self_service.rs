@@ -3,15 +3,14 @@
 
 mod support;
 
-use cairn_model::{Clock, Lsn, Monotonic, Ports, WallTime};
-use cairn_wal::testing::{Dice, MemoryDisk, Operation, ports};
+use cairn_model::{Lsn, Ports};
+use cairn_wal::testing::{Dice, MemoryDisk, Operation};
 use cairn_wal::{FileDisk, Wal, WalConfig, WalError};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
-use support::{Life, identity, key, small, write};
+use support::{Life, identity, key, life_at_once, life_with_fast_syncs, small, write};
 
 async fn append(wal: &Wal, seq: u64) -> Lsn {
     let permit = wal.reserve(4096).await.unwrap();
@@ -21,42 +20,6 @@ async fn append(wal: &Wal, seq: u64) -> Lsn {
 /// Polls without letting the log's thread, a task of this test's single thread, have a turn.
 fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-}
-
-/// Time stands still: every sync takes none of it, however busy the machine.
-#[derive(Debug)]
-struct StoppedClock;
-
-impl Clock for StoppedClock {
-    fn now(&self) -> Monotonic {
-        Monotonic::default()
-    }
-
-    fn wall(&self) -> WallTime {
-        WallTime::default()
-    }
-
-    fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(std::future::pending())
-    }
-}
-
-async fn life() -> Life {
-    let disk = MemoryDisk::new(1).at_once();
-    let (ports, spawn) = ports(1);
-    let ports = Ports { clock: Arc::new(StoppedClock), ..ports };
-    let wal = support::recover_on(Arc::new(disk.clone()), ports).await.unwrap().finish().await.unwrap();
-    Life { disk, wal, spawn, replayed: Vec::new() }
-}
-
-/// A log that knows from its thread's syncs that they are fast.
-async fn life_with_fast_syncs() -> Life {
-    let life = life().await;
-    for seq in 100..120 {
-        let lsn = append(&life.wal, seq).await;
-        let _ = life.wal.synced(lsn).await.unwrap();
-    }
-    life
 }
 
 #[tokio::test]
@@ -74,7 +37,7 @@ async fn a_caller_writes_and_syncs_its_record_without_the_thread() {
 
 #[tokio::test]
 async fn the_thread_finds_out_how_long_a_sync_takes() {
-    let life = life().await;
+    let life = life_at_once().await;
     let lsn = append(&life.wal, 1).await;
     let mut synced = pin!(life.wal.synced_by_caller(lsn));
     assert!(poll(&mut synced).is_pending());
@@ -97,7 +60,7 @@ async fn what_was_synced_meanwhile_is_not_synced_again() {
 
 #[tokio::test]
 async fn records_at_hand_share_a_frame() {
-    let life = life().await;
+    let life = life_at_once().await;
     let mut last = Lsn::ZERO;
     for seq in 1..=8 {
         last = append(&life.wal, seq).await;
@@ -122,7 +85,7 @@ async fn a_sync_beside_other_requests_is_left_to_the_thread() {
 
 #[tokio::test]
 async fn a_caller_that_leaves_takes_nothing_with_it() {
-    let life = life().await;
+    let life = life_at_once().await;
     let left = append(&life.wal, 1).await;
     {
         let mut written = pin!(life.wal.written(left));
@@ -136,7 +99,7 @@ async fn a_caller_that_leaves_takes_nothing_with_it() {
 
 #[tokio::test]
 async fn closing_writes_what_nobody_waited_for() {
-    let life = life().await;
+    let life = life_at_once().await;
     append(&life.wal, 1).await;
     life.wal.close().await.unwrap();
     let again = Life::start(&life.disk, 2).await.unwrap();

@@ -4,10 +4,14 @@
 
 use bytes::Bytes;
 use cairn_model::crypto::SecretKey;
-use cairn_model::{GatewayId, Generation, Lba, LbaRange, Lsn, Ports, SiteId, VolumeId, WriteSeq};
+use cairn_model::{
+    Clock, GatewayId, Generation, Lba, LbaRange, Lsn, Monotonic, Ports, SiteId, VolumeId, WallTime, WriteSeq,
+};
 use cairn_wal::testing::{MemoryDisk, TaskSpawn, ports};
 use cairn_wal::{Disk, Record, RecordBody, Recovery, Wal, WalConfig, WalError, WalIdentity};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) fn small() -> WalConfig {
     WalConfig { capacity_bytes: 16 << 20, file_bytes: 4 << 20, readers: 1, ..WalConfig::default() }
@@ -23,6 +27,24 @@ pub(crate) fn key() -> SecretKey {
 
 pub(crate) async fn recover_on(disk: Arc<dyn Disk>, ports: Ports) -> Result<Recovery, WalError> {
     Wal::open(small(), identity(), &key(), disk, ports).await
+}
+
+/// Time stands still: every sync takes none of it, however busy the machine.
+#[derive(Debug)]
+struct StoppedClock;
+
+impl Clock for StoppedClock {
+    fn now(&self) -> Monotonic {
+        Monotonic::default()
+    }
+
+    fn wall(&self) -> WallTime {
+        WallTime::default()
+    }
+
+    fn sleep(&self, _: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// A log in memory and what it runs on.
@@ -54,6 +76,24 @@ impl Life {
         self.spawn.kill().await;
         self.disk
     }
+}
+
+/// On a disk that does everything at once.
+pub(crate) async fn life_at_once() -> Life {
+    let disk = MemoryDisk::new(1).at_once();
+    let (ports, spawn) = ports(1);
+    let ports = Ports { clock: Arc::new(StoppedClock), ..ports };
+    let wal = recover_on(Arc::new(disk.clone()), ports).await.unwrap().finish().await.unwrap();
+    Life { disk, wal, spawn, replayed: Vec::new() }
+}
+
+/// A log that knows from its thread's twenty syncs that they are fast.
+pub(crate) async fn life_with_fast_syncs() -> Life {
+    let life = life_at_once().await;
+    for seq in 100..120 {
+        append_synced(&life.wal, seq, seq).await;
+    }
+    life
 }
 
 pub(crate) async fn replay(recovery: &mut Recovery) -> Result<Vec<(Lsn, Record)>, WalError> {
