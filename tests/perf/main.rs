@@ -1,6 +1,8 @@
 //! Measures Cairn beside its peers in one run on one machine, round after round: A B A B. Writes a table and a plot.
 //!
-//! `cargo run --release -p system-tests --bin perf -- [--quick] [--rounds N] [--only NAME,NAME] [--out FOLDER]`
+//! `cargo run --release -p system-tests --bin perf -- [--quick] [--rounds N] [--only NAME,NAME] [--sustained] [--out FOLDER]`
+//!
+//! `--sustained` leaves everything out but sustained sequential writing, for a look at that alone.
 //!
 //! It needs the release build of `cairn` and of the `cpu_limits` example, and the tools of `tests/install-tools.sh`.
 //! Absolute figures belong to the machine and the moment; the ratios are what is compared.
@@ -34,6 +36,8 @@ pub(crate) struct Options {
     contenders: Vec<Contender>,
     out: PathBuf,
     quick: bool,
+    /// Sustained sequential writing alone.
+    only_sustained: bool,
 }
 
 impl Options {
@@ -46,6 +50,7 @@ impl Options {
             contenders: Contender::ALL.to_vec(),
             out: settings::workspace().join("docs"),
             quick: false,
+            only_sustained: false,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
@@ -61,6 +66,7 @@ impl Options {
                         ..options
                     };
                 }
+                "--sustained" => options.only_sustained = true,
                 "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
                 "--out" => options.out = PathBuf::from(value()?),
                 "--only" => {

@@ -46,15 +46,9 @@ pub(crate) fn run(contender: Contender, options: &Options, results: &mut Results
     let mut round = Round { contender, options, results, running };
     round.write(&mut programs, Until::Bytes(options.area_bytes), options.area_bytes)?;
     round.running.settle()?;
-    // One pass warms every cache that wants to be warm.
-    SEQUENTIAL_READ.run(&round.running, options.area_bytes, 0)?;
-    round.sequential_read(Row::SequentialRead)?;
-    round.random()?;
-    round.sequential_read(Row::ScatteredRead)?;
-    round.qemu_img()?;
-    round.running.settle()?;
-    round.flash()?;
-    round.cold()?;
+    if !options.only_sustained {
+        round.everything_but_sustained()?;
+    }
     let whole = Duration::from_secs(options.sustained_seconds.into());
     round.sustained_write(Row::SequentialWrite, &mut programs, whole)?;
     drop(programs);
@@ -67,6 +61,18 @@ pub(crate) fn run(contender: Contender, options: &Options, results: &mut Results
 }
 
 impl Round<'_> {
+    fn everything_but_sustained(&mut self) -> Result<()> {
+        // One pass warms every cache that wants to be warm.
+        SEQUENTIAL_READ.run(&self.running, self.options.area_bytes, 0)?;
+        self.sequential_read(Row::SequentialRead)?;
+        self.random()?;
+        self.sequential_read(Row::ScatteredRead)?;
+        self.qemu_img()?;
+        self.running.settle()?;
+        self.flash()?;
+        self.cold()
+    }
+
     fn write(&self, source: &mut Source, until: Until, area: u64) -> Result<u64> {
         match &self.running {
             Running::Disk { file, .. } => sequential::write_file(file, source, area, until),

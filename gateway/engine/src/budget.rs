@@ -1,7 +1,8 @@
 //! How much of the host's processors hash, compress and seal.
 //!
 //! The operator chooses a budget. While the log is nearly full it is raised to all cores: destage gets priority before writers are
-//! slowed, and the budget holds again once the log has room.
+//! slowed, and the budget holds again once the log has room. It is raised as well while somebody waits until all that was written is in
+//! the pool: a command, the end of the engine.
 
 use crate::compute::ComputePool;
 use crate::engine::Shared;
@@ -77,7 +78,7 @@ pub(crate) struct Governor {
 #[derive(Clone, Copy, Debug)]
 struct State {
     budget: CpuBudget,
-    /// The log is nearly full.
+    /// The log is nearly full, or somebody waits.
     is_raised: bool,
 }
 
@@ -128,17 +129,25 @@ impl crate::engine::Engine {
     }
 }
 
-/// Raises the budget while the log is nearly full, until the engine stops.
+/// Raises the budget when it is time to, until the engine stops.
 pub(crate) async fn govern_until_stopped(shared: Arc<Shared>) {
     let mut destage_first = shared.pressure.destage_first();
+    let mut waiting = shared.destage.waiting();
+    let mut was_raised = false;
     loop {
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => return,
             changed = destage_first.changed() => if changed.is_err() { return },
+            changed = waiting.changed() => if changed.is_err() { return },
         }
-        let is_raised = *destage_first.borrow_and_update();
-        tracing::info!(is_raised, "the log's fill decides on the CPU budget");
+        let is_log_full = *destage_first.borrow_and_update();
+        let waiting = *waiting.borrow_and_update();
+        let is_raised = is_log_full || waiting > 0;
+        if is_raised == std::mem::replace(&mut was_raised, is_raised) {
+            continue;
+        }
+        tracing::debug!(is_log_full, waiting, is_raised, "the CPU budget changes");
         if let Err(error) = shared.governor.raise(is_raised, &shared.compute) {
             tracing::warn!(%error, "destage goes on with fewer threads than it should have");
         }

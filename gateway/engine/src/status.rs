@@ -55,7 +55,7 @@ pub struct CpuStatus {
     pub cores: u64,
     /// Threads that work.
     pub threads: u64,
-    /// The log is nearly full and all cores work whatever the budget.
+    /// The log is nearly full, or somebody waits until everything is in the pool: all cores work whatever the budget.
     pub raised: bool,
 }
 

@@ -466,7 +466,7 @@ pub struct Cpu {
     /// Cores that the budget is a share of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cores: Option<u64>,
-    /// The log is nearly full, and all cores work whatever the budget.
+    /// The log is nearly full, or somebody waits until everything is in the pool: all cores work whatever the budget.
     pub raised: bool,
 }
 

@@ -29,7 +29,9 @@ pub(super) fn described(cpu: &Cpu) -> String {
     let threads = counted(threads, "thread");
     let cores = counted(cores, "core");
     if cpu.raised {
-        return format!("budget {budget}, raised while the log is nearly full: {threads} on {cores}");
+        return format!(
+            "budget {budget}, raised while the log is nearly full or somebody waits for the pool: {threads} on {cores}"
+        );
     }
     format!("budget {budget}: {threads} on {cores}")
 }

@@ -44,7 +44,7 @@ use prepare::{Prepared, Sharing, prepare};
 use std::collections::{BTreeSet, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Batches packed and uploaded at the same time, however many threads there are: each holds up to twice its size in memory.
 const BATCHES_IN_FLIGHT_MAX: usize = 8;
@@ -87,6 +87,8 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 pub(crate) struct Destage {
     requests: mpsc::Sender<Request>,
+    /// How many wait until all that was written is in the pool.
+    waiting: watch::Sender<usize>,
     /// Batches cut at recovery, oldest first, taken by the task when it starts.
     recovered: Mutex<VecDeque<Cut>>,
     status: Mutex<DestageStatus>,
@@ -104,10 +106,31 @@ impl std::fmt::Debug for Cut {
     }
 }
 
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
 impl Destage {
     pub(crate) fn new() -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(16);
-        (Self { requests, recovered: Mutex::default(), status: Mutex::default() }, receiver)
+        let destage = Self {
+            requests,
+            waiting: watch::Sender::new(0),
+            recovered: Mutex::default(),
+            status: Mutex::default(),
+        };
+        (destage, receiver)
     }
 
     /// Takes a batch that recovery cut.
@@ -117,9 +140,15 @@ impl Destage {
 
     /// Destages everything written before the call.
     pub(crate) async fn all(&self) -> Result<(), EngineError> {
+        let _waiting = Waiting::new(&self.waiting);
         let (waiter, done) = oneshot::channel();
         self.requests.send(Request::All(waiter)).await.map_err(|_| EngineError::Stopped)?;
         done.await.map_err(|_| EngineError::Stopped)
+    }
+
+    /// How many wait for [`Destage::all`], and every change of it.
+    pub(crate) fn waiting(&self) -> watch::Receiver<usize> {
+        self.waiting.subscribe()
     }
 
     /// Takes snapshots of volumes at one moment: no write of any of them lies between. They are in the catalog when what was written before is. All of them or none are in

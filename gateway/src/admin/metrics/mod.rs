@@ -159,7 +159,11 @@ fn cpu_and_memory(page: &mut Exposition, engine: &EngineStatus) {
         "1 for the CPU budget that is chosen.",
         budgets.iter().map(|(labels, is_chosen)| (&labels[..], Number::from(*is_chosen))),
     );
-    page.gauge("cpu_budget_raised", "Whether all cores work because the log is nearly full.", cpu.raised);
+    page.gauge(
+        "cpu_budget_raised",
+        "Whether all cores work: the log is nearly full, or somebody waits until everything is in the pool.",
+        cpu.raised,
+    );
     page.gauge("cpu_cores", "Cores that the budget is a share of.", cpu.cores);
     page.gauge("compute_threads", "Threads that hash, compress and seal.", cpu.threads);
     page.gauge("block_cache_bytes", "Decoded data in memory.", engine.block_cache_bytes);
