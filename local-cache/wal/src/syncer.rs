@@ -2,7 +2,7 @@
 //!
 //! A sync may take long, for reasons of others: another program's writes, the device's own housekeeping. While it goes on, records
 //! go on being written, and acknowledged to those who asked for no more, and those who ask for durability gather for the next sync.
-//! A lone flush where syncs have been fast is done by whoever has the writer: that takes less than waking somebody. (The first slow
+//! Where syncs have been fast, one of little is done by whoever has the writer: that takes less than waking somebody. (The first slow
 //! one after many fast ones does stop the writer then.)
 //!
 //! One sync at a time, whoever does it: of two calls that meet the same failure, the kernel may tell one of them alone, and the

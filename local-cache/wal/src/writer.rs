@@ -47,6 +47,9 @@ const PAYLOAD_AT_ONCE_MAX: usize = 160 << 10;
 /// Callers leave writes to the thread while they take longer: the page cache is being throttled.
 const WRITE_TIME_MAX: Duration = Duration::from_micros(200);
 
+/// A sync of more frames has much to do, however fast those of few are.
+const FRAMES_OF_QUICK_SYNC: u32 = 64;
+
 /// Where syncs take longer, waking another thread for one is nothing in comparison.
 const SYNC_TIME_MAX: Duration = Duration::from_micros(600);
 
@@ -157,7 +160,7 @@ impl Writer {
             self.shared.check_alive()?;
             match self.pick_step() {
                 Some(Step::Frame) => self.write_batch(Next::Unknown).await?,
-                Some(Step::Sync) if self.sync_is_short() => self.sync().await?,
+                Some(Step::Sync) if self.sync_is_quick() => self.sync().await?,
                 Some(Step::Sync) => self.have_synced()?,
                 Some(Step::Close) => {
                     self.write_last_frame(self.freed_through()).await?;
@@ -190,15 +193,18 @@ impl Writer {
         }
     }
 
-    /// Syncs what is written on the caller's thread, or has it synced where that may take long or stop others. Does nothing while
-    /// a sync is under way.
+    /// Syncs what is written on the caller's thread, or has it synced where that may take long. Does nothing where the caller is not
+    /// alone, and while a sync is under way.
     pub(crate) fn sync_at_once(&mut self) {
         if self.ended || self.shared.syncer.is_busy() {
             return;
         }
-        if !self.sync_is_short() {
+        if !self.sync_is_quick() {
             let begun = self.have_synced();
             return self.settle(Some(begun));
+        }
+        if self.records_in_frame > 1 || self.frames_since_sync > FRAMES_OF_EAGER_SYNC {
+            return;
         }
         let spawn = Arc::clone(&self.shared.context.ports.spawn);
         spawn.in_place(&mut || {
@@ -207,12 +213,10 @@ impl Writer {
         });
     }
 
-    /// Whether a sync is likely to stop nobody for long: syncs have been fast lately, this one has no more to do than those,
-    /// and who waits for it seems to be alone.
-    fn sync_is_short(&self) -> bool {
-        self.shared.syncer.time() <= SYNC_TIME_MAX
-            && self.records_in_frame <= 1
-            && self.frames_since_sync <= FRAMES_OF_EAGER_SYNC
+    /// Whether a sync is likely to be over before another thread would have begun it: those of lately were, and this one has no
+    /// more to do.
+    fn sync_is_quick(&self) -> bool {
+        self.shared.syncer.time() <= SYNC_TIME_MAX && self.frames_since_sync <= FRAMES_OF_QUICK_SYNC
     }
 
     fn settle(&mut self, done: Option<Result<(), WalError>>) {

@@ -246,26 +246,32 @@ async fn a_sync_that_fails_while_the_writer_waits_for_it_is_the_last_thing_done(
     }
 }
 
-/// Has a sync begin that is left to the syncer, and that nobody waits for any more. Then whoever comes finds a writer that has nothing to do and thinks syncs short.
+/// Has a sync begin that is left to the syncer, and that nobody waits for any more. Then whoever comes finds a writer that has nothing to do and thinks syncs quick.
 async fn with_an_abandoned_sync() -> Life {
     let life = life_with_fast_syncs().await;
     life.disk.hold_syncs();
-    // Several records in a frame are the sign of company, to which no sync is short.
-    append(&life.wal, write(1, 1)).await;
-    let lsn = append(&life.wal, write(2, 1)).await;
-    let waiting = wait_for_sync(&life.wal, lsn);
+    // A sync of many frames is not thought to be quick.
+    let mut last = Lsn::ZERO;
+    for seq in 1..=FRAMES {
+        last = append(&life.wal, write(seq, 1)).await;
+        assert!(is_written(&life.wal, last).await);
+    }
+    let waiting = wait_for_sync(&life.wal, last);
     settle().await;
     waiting.abort();
     assert!(waiting.await.is_err());
-    let lsn = append(&life.wal, write(3, 1)).await;
-    assert!(is_written(&life.wal, lsn).await, "and a lone one is the sign of none");
+    let lsn = append(&life.wal, write(FRAMES + 1, 1)).await;
+    assert!(is_written(&life.wal, lsn).await, "the sync is on its way beside this");
     life
 }
+
+/// More than a quick sync covers.
+const FRAMES: u64 = 65;
 
 #[tokio::test]
 async fn a_caller_leaves_a_sync_that_is_under_way_to_those_who_do_it() {
     let life = with_an_abandoned_sync().await;
-    let lsn = append(&life.wal, write(4, 1)).await;
+    let lsn = append(&life.wal, write(FRAMES + 2, 1)).await;
     let mut synced = std::pin::pin!(life.wal.synced_by_caller(lsn));
     for _ in 0..10 {
         assert!(synced.as_mut().now_or_never().is_none());
@@ -284,7 +290,7 @@ async fn a_caller_does_not_sync_after_a_failure_beside_it() {
     settle().await;
     let before = operations.lock().unwrap().len();
     assert_eq!(syncs(&operations), 1);
-    assert!(matches!(life.wal.synced_by_caller(Lsn::new(23)).await, Err(WalError::Poisoned { .. })));
+    assert!(matches!(life.wal.synced_by_caller(Lsn::new(21)).await, Err(WalError::Poisoned { .. })));
     assert_eq!(operations.lock().unwrap().len(), before);
     assert_eq!(life.wal.synced_through(), Lsn::new(20));
 }
