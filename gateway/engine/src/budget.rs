@@ -135,21 +135,21 @@ pub(crate) async fn govern_until_stopped(shared: Arc<Shared>) {
     let mut waiting = shared.destage.waiting();
     let mut was_raised = false;
     loop {
+        // Looked at first: somebody may have come before this task.
+        let is_log_full = *destage_first.borrow_and_update();
+        let waiting_now = *waiting.borrow_and_update();
+        let is_raised = is_log_full || waiting_now > 0;
+        if is_raised != std::mem::replace(&mut was_raised, is_raised) {
+            tracing::debug!(is_log_full, waiting = waiting_now, is_raised, "the CPU budget changes");
+            if let Err(error) = shared.governor.raise(is_raised, &shared.compute) {
+                tracing::warn!(%error, "destage goes on with fewer threads than it should have");
+            }
+        }
         tokio::select! {
             biased;
             () = shared.stop.cancelled() => return,
             changed = destage_first.changed() => if changed.is_err() { return },
             changed = waiting.changed() => if changed.is_err() { return },
-        }
-        let is_log_full = *destage_first.borrow_and_update();
-        let waiting = *waiting.borrow_and_update();
-        let is_raised = is_log_full || waiting > 0;
-        if is_raised == std::mem::replace(&mut was_raised, is_raised) {
-            continue;
-        }
-        tracing::debug!(is_log_full, waiting, is_raised, "the CPU budget changes");
-        if let Err(error) = shared.governor.raise(is_raised, &shared.compute) {
-            tracing::warn!(%error, "destage goes on with fewer threads than it should have");
         }
     }
 }

@@ -103,6 +103,27 @@ async fn a_pool_that_is_away_holds_up_destage_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_cores_work_while_somebody_waits_for_the_pool() {
+    let away = Arc::new(AtomicBool::new(true));
+    let plan = Arc::clone(&away);
+    let mut site = site_with(move |_| plan.load(Ordering::Relaxed).then_some(Fault::Connection)).await;
+    site.config.cores = 5;
+    let engine = site.start().await;
+    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
+    disk.write(0, Dice::new(5).bytes(65536)).await;
+    let cpu = || engine.status().cpu;
+    assert_eq!((cpu().threads, cpu().raised), (1, false));
+    tokio::select! {
+        destaged = engine.destage() => panic!("the pool is away: {destaged:?}"),
+        () = wait_for("all cores work", || (cpu().threads, cpu().raised) == (5, true)) => {}
+    }
+    wait_for("nobody waits any more", || (cpu().threads, cpu().raised) == (1, false)).await;
+    away.store(false, Ordering::Relaxed);
+    engine.destage().await.unwrap();
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_pool_refuses_writes_with_out_of_space_and_loses_nothing() {
     const ENOSPC: i32 = 28;
     let full = Arc::new(AtomicBool::new(true));
