@@ -3,14 +3,15 @@
 //! A sync may take long, for reasons of others: another program's writes, the device's own housekeeping. While it goes on, records
 //! go on being written, and acknowledged to those who asked for no more, and those who ask for durability gather for the next sync.
 //! Where syncs have been fast, one of little is done by whoever has the writer: that takes less than waking somebody. (The first slow
-//! one after many fast ones does stop the writer then.)
+//! one after many fast ones does stop the writer then.) So is the sync that ends a file, and the one of the next file's header: nothing
+//! can be written before them.
 //!
 //! One sync at a time, whoever does it: of two calls that meet the same failure, the kernel may tell one of them alone, and the
 //! other would acknowledge what is lost. And it is of the current file: the writer waits for it before it ends that file. A sync that
 //! fails poisons the log before it counts as ended, and whoever has the writer looks whether the log is alive after it has seen the end.
 
 use crate::WalError;
-use crate::disk::DiskFile;
+use crate::ring::Slot;
 use crate::shared::Shared;
 use crate::writer::average;
 use cairn_model::Lsn;
@@ -23,14 +24,34 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+/// A sync of more has much to do, however fast those of little are.
+pub(crate) const QUICK_BYTES_MAX: u64 = 512 << 10;
+
 /// What is to be synced.
 #[derive(Debug)]
 pub(crate) struct ToSync {
-    pub(crate) file: Arc<dyn DiskFile>,
-    /// The file's, for errors.
-    pub(crate) name: String,
+    pub(crate) slot: Slot,
+    /// Written since the sync before.
+    pub(crate) bytes: u64,
     /// What is durable then.
     pub(crate) through: Lsn,
+}
+
+impl ToSync {
+    /// Does it. One at a time.
+    pub(crate) async fn run(self, shared: &Shared) -> Result<(), WalError> {
+        let clock = &shared.context.ports.clock;
+        let began = clock.now();
+        let synced = self.slot.file.sync().await;
+        if !is_planted(Bug::IgnoreFailedSync) {
+            synced.map_err(|error| WalError::io("sync", &self.slot.name(), error))?;
+        }
+        if self.bytes <= QUICK_BYTES_MAX {
+            shared.syncer.took(clock.now().since(began));
+        }
+        shared.synced.advance(self.through);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -41,7 +62,7 @@ pub(crate) struct Syncer {
     thread: AtomicWaker,
     /// The writer, which waits for the end.
     writer: AtomicWaker,
-    /// How long syncs took lately, in nanoseconds.
+    /// How long syncs of little took lately, in nanoseconds.
     time: AtomicU64,
 }
 
@@ -93,7 +114,7 @@ impl Syncer {
         Duration::from_nanos(self.time.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn took(&self, time: Duration) {
+    fn took(&self, time: Duration) {
         self.time.store(nanos(average(self.time(), time)), Ordering::Relaxed);
     }
 }
@@ -121,16 +142,13 @@ async fn work(mut thread: Thread) {
                 None => Poll::Pending,
             }
         });
-        let Some(ToSync { file, name, through }) = asked.await else { break };
-        let clock = &shared.context.ports.clock;
-        let began = clock.now();
-        match file.sync().await {
-            Err(error) if !is_planted(Bug::IgnoreFailedSync) => {
-                shared.poison(&WalError::io("sync", &name, error).to_string());
-            }
-            Ok(()) | Err(_) => shared.synced.advance(through),
+        let Some(to_sync) = asked.await else { break };
+        // A write may have failed meanwhile: nothing is done after that.
+        if !shared.has_ended()
+            && let Err(error) = to_sync.run(&shared).await
+        {
+            shared.poison(&error.to_string());
         }
-        syncer.took(clock.now().since(began));
         syncer.ended();
         // Who came before this line shows there, who comes after it wakes the writer and finds no sync under way.
         if shared.wants_writer() {

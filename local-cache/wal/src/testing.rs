@@ -68,10 +68,12 @@ struct FileState {
     dirty: Vec<bool>,
     /// The last writes that no later one touched.
     recent: VecDeque<Recent>,
+    writes: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Recent {
+    number: u64,
     range: Range<usize>,
     /// Syncs that began after it, made something durable, and ended.
     followed_by: u64,
@@ -81,8 +83,8 @@ struct Recent {
 struct Covered {
     /// The sectors that were dirty when it began, and what they held.
     sectors: Vec<(usize, Vec<u8>)>,
-    /// The recent writes of before.
-    writes: Vec<Range<usize>>,
+    /// The recent writes of before, by number.
+    writes: Vec<u64>,
 }
 
 struct State {
@@ -336,7 +338,7 @@ impl FileState {
     }
 
     fn begin_sync(&mut self) -> Covered {
-        let writes = self.recent.iter().map(|write| write.range.clone()).collect();
+        let writes = self.recent.iter().map(|write| write.number).collect();
         Covered { sectors: self.dirty_sectors(), writes }
     }
 
@@ -347,7 +349,7 @@ impl FileState {
         }
         self.clean(covered);
         if !covered.sectors.is_empty() {
-            let followed = self.recent.iter_mut().filter(|write| covered.writes.contains(&write.range));
+            let followed = self.recent.iter_mut().filter(|write| covered.writes.contains(&write.number));
             followed.for_each(|write| write.followed_by += 1);
         }
     }
@@ -375,7 +377,8 @@ impl FileState {
         self.dirty[sectors].fill(true);
         self.recent.retain(|other| other.range.end <= offset || end <= other.range.start);
         if !bytes.is_empty() {
-            self.recent.push_back(Recent { range: offset..end, followed_by: 0 });
+            self.writes += 1;
+            self.recent.push_back(Recent { number: self.writes, range: offset..end, followed_by: 0 });
         }
         if self.recent.len() > RECENT_WRITES {
             self.recent.pop_front();

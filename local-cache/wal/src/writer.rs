@@ -26,9 +26,8 @@ use crate::format::{
 use crate::ring::{LogFile, Slot, countable};
 use crate::self_service::Taken;
 use crate::shared::{Context, Queued, Shared, pages};
-use crate::syncer::ToSync;
+use crate::syncer::{QUICK_BYTES_MAX, ToSync};
 use cairn_model::crypto::{Cipher, TAG_BYTES};
-use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{AlignedBuffer, Lsn};
 use futures::FutureExt;
 use std::future::poll_fn;
@@ -46,9 +45,6 @@ const PAYLOAD_AT_ONCE_MAX: usize = 160 << 10;
 
 /// Callers leave writes to the thread while they take longer: the page cache is being throttled.
 const WRITE_TIME_MAX: Duration = Duration::from_micros(200);
-
-/// A sync of more frames has much to do, however fast those of few are.
-const FRAMES_OF_QUICK_SYNC: u32 = 64;
 
 /// Where syncs take longer, waking another thread for one is nothing in comparison.
 const SYNC_TIME_MAX: Duration = Duration::from_micros(600);
@@ -129,6 +125,7 @@ pub(crate) struct Writer {
     write_time: Duration,
     /// Of the last frame. More than one means requests side by side.
     records_in_frame: u32,
+    bytes_since_sync: u64,
     frames_since_sync: u32,
     /// The same between the two last syncs.
     frames_before_sync: u32,
@@ -147,6 +144,7 @@ impl Writer {
             sync_target: None,
             write_time: Duration::ZERO,
             records_in_frame: 0,
+            bytes_since_sync: 0,
             frames_since_sync: 0,
             frames_before_sync: u32::MAX,
             ended: false,
@@ -193,8 +191,8 @@ impl Writer {
         }
     }
 
-    /// Syncs what is written on the caller's thread, or has it synced where that may take long. Does nothing where the caller is not
-    /// alone, and while a sync is under way.
+    /// Syncs what is written on the caller's thread, or has it synced where that may take long. Does nothing where it would not and
+    /// the caller is not alone, and while a sync is under way.
     pub(crate) fn sync_at_once(&mut self) {
         if self.ended || self.shared.syncer.is_busy() {
             return;
@@ -213,10 +211,10 @@ impl Writer {
         });
     }
 
-    /// Whether a sync is likely to be over before another thread would have begun it: those of lately were, and this one has no
-    /// more to do.
+    /// Whether a sync is likely to take little more than waking another thread for it: those of lately did, and this one has no more
+    /// to do.
     fn sync_is_quick(&self) -> bool {
-        self.shared.syncer.time() <= SYNC_TIME_MAX && self.frames_since_sync <= FRAMES_OF_QUICK_SYNC
+        self.shared.syncer.time() <= SYNC_TIME_MAX && self.bytes_since_sync <= QUICK_BYTES_MAX
     }
 
     fn settle(&mut self, done: Option<Result<(), WalError>>) {
@@ -345,6 +343,7 @@ impl Writer {
             self.write_time = average(self.write_time, clock.now().since(began));
         }
         self.records_in_frame = records;
+        self.bytes_since_sync += length as u64;
         self.frames_since_sync = self.frames_since_sync.saturating_add(1);
         self.current.counter += 1;
         self.current.offset += length as u64;
@@ -353,38 +352,37 @@ impl Writer {
 
     /// What is written is synced while more is written. None is under way.
     fn have_synced(&mut self) -> Result<(), WalError> {
-        if let Some(through) = self.begin_sync()? {
-            let slot = &self.current.slot;
-            self.shared.syncer.begin(ToSync { file: Arc::clone(&slot.file), name: slot.name(), through });
+        if let Some(to_sync) = self.begin_sync()? {
+            self.shared.syncer.begin(to_sync);
         }
         Ok(())
-    }
-
-    /// What there is to sync, if there is something. None is under way.
-    fn begin_sync(&mut self) -> Result<Option<Lsn>, WalError> {
-        // The one that just ended may have failed, and this one would not be told again.
-        self.shared.check_alive()?;
-        self.sync_target = None;
-        let written = self.shared.written.reached();
-        Ok((written > self.shared.synced.reached()).then(|| {
-            self.frames_before_sync = std::mem::take(&mut self.frames_since_sync);
-            written
-        }))
     }
 
     /// Syncs what is written, while nothing is. None is under way.
     async fn sync(&mut self) -> Result<(), WalError> {
-        if let Some(written) = self.begin_sync()? {
-            let clock = &self.shared.context.ports.clock;
-            let began = clock.now();
-            let synced = self.current.slot.file.sync().await;
-            if !is_planted(Bug::IgnoreFailedSync) {
-                synced.map_err(|error| WalError::io("sync", &self.current.slot.name(), error))?;
-            }
-            self.shared.syncer.took(clock.now().since(began));
-            self.shared.synced.advance(written);
+        match self.begin_sync()? {
+            Some(to_sync) => to_sync.run(&self.shared).await,
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What there is to sync, if there is something. None is under way.
+    fn begin_sync(&mut self) -> Result<Option<ToSync>, WalError> {
+        // The one that just ended may have failed, and this one would not be told again.
+        self.shared.check_alive()?;
+        self.sync_target = None;
+        let through = self.shared.written.reached();
+        if through == self.shared.synced.reached() {
+            return Ok(None);
+        }
+        let bytes = self.was_synced();
+        Ok(Some(ToSync { slot: self.current.slot.clone(), bytes, through }))
+    }
+
+    /// Nothing is left to sync. The bytes that were.
+    fn was_synced(&mut self) -> u64 {
+        self.frames_before_sync = std::mem::take(&mut self.frames_since_sync);
+        std::mem::take(&mut self.bytes_since_sync)
     }
 
     fn freed_through(&self) -> Lsn {
@@ -399,6 +397,7 @@ impl Writer {
         self.write_frame(written.next(), 0, 0, true, freed_through).await?;
         let synced = self.current.slot.file.sync().await;
         synced.map_err(|error| WalError::io("sync", &self.current.slot.name(), error))?;
+        self.was_synced();
         self.shared.synced.advance(written);
         Ok(())
     }

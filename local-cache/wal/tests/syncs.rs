@@ -250,7 +250,7 @@ async fn a_sync_that_fails_while_the_writer_waits_for_it_is_the_last_thing_done(
 async fn with_an_abandoned_sync() -> Life {
     let life = life_with_fast_syncs().await;
     life.disk.hold_syncs();
-    // A sync of many frames is not thought to be quick.
+    // A sync of much is not thought to be quick.
     let mut last = Lsn::ZERO;
     for seq in 1..=FRAMES {
         last = append(&life.wal, write(seq, 1)).await;
@@ -265,7 +265,7 @@ async fn with_an_abandoned_sync() -> Life {
     life
 }
 
-/// More than a quick sync covers.
+/// Of two pages each: more than a quick sync covers.
 const FRAMES: u64 = 65;
 
 #[tokio::test]
