@@ -126,7 +126,7 @@ pub enum Command {
     /// Show or change how much of the processors is used to hash, compress and seal
     ///
     /// normal is 20 % of the cores, insane 40 %, unlimited all of them, in whole threads and never less than one. The threads run at low
-    /// priority; while the write-ahead log is nearly full, all cores work whatever the budget. A change needs a running gateway and lasts until
+    /// priority; while the write-ahead log is nearly full, and while a command waits until everything is in the pool, all cores work whatever the budget. A change needs a running gateway and lasts until
     /// it ends; cairn.toml has what it starts with.
     Cpu {
         /// The budget to change to; without it, show the one there is
