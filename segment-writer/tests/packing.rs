@@ -131,11 +131,32 @@ proptest! {
 }
 
 #[test]
+fn the_chunk_sink_sees_what_it_is_to_be_shown() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = {
+        let seen = Arc::clone(&seen);
+        Box::new(move |_, bytes: &[u8]| seen.lock().unwrap().push(bytes[0]))
+    };
+    let mut packer = packer(PackConfig::default()).with_chunk_sink(sink);
+    packer.volume(volume(1), packing());
+    for (at, shown) in [(1, true), (2, false), (3, false), (4, true)] {
+        packer.show_chunks(shown);
+        packer.run(Lba::new(u64::from(at) * 100), &[Bytes::from(vec![at; 4096])]);
+        // Ends the chunk.
+        packer.discard(LbaRange::new(Lba::new(u64::from(at) * 100 + 50), 1).unwrap());
+    }
+    assert_eq!(finish(packer).batch.stats.chunks, 4);
+    assert_eq!(*seen.lock().unwrap(), [1, 4]);
+}
+
+#[test]
 fn the_chunk_sink_sees_every_chunk_as_it_reads_back() {
     let seen = Arc::new(Mutex::new(BTreeMap::<ChunkId, Bytes>::new()));
     let sink = {
         let seen = Arc::clone(&seen);
-        Box::new(move |chunk, bytes| assert!(seen.lock().unwrap().insert(chunk, bytes).is_none()))
+        Box::new(move |chunk, bytes: &[u8]| {
+            assert!(seen.lock().unwrap().insert(chunk, Bytes::copy_from_slice(bytes)).is_none());
+        })
     };
     let mut packer = packer(PackConfig::default()).with_chunk_sink(sink);
     packer.volume(volume(1), packing());

@@ -34,7 +34,7 @@ impl Stored {
             .with_finder(Box::new(move |domain, print| finding.find(domain, print)))
             .with_checker(Box::new(move |at, block| checking.check(at, block)))
             .with_chunk_sink(Box::new(move |id, bytes| {
-                keeping.0.lock().chunks.insert(id, bytes);
+                keeping.0.lock().chunks.insert(id, Bytes::copy_from_slice(bytes));
             }))
     }
 
@@ -264,7 +264,7 @@ fn lying_packer(stored: &Stored, of: ChunkRef) -> Packer<'static> {
         .with_finder(Box::new(move |_, _| Some(of)))
         .with_checker(Box::new(move |at, block| checking.check(at, block)))
         .with_chunk_sink(Box::new(move |id, bytes| {
-            keeping.0.lock().chunks.insert(id, bytes);
+            keeping.0.lock().chunks.insert(id, Bytes::copy_from_slice(bytes));
         }))
 }
 

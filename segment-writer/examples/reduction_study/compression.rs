@@ -184,7 +184,7 @@ fn train(blocks: &[&[u8]]) -> Option<Vec<u8>> {
 /// The chunks that the packer makes of the pieces.
 fn chunks(pieces: &[Bytes], shape: ChunkShape) -> Vec<Bytes> {
     let mut chunks = Vec::new();
-    let packer = packer().with_chunk_sink(Box::new(|_, chunk| chunks.push(chunk)));
+    let packer = packer().with_chunk_sink(Box::new(|_, chunk| chunks.push(Bytes::copy_from_slice(chunk))));
     run(packer, pieces, Compression::Off, shape);
     chunks
 }

@@ -111,7 +111,7 @@ impl Study {
         let (chunks, chunk_bytes) = (&mut tally.chunks, &mut tally.chunk_bytes);
         let mut packer = Packer::new(PackConfig::default(), header, self.ports.clone())
             .with_chunk_sink(Box::new(|_, chunk| {
-                levels.see(&chunk);
+                levels.see(chunk);
                 *chunks += 1;
                 *chunk_bytes += chunk.len() as u64;
             }))

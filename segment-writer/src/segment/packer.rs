@@ -121,8 +121,8 @@ impl VolumePacking {
     }
 }
 
-/// Is shown every chunk's plaintext as it is sealed, for a cache. The bytes may share a larger buffer of the caller.
-pub type ChunkSink<'a> = Box<dyn FnMut(ChunkId, Bytes) + Send + 'a>;
+/// Is shown chunks' plaintext as they are sealed, for a cache.
+pub type ChunkSink<'a> = Box<dyn FnMut(ChunkId, &[u8]) + Send + 'a>;
 
 /// Where the domain has a block of that fingerprint, outside the batch.
 pub type Finder<'a> = Box<dyn FnMut(DomainId, &Fingerprint) -> Option<ChunkRef> + Send + 'a>;
@@ -211,6 +211,7 @@ pub struct Packer<'a> {
     ports: Ports,
     compressor: Compressor,
     sink: Option<ChunkSink<'a>>,
+    shows_chunks: bool,
     finder: Option<Finder<'a>>,
     checker: Option<Checker<'a>>,
     packing: Option<Packing>,
@@ -246,6 +247,7 @@ impl<'a> Packer<'a> {
             ports,
             compressor: Compressor::new(),
             sink: None,
+            shows_chunks: true,
             finder: None,
             checker: None,
             packing: None,
@@ -262,10 +264,15 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Shows every chunk's plaintext to `sink`.
+    /// Shows every chunk's plaintext to `sink`, but see [`show_chunks`](Self::show_chunks).
     pub fn with_chunk_sink(mut self, sink: ChunkSink<'a>) -> Self {
         self.sink = Some(sink);
         self
+    }
+
+    /// Whether the sink is shown the chunks that are sealed from now on.
+    pub fn show_chunks(&mut self, shown: bool) {
+        self.shows_chunks = shown;
     }
 
     /// Asks `finder` for each block that the batch itself has not stored. Without one, blocks are shared within the batch.
@@ -520,13 +527,13 @@ impl<'a> Packer<'a> {
         let open = self.open.get_or_insert_with(|| {
             Open::new(&packing.how.domain, fingerprinted, self.batch.site, &self.ports)
         });
-        let (raw, shared) = self.pending.bytes(&mut self.gathered);
+        let raw = self.pending.bytes(&mut self.gathered);
         let stored = open.add(raw_blocks, raw, &mut self.compressor, container_bytes_max);
         if fingerprinted {
             self.own.add(open.container, self.pending.prints());
         }
-        if let Some(sink) = &mut self.sink {
-            sink(stored.chunk, shared.unwrap_or_else(|| Bytes::copy_from_slice(raw)));
+        if let Some(sink) = self.sink.as_mut().filter(|_| self.shows_chunks) {
+            sink(stored.chunk, raw);
         }
         self.stats.chunks += 1;
         self.stats.chunks_kept_raw += u64::from(stored.codec == Codec::Raw);

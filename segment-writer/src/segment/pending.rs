@@ -60,17 +60,17 @@ impl Pending {
         places.zip(prints).map(|((piece, offset), print)| (piece, offset, print))
     }
 
-    /// The bytes of all blocks: where they are, with their shared form, when one piece has them; else gathered.
-    pub(super) fn bytes<'a>(&'a self, gathered: &'a mut Vec<u8>) -> (&'a [u8], Option<Bytes>) {
+    /// The bytes of all blocks: where they are when one piece has them, else gathered.
+    pub(super) fn bytes<'a>(&'a self, gathered: &'a mut Vec<u8>) -> &'a [u8] {
         if let [(piece, part)] = &self.parts[..] {
-            return (&piece[part.clone()], Some(piece.slice(part.clone())));
+            return &piece[part.clone()];
         }
         gathered.clear();
         gathered.reserve_exact(usize::from(BLOCKS_PER_CHUNK_MAX) * BLOCK);
         for (piece, part) in &self.parts {
             gathered.extend_from_slice(&piece[part.clone()]);
         }
-        (gathered, None)
+        gathered
     }
 
     /// Lets go of the blocks, and keeps the room for others.

@@ -20,6 +20,7 @@
 mod commit;
 mod fold;
 mod prepare;
+mod streams;
 
 pub(crate) use fold::fold_until_stopped;
 

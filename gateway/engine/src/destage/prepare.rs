@@ -1,6 +1,7 @@
 //! A batch becomes durable segments.
 
 use super::Batch;
+use super::streams::Streams;
 use crate::dedupe::{Packing, ToCompare, bring_candidates, checker};
 use crate::engine::Shared;
 use crate::error::EngineError;
@@ -135,7 +136,12 @@ struct Slice {
 enum Step {
     Volume(VolumeHeader, Box<VolumePacking>),
     Discard(LbaRange),
-    Run { start: Lba, pieces: Vec<Bytes> },
+    /// Consecutive blocks, and whether their chunks go to the cache of decoded chunks.
+    Run {
+        start: Lba,
+        pieces: Vec<Bytes>,
+        kept: bool,
+    },
 }
 
 async fn try_prepare(
@@ -150,6 +156,7 @@ async fn try_prepare(
     let mut packer = new_packer(shared, batch, sharing);
     let mut uploads = Uploads::new(shared.config.uploads_in_flight);
     let mut slice = Slice::default();
+    let mut streams = Streams::default();
     for (volume, layer) in &batch.parts {
         let header = VolumeHeader {
             volume: volume.id(),
@@ -182,12 +189,12 @@ async fn try_prepare(
             }
             if slice.blocks >= SLICE_BLOCKS || slice.steps.len() >= SLICE_STEPS {
                 slice.bring_candidates(shared, compared).await;
-                packer = pack(shared, packer, std::mem::take(&mut slice), &mut uploads).await?;
+                packer = pack(shared, packer, std::mem::take(&mut slice), &mut streams, &mut uploads).await?;
             }
         }
         slice.bring_candidates(shared, compared).await;
     }
-    packer = pack(shared, packer, slice, &mut uploads).await?;
+    packer = pack(shared, packer, slice, &mut streams, &mut uploads).await?;
     let done = shared.compute.run(move || packer.finish()).await?;
     for segment in done.segments {
         uploads.start(shared, segment).await;
@@ -218,7 +225,7 @@ fn new_packer(shared: &Shared, batch: &Batch, sharing: Sharing) -> Packer<'stati
     };
     let chunks = Arc::clone(&shared.chunks);
     // A copy: the cache must not keep a guest's whole request alive for one chunk of it.
-    let sink = Box::new(move |id, bytes: Bytes| chunks.keep(id, Bytes::copy_from_slice(&bytes)));
+    let sink = Box::new(move |id, bytes: &[u8]| chunks.keep(id, Bytes::copy_from_slice(bytes)));
     let packer = Packer::new(shared.config.pack, header, shared.ports.clone())
         .with_chunk_sink(sink)
         .with_checker(checker(&shared.chunks));
@@ -244,6 +251,21 @@ impl Slice {
         bring_candidates(shared, runs.collect()).await;
     }
 
+    /// Keeps out of the cache what is part of a stream, unless there is room for it. Where blocks are compared with what is stored, those
+    /// of the batch itself are compared in the cache.
+    fn pass_streams_by(&mut self, streams: &mut Streams, has_room: bool) {
+        for step in &mut self.steps {
+            match step {
+                Step::Volume(_, packing) => streams.begin(packing.dedupe == Dedupe::Verify),
+                Step::Run { start, pieces, kept } => {
+                    let is_stream = streams.has(*start, block_count(pieces), pieces.len());
+                    *kept = !is_stream || has_room || streams.is_compared();
+                }
+                Step::Discard(_) => {}
+            }
+        }
+    }
+
     fn discard(&mut self, range: LbaRange) {
         self.steps.push(Step::Discard(range));
     }
@@ -256,11 +278,11 @@ impl Slice {
             let part = bytes.split_to(bytes.len().min(room));
             let blocks = (part.len() / BLOCK) as u64;
             self.blocks += blocks;
-            let follows = matches!(self.steps.last(), Some(Step::Run { start: run, pieces })
+            let follows = matches!(self.steps.last(), Some(Step::Run { start: run, pieces, .. })
                 if run.plus(block_count(pieces)) == start && !start.get().is_multiple_of(SLICE_BLOCKS));
             match self.steps.last_mut() {
                 Some(Step::Run { pieces, .. }) if follows => pieces.push(part),
-                _ => self.steps.push(Step::Run { start, pieces: vec![part] }),
+                _ => self.steps.push(Step::Run { start, pieces: vec![part], kept: true }),
             }
             start = start.plus(blocks);
         }
@@ -294,9 +316,11 @@ async fn read_back(shared: &Shared, layer: &Layer) -> Result<HashMap<Lsn, Bytes>
 async fn pack(
     shared: &Arc<Shared>,
     mut packer: Packer<'static>,
-    slice: Slice,
+    mut slice: Slice,
+    streams: &mut Streams,
     uploads: &mut Uploads,
 ) -> Result<Packer<'static>, EngineError> {
+    slice.pass_streams_by(streams, shared.chunks.has_room());
     let (packer, segments) = shared
         .compute
         .run(move || {
@@ -304,7 +328,10 @@ async fn pack(
                 match step {
                     Step::Volume(header, packing) => packer.volume(header, *packing),
                     Step::Discard(range) => packer.discard(range),
-                    Step::Run { start, pieces } => packer.run(start, &pieces),
+                    Step::Run { start, pieces, kept } => {
+                        packer.show_chunks(kept);
+                        packer.run(start, &pieces);
+                    }
                 }
             }
             let segments: Vec<_> = std::iter::from_fn(|| packer.next_segment()).collect();

@@ -27,8 +27,8 @@ use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{ChunkId, ChunkIndex, ContainerId, ErrorKind, Kinded, ObjectPlace, Ports, SegmentId};
 use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool, StoredSink};
 use foldhash::fast::FixedState;
-use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use std::collections::{HashMap, HashSet};
@@ -42,6 +42,9 @@ use tokio::sync::Semaphore;
 const READ_AHEADS_MAX: usize = 16;
 /// Scattered writes make chunks of one block, sequential ones of eight.
 const CHUNK_BYTES_EXPECTED: u64 = 8 << 10;
+
+/// Chunks of a region that are read from flash at a time.
+const FLASH_READS_MAX: usize = 4;
 
 /// A window of a container as it is in one place: its segment, and a hash of where the segment is. A fetch from an old place is not joined.
 type RegionKey = (SegmentId, u64, ContainerId, u32);
@@ -94,8 +97,10 @@ impl Weighter<ContainerId, Arc<Container>> for ContainerWeight {
 }
 
 /// Part of the cache that only chunks which were read more than once may fill. The rest takes what comes in, neighbours in a
-/// region and freshly destaged chunks included, and must be large enough for a chunk to be read again before it leaves.
+/// region and what went to the pool lately included, and must be large enough for a chunk to be read again before it leaves.
 const HOT_CHUNKS: f64 = 0.6;
+/// Less than this, or a sixteenth, is no room for a stream that is written: large chunks leave an eighth of the smallest cache's shards empty.
+const ROOM_BYTES: u64 = 4 << 20;
 /// Directories are small and all alike.
 const HOT_DIRECTORIES: f64 = 0.97;
 const DIRECTORY_BYTES_EXPECTED: u64 = 4 << 10;
@@ -196,9 +201,15 @@ impl ChunkReader {
         self.chunks.peek(&chunk)
     }
 
-    /// Takes a chunk that was just packed: what was written lately is likely read soon.
+    /// Takes a chunk that was just read or packed.
     pub(crate) fn keep(&self, chunk: ChunkId, bytes: Bytes) {
         self.chunks.insert(chunk, bytes);
+    }
+
+    /// Whether what is kept pushes nothing out yet. The cache's shards are never full to the last byte, and not all at once.
+    pub(crate) fn has_room(&self) -> bool {
+        let rest = (self.limits.cache_bytes / 16).max(ROOM_BYTES);
+        self.chunks.weight() + rest < self.limits.cache_bytes
     }
 
     /// Lets go of where containers are that are not in the catalog any more.
@@ -396,16 +407,17 @@ impl ChunkReader {
         if via == Via::Pool || self.flash.is_none() {
             return None;
         }
-        let mut chunks = Vec::new();
-        for (index, _) in container.directory.iter_within(self.chunks_of(container, region).ok()?) {
-            let chunk = ChunkId { container: container.id, index };
-            let bytes = match self.chunks.get(&chunk) {
+        let within = container.directory.iter_within(self.chunks_of(container, region).ok()?);
+        let chunks = within.map(|(index, _)| async move {
+            let bytes = match self.chunks.get(&ChunkId { container: container.id, index }) {
                 Some(bytes) => bytes,
-                None => self.on_flash(container, index).await?,
+                None => self.on_flash(container, index).await.ok_or(())?,
             };
-            chunks.push((index, bytes));
-        }
-        Some(Arc::new(chunks))
+            Ok::<_, ()>((index, bytes))
+        });
+        let chunks: Vec<_> = chunks.collect();
+        // What is not in the page cache waits for the device: not one after the other.
+        Some(Arc::new(stream::iter(chunks).buffered(FLASH_READS_MAX).try_collect().await.ok()?))
     }
 
     /// The chunk, if flash has it and it is authentic.

@@ -8,7 +8,7 @@ use cairn_segment_writer::testing::{Fault, FaultStore, Verb};
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 const FUA: WriteFlags = WriteFlags { fua: true };
@@ -99,6 +99,45 @@ async fn a_pool_that_is_away_holds_up_destage_and_nothing_else() {
     engine.destage().await.unwrap();
     assert_eq!(engine.status().destage.problem, None);
     disk.check_all().await;
+    engine.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_written_takes_free_room_in_ram_and_nobodys_place() {
+    let gets = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&gets);
+    let mut site = site_with(move |verb| {
+        count.fetch_add(u64::from(verb == Verb::Get), Ordering::Relaxed);
+        None
+    })
+    .await;
+    site.config.block_cache_bytes = 16 * MIB;
+    site.add_volume("backup", 64 * MIB).await;
+    let engine = site.start().await;
+    let mut disk = Checked::fresh(engine.volume("disk").unwrap());
+    let mut backup = Checked::fresh(engine.volume("backup").unwrap());
+    let dice = Dice::new(6);
+    for block in 0..1024 {
+        disk.write(block * 16384, dice.bytes(4096)).await;
+    }
+    engine.destage().await.unwrap();
+    let mut offset = 0;
+    while offset < 64 * MIB {
+        backup.write(offset, dice.bytes(1 << 20)).await;
+        offset += MIB;
+        if offset.is_multiple_of(8 * MIB) {
+            engine.destage().await.unwrap();
+        }
+    }
+    let held = engine.status().block_cache_bytes;
+    assert!(held > 12 * MIB, "it takes what is free: {held}");
+    let before = gets.load(Ordering::Relaxed);
+    for block in 0..1024 {
+        disk.check(block * 16384, 4096).await;
+    }
+    let fetched = gets.load(Ordering::Relaxed) - before;
+    assert!(fetched < 100, "{fetched} of 1024 blocks were pushed out");
+    backup.check_all().await;
     engine.shutdown().await.unwrap();
 }
 
