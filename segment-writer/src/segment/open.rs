@@ -8,7 +8,7 @@ use crate::seal::ContainerCipher;
 use cairn_model::crypto::TAG_BYTES;
 use cairn_model::{CHUNKS_PER_CONTAINER_MAX, ChunkId, ChunkIndex, ContainerId, Ports, SegmentId, SiteId};
 
-/// First size of a segment's buffer, which then doubles: most batches of an idle volume are small.
+/// First size of the buffer of a batch's first segment, which then doubles: most batches of an idle volume are small.
 const BUFFER_BYTES_FIRST: usize = 256 << 10;
 
 /// A segment with one container.
@@ -31,16 +31,25 @@ pub(super) struct Stored {
 }
 
 impl Open {
-    pub(super) fn new(domain: &Domain, fingerprinted: bool, site: SiteId, ports: &Ports) -> Self {
+    /// An empty one, with room for an object of `bytes`.
+    pub(super) fn new(
+        domain: &Domain,
+        fingerprinted: bool,
+        bytes: usize,
+        site: SiteId,
+        ports: &Ports,
+    ) -> Self {
         let container = ContainerId::fresh(&*ports.clock, &*ports.entropy);
         let segment = SegmentId::fresh(&*ports.clock, &*ports.entropy);
         let header = Header::new(domain, site, segment).encode();
+        let mut buffer = Vec::with_capacity(bytes.max(header.len()));
+        buffer.extend_from_slice(&header);
         Self {
             container,
             cipher: ContainerCipher::new(domain, container),
             directory: ContainerDirectory::new(),
             segment,
-            buffer: header.to_vec(),
+            buffer,
             fingerprinted,
         }
     }

@@ -223,6 +223,8 @@ pub struct Packer<'a> {
     open: Option<Open>,
     sealed: VecDeque<SealedSegment>,
     segments_total: u32,
+    /// Room that the largest segment so far took: the next one of the batch likely takes as much.
+    segment_bytes: usize,
     /// Map operations not yet in a footer.
     untold_ops: usize,
     /// Where a chunk that spans pieces is gathered.
@@ -258,6 +260,7 @@ impl<'a> Packer<'a> {
             open: None,
             sealed: VecDeque::new(),
             segments_total: 0,
+            segment_bytes: 0,
             untold_ops: 0,
             gathered: Vec::new(),
             stats: PackStats::default(),
@@ -301,6 +304,7 @@ impl<'a> Packer<'a> {
                 self.seal_segment(Ends::Domain);
             }
             self.own.forget();
+            self.segment_bytes = 0;
         }
         self.compressor.start_stream(packing.compression);
         let prints = (packing.dedupe != Dedupe::Off).then(|| packing.domain.fingerprints());
@@ -525,7 +529,7 @@ impl<'a> Packer<'a> {
         }
         let packing = self.packing.as_ref().expect("the chunk has a volume");
         let open = self.open.get_or_insert_with(|| {
-            Open::new(&packing.how.domain, fingerprinted, self.batch.site, &self.ports)
+            Open::new(&packing.how.domain, fingerprinted, self.segment_bytes, self.batch.site, &self.ports)
         });
         let raw = self.pending.bytes(&mut self.gathered);
         let stored = open.add(raw_blocks, raw, &mut self.compressor, container_bytes_max);
@@ -550,7 +554,8 @@ impl<'a> Packer<'a> {
     fn seal_segment(&mut self, ends: Ends) {
         let domain = self.packing().how.domain.clone();
         let open =
-            self.open.take().unwrap_or_else(|| Open::new(&domain, false, self.batch.site, &self.ports));
+            self.open.take().unwrap_or_else(|| Open::new(&domain, false, 0, self.batch.site, &self.ports));
+        self.segment_bytes = self.segment_bytes.max(open.buffer.capacity());
         let fingerprints = self.own.complete();
         let containers = if open.directory.is_empty() {
             Vec::new()
