@@ -93,6 +93,10 @@ impl Device for FileDevice {
     }
 
     fn start_write_back(&self, offset: u64, length: u64) {
+        // To the kernel, no length means up to the end of the file.
+        if length == 0 {
+            return;
+        }
         let (Ok(offset), Ok(length)) = (offset.try_into(), length.try_into()) else { return };
         // SAFETY: the call reads no memory, and the descriptor is open for as long as `self` is.
         let _ = unsafe {

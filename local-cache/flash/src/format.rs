@@ -228,7 +228,8 @@ pub(crate) fn parse_footer(bytes: &[u8], region_bytes: u64) -> Option<Footer> {
         entries.push(Listed { chunk: chunk_at(entry, 0), offset, length });
     }
     let sequence = u64_at(trailer, 8);
-    let sound = end + bytes.len() as u64 <= region_bytes && sequence <= SEQUENCE_MAX;
+    let ends_well = end >= PAGE_BYTES && end.is_multiple_of(8) && end + bytes.len() as u64 <= region_bytes;
+    let sound = ends_well && sequence <= SEQUENCE_MAX;
     sound.then_some(Footer { sequence, end, entries })
 }
 
@@ -269,6 +270,9 @@ mod tests {
         assert_eq!(bytes.len() as u64, footer_bytes(3));
         let trailer = bytes[bytes.len() - TRAILER_BYTES..].try_into().unwrap();
         assert_eq!(footer_length(&trailer, REGION), Parsed::Good(footer_bytes(3)));
+        for end in [0, 4088, 5001] {
+            assert_eq!(parse_footer(&footer(4, end, &[]), REGION), None, "no entries end at {end}");
+        }
         assert_eq!(parse_footer(&bytes, REGION), Some(Footer { sequence: 4, end: 5000, entries }));
     }
 

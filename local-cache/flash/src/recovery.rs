@@ -12,7 +12,8 @@
 
 use crate::format::{
     ENTRY_HEADER_BYTES, EntryHeader, Footer, Listed, PAGE_BYTES, Parsed, REGION_HEADER_BYTES, RegionHeader,
-    TRAILER_BYTES, VOID, entry_bytes, footer_length, parse_footer, parse_region_header, region_header,
+    TRAILER_BYTES, VOID, entry_bytes, footer_bytes, footer_length, parse_footer, parse_region_header,
+    region_header,
 };
 use crate::index::Location;
 use crate::key::Key;
@@ -171,7 +172,7 @@ impl Recovery<'_> {
         if self.same_boot && (is_newest || !synced) {
             self.follow(number, sequence, &mut listed, &mut end);
         } else if is_newest {
-            self.cut_off(number, end);
+            self.cut_off(number, end, listed.len() as u64);
         }
         let hashes: Vec<u64> = listed.iter().map(|entry| Key(entry.chunk).hash64()).collect();
         for (entry, &hash) in listed.iter().zip(&hashes) {
@@ -214,10 +215,11 @@ impl Recovery<'_> {
         }
     }
 
-    /// Nothing is found behind this place any more.
-    fn cut_off(&self, number: u32, end: u64) {
-        let place = self.ring.start_of(number) + end;
-        self.overwrite(place, &[0; ENTRY_HEADER_BYTES]);
+    /// Nothing is found behind this place any more. The region's footer, which lists so many entries, stays.
+    fn cut_off(&self, number: u32, end: u64, entries: u64) {
+        let room = (self.ring.region_bytes - footer_bytes(entries)).saturating_sub(end);
+        let length = usize::try_from(room).map_or(ENTRY_HEADER_BYTES, |room| room.min(ENTRY_HEADER_BYTES));
+        self.overwrite(self.ring.start_of(number) + end, &[0; ENTRY_HEADER_BYTES][..length]);
     }
 
     fn make_void(&mut self, number: u32, sequence: u64) {

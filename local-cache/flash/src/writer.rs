@@ -114,6 +114,8 @@ struct Claimed {
 pub(crate) struct Writer {
     ring: Arc<Ring>,
     regions: Regions,
+    /// Memory for what is staged, used again.
+    buffer: Vec<u8>,
     site: SiteId,
     entries_max: u64,
     /// Locked until the writer ends.
@@ -128,7 +130,7 @@ impl Writer {
         entries_max: u64,
         directory: Directory,
     ) -> Self {
-        Self { ring, regions, site, entries_max, _directory: directory }
+        Self { ring, regions, buffer: Vec::new(), site, entries_max, _directory: directory }
     }
 
     /// Works until the queue is drained or closed, or the device is retired.
@@ -152,7 +154,7 @@ impl Writer {
     }
 
     fn write(&mut self, pieces: &[Piece]) {
-        let mut staged = Staged::default();
+        let mut staged = Staged { bytes: std::mem::take(&mut self.buffer), ..Staged::default() };
         let mut written = 0;
         for (position, piece) in pieces.iter().enumerate() {
             if self.is_there(piece.key().hash64()) {
@@ -168,6 +170,7 @@ impl Writer {
             self.stage(piece, &mut staged);
         }
         written += self.append(&mut staged);
+        self.buffer = staged.bytes;
         let offered: u64 = pieces.iter().map(|piece| piece.value().len() as u64).sum();
         for hash in self.ring.queue.written(offered) {
             self.ring.index.remove(hash);
@@ -206,11 +209,15 @@ impl Writer {
 
     /// Writes what is staged; how many bytes of chunks that was.
     fn append(&mut self, staged: &mut Staged) -> u64 {
-        let Staged { bytes, listed, payload_bytes } = std::mem::take(staged);
+        let (listed, payload_bytes) =
+            (std::mem::take(&mut staged.listed), std::mem::take(&mut staged.payload_bytes));
         let ring = &self.ring;
         let Some(current) = self.regions.current.as_mut().filter(|_| !listed.is_empty()) else { return 0 };
         let place = ring.start_of(current.region.number) + current.end;
-        if let Err(error) = ring.device.write(place, &bytes) {
+        let length = staged.bytes.len() as u64;
+        let result = ring.device.write(place, &staged.bytes);
+        staged.bytes.clear();
+        if let Err(error) = result {
             ring.health.failed("write chunks", &error);
             add(&ring.counters.dropped, listed.len() as u64);
             let broken = self.regions.current.take().expect("just used");
@@ -218,7 +225,7 @@ impl Writer {
             return 0;
         }
         // Whole pages only: the last one is written again.
-        let (from, until) = (place & !(PAGE_BYTES - 1), (place + bytes.len() as u64) & !(PAGE_BYTES - 1));
+        let (from, until) = (place & !(PAGE_BYTES - 1), (place + length) & !(PAGE_BYTES - 1));
         ring.device.start_write_back(from, until.saturating_sub(from));
         for entry in &listed {
             let hash = Key(entry.chunk).hash64();
@@ -226,9 +233,9 @@ impl Writer {
             ring.index.insert(hash, Location::new(current.region.number, u64::from(entry.offset), length));
             current.region.hashes.push(hash);
         }
-        current.end += bytes.len() as u64;
-        current.region.bytes += bytes.len() as u64;
-        ring.add_used(bytes.len() as u64, listed.len());
+        current.end += length;
+        current.region.bytes += length;
+        ring.add_used(length, listed.len());
         add(&ring.counters.inserted, listed.len() as u64);
         current.listed.extend(listed);
         while ring.index.entries() > self.entries_max && self.regions.evict_oldest(ring) {}
