@@ -1,8 +1,9 @@
 //! Measures Cairn beside its peers in one run on one machine, round after round: A B A B. Writes a table and a plot.
 //!
-//! `cargo run --release -p system-tests --bin perf -- [--quick] [--rounds N] [--only NAME,NAME] [--sustained] [--out FOLDER]`
+//! `cargo run --release -p system-tests --bin perf -- [--quick] [--rounds N] [--only NAME,NAME]
+//! [--sustained KIND,KIND] [--out FOLDER]`
 //!
-//! `--sustained` leaves everything out but sustained sequential writing, for a look at that alone.
+//! `--sustained` leaves everything out but sustained sequential writing of `programs`, `noise` or `repeats`, for a look at that alone.
 //!
 //! It needs the release build of `cairn` and of the `cpu_limits` example, and the tools of `tests/install-tools.sh`.
 //! Absolute figures belong to the machine and the moment; the ratios are what is compared.
@@ -10,6 +11,7 @@
 
 mod contender;
 mod fio;
+mod floor;
 mod plot;
 mod report;
 mod round;
@@ -18,8 +20,10 @@ mod sequential;
 use anyhow::{Context, Result, bail};
 use contender::Contender;
 use report::CoreLimits;
+use sequential::Kind;
 use serde_json::Value;
 use std::path::PathBuf;
+use std::time::Duration;
 use system_tests::settings;
 use system_tests::tool::Tool;
 
@@ -36,7 +40,9 @@ pub(crate) struct Options {
     contenders: Vec<Contender>,
     out: PathBuf,
     quick: bool,
-    /// Sustained sequential writing alone.
+    /// What is written in sustained sequential writing.
+    sustained: Vec<Kind>,
+    /// Nothing else is run.
     only_sustained: bool,
 }
 
@@ -50,6 +56,7 @@ impl Options {
             contenders: Contender::ALL.to_vec(),
             out: settings::workspace().join("docs"),
             quick: false,
+            sustained: Kind::ALL.to_vec(),
             only_sustained: false,
         };
         while let Some(argument) = arguments.next() {
@@ -66,7 +73,10 @@ impl Options {
                         ..options
                     };
                 }
-                "--sustained" => options.only_sustained = true,
+                "--sustained" => {
+                    options.sustained = value()?.split(',').map(Kind::parse).collect::<Result<_>>()?;
+                    options.only_sustained = true;
+                }
                 "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
                 "--out" => options.out = PathBuf::from(value()?),
                 "--only" => {
@@ -97,6 +107,7 @@ fn core_limits() -> Result<CoreLimits> {
 fn main() -> Result<()> {
     let options = Options::parse(std::env::args().skip(1))?;
     let limits = core_limits()?;
+    let bare_writes = floor::log_and_pool(Duration::from_secs(u64::from(options.sustained_seconds) / 4))?;
     let mut results = report::Results::default();
     for number in 1..=options.rounds {
         for contender in &options.contenders {
@@ -106,7 +117,7 @@ fn main() -> Result<()> {
         }
     }
     std::fs::create_dir_all(&options.out)?;
-    let table = report::markdown(&results, &options, &limits)?;
+    let table = report::markdown(&results, &options, &limits, bare_writes)?;
     std::fs::write(options.out.join("performance.md"), &table)?;
     std::fs::write(options.out.join("performance.svg"), plot::svg(&results, &options))?;
     println!("{table}");

@@ -184,7 +184,13 @@ fn figure(value: f64) -> String {
     }
 }
 
-pub(crate) fn markdown(results: &Results, options: &Options, limits: &CoreLimits) -> Result<String> {
+/// `bare_writes` is what [`crate::floor::log_and_pool`] says, in MB/s.
+pub(crate) fn markdown(
+    results: &Results,
+    options: &Options,
+    limits: &CoreLimits,
+    bare_writes: f64,
+) -> Result<String> {
     let mut page = String::from(
         "# Performance\n\nMade by `just bench`, which overwrites this page. Everything was measured in one run on one machine, the \
          contenders in turn, round after round; figures are medians, and in brackets how many times as good as `qemu-nbd`. \
@@ -206,7 +212,7 @@ pub(crate) fn markdown(results: &Results, options: &Options, limits: &CoreLimits
     )?;
     page.push_str("![Ratios to qemu-nbd](performance.svg)\n\n");
     speeds(&mut page, results, options)?;
-    targets(&mut page, results, limits)?;
+    targets(&mut page, results, limits, bare_writes)?;
     costs(&mut page, results, options)?;
     method(&mut page, options)?;
     Ok(page)
@@ -251,7 +257,7 @@ fn speeds(page: &mut String, results: &Results, options: &Options) -> Result<()>
 }
 
 /// What we want to reach, as ratios.
-fn targets(page: &mut String, results: &Results, limits: &CoreLimits) -> Result<()> {
+fn targets(page: &mut String, results: &Results, limits: &CoreLimits, bare_writes: f64) -> Result<()> {
     let CoreLimits { compress_and_seal: compress, hash_and_seal: hash } = *limits;
     let of = |row, limit: f64| results.median(Contender::Cairn, row).map(|rate| rate / limit);
     let ratio = |row| results.ratio(Contender::Cairn, row);
@@ -277,6 +283,15 @@ fn targets(page: &mut String, results: &Results, limits: &CoreLimits) -> Result<
         page,
         "\nOne core compresses and seals {compress:.0} MB/s of programs, and hashes and seals {hash:.0} MB/s of noise (`cpu_limits`).\n"
     )?;
+    writeln!(
+        page,
+        "A program that does nothing but write, each byte to a log and, in synced objects of 8 MiB, to a pool on the same disk, \
+         gets {bare_writes:.0} MB/s from this disk (`tests/perf/floor.rs`)."
+    )?;
+    if let Some(noise) = results.median(Contender::Cairn, Row::SequentialNoise) {
+        writeln!(page, "Cairn writes noise at {:.2} of that.", noise / bare_writes)?;
+    }
+    page.push('\n');
     Ok(())
 }
 

@@ -49,15 +49,7 @@ pub(crate) fn run(contender: Contender, options: &Options, results: &mut Results
     if !options.only_sustained {
         round.everything_but_sustained()?;
     }
-    let whole = Duration::from_secs(options.sustained_seconds.into());
-    round.sustained_write(Row::SequentialWrite, &mut programs, whole)?;
-    drop(programs);
-    round.sustained_write(Row::SequentialNoise, &mut Source::new(Kind::Noise)?, whole / 3)?;
-    let mut repeats = Source::new(Kind::Repeats)?;
-    // The first copy is everybody's; the clock is for the others.
-    round.write(&mut repeats, Until::Bytes(Source::ROUND_BYTES), SEQUENTIAL_AREA)?;
-    round.running.settle()?;
-    round.sustained_write(Row::SequentialRepeats, &mut repeats, whole / 3)
+    options.sustained.iter().try_for_each(|&kind| round.sustained(kind, &mut programs))
 }
 
 impl Round<'_> {
@@ -156,6 +148,21 @@ impl Round<'_> {
         self.measure(Row::ColdRead1, job("randread", 1, 0))?;
         self.running.restart_cold()?;
         self.sequential_read(Row::ColdSequentialRead)
+    }
+
+    fn sustained(&mut self, kind: Kind, programs: &mut Source) -> Result<()> {
+        let whole = Duration::from_secs(self.options.sustained_seconds.into());
+        match kind {
+            Kind::Programs => self.sustained_write(Row::SequentialWrite, programs, whole),
+            Kind::Noise => self.sustained_write(Row::SequentialNoise, &mut Source::new(kind)?, whole / 3),
+            Kind::Repeats => {
+                let mut repeats = Source::new(kind)?;
+                // The first copy is everybody's; the clock is for the others.
+                self.write(&mut repeats, Until::Bytes(Source::ROUND_BYTES), SEQUENTIAL_AREA)?;
+                self.running.settle()?;
+                self.sustained_write(Row::SequentialRepeats, &mut repeats, whole / 3)
+            }
+        }
     }
 
     /// Writes for a while, and counts the time until everything is where it stays.

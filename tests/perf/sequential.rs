@@ -25,6 +25,22 @@ pub(crate) enum Kind {
     Repeats,
 }
 
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Programs, Self::Noise, Self::Repeats];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Programs => "programs",
+            Self::Noise => "noise",
+            Self::Repeats => "repeats",
+        }
+    }
+
+    pub(crate) fn parse(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).with_context(|| format!("no kind {name:?}"))
+    }
+}
+
 /// Bytes kept in memory.
 pub(crate) struct Source {
     bytes: Vec<u8>,
