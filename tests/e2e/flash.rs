@@ -89,8 +89,16 @@ fn cache_files(gateway: &Gateway) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Where the payloads of the cache's entries are: where each begins, and its length. As the format says (`format` of the flash cache).
-fn payloads(cache: &[u8]) -> Vec<(usize, usize)> {
+/// The payload of an entry of the cache.
+struct Payload {
+    /// Of the chunk in its container.
+    index: u32,
+    start: usize,
+    length: usize,
+}
+
+/// As the format says (`format` of the flash cache).
+fn payloads(cache: &[u8]) -> Vec<Payload> {
     const REGION_MAGIC: &[u8] = b"CAIRNFR1";
     const ENTRY_HEADER: usize = 40;
     let number = |at: usize| u64::from_le_bytes(cache[at..at + 8].try_into().expect("eight bytes"));
@@ -102,8 +110,9 @@ fn payloads(cache: &[u8]) -> Vec<(usize, usize)> {
         let mut at = region + 4096;
         // Behind the last entry is what is older, or nothing, or the footer.
         while at + ENTRY_HEADER < end && number(at) == sequence {
-            let length = u32::from_le_bytes(cache[at + 28..at + 32].try_into().expect("four bytes")) as usize;
-            payloads.push((at + ENTRY_HEADER, length));
+            let short = |at: usize| u32::from_le_bytes(cache[at..at + 4].try_into().expect("four bytes"));
+            let (index, length) = (short(at + 24), short(at + 28) as usize);
+            payloads.push(Payload { index, start: at + ENTRY_HEADER, length });
             at += (ENTRY_HEADER + length).next_multiple_of(8);
         }
         region = end;
@@ -111,19 +120,22 @@ fn payloads(cache: &[u8]) -> Vec<(usize, usize)> {
     payloads
 }
 
-/// Flips a bit in one in a hundred of the cached chunks; in how many.
+/// Flips a bit in one in a hundred of the cached chunks of each container; in how many. No two are in one region, which comes from the pool as a whole when one of its chunks is found
+/// to be damaged.
 fn damage_one_chunk_in_a_hundred(gateway: &Gateway) -> Result<u64> {
     let mut random = Random::seeded(5);
     let file = cache_files(gateway)?.into_iter().next().context("the cache has no file")?;
     let cache = fs::read(&file)?;
     let payloads = payloads(&cache);
     let file = fs::OpenOptions::new().write(true).open(file)?;
-    let damaged = payloads.iter().skip(random.index(100)).step_by(100);
-    for (start, length) in damaged.clone() {
+    let which = u32::try_from(random.index(100)).expect("less than a hundred");
+    let mut damaged = 0;
+    for Payload { start, length, .. } in payloads.iter().filter(|payload| payload.index % 100 == which) {
         let at = start + random.index(*length);
         file.write_all_at(&[cache[at] ^ 1 << random.index(8)], at as u64)?;
+        damaged += 1;
     }
-    Ok(damaged.count() as u64)
+    Ok(damaged)
 }
 
 #[test]
@@ -132,9 +144,21 @@ fn damage_on_flash_is_noticed_counted_and_never_returned() -> Result<()> {
     const CHUNKS: u64 = 6000;
     let size = CHUNKS * 4096;
     let mut gateway = filled_with("", size, &["--chunk-target", "1", "--chunk-max", "1"])?;
+    // What destage offered too fast comes when it is read, which is not from RAM after a restart.
+    for _ in 0..4 {
+        if number(&gateway, "/flash/chunks")? == CHUNKS {
+            break;
+        }
+        gateway.stop()?;
+        gateway.start()?;
+        fio::verifies_random_reads(&gateway.export("vol"), size)?;
+    }
     gateway.stop()?;
     let damaged = damage_one_chunk_in_a_hundred(&gateway)?;
-    assert_eq!(damaged, CHUNKS / 100, "each block is a chunk, and each chunk is cached");
+    assert!(
+        (CHUNKS / 100 - 3..=CHUNKS / 100 + 3).contains(&damaged),
+        "each block is a chunk, and each chunk is cached: {damaged}"
+    );
     gateway.start()?;
     fio::verifies_random_reads(&gateway.export("vol"), size)?;
     let status = gateway.status()?["flash"].clone();
