@@ -1,7 +1,7 @@
 //! Telling streams (a copy, a backup, a restore) from what is written here and there.
 //!
-//! A stream takes free room in the cache of decoded chunks, but nobody's place: who writes it rarely reads it soon, and copying all of it into a full cache would cost half as much as
-//! sealing it.
+//! A stream takes free room in the cache of decoded chunks, but nobody's place: who writes it rarely reads it soon, and a full cache would be
+//! copied through for nothing.
 
 use cairn_model::Lba;
 

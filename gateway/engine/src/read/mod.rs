@@ -27,8 +27,8 @@ use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{ChunkId, ChunkIndex, ContainerId, ErrorKind, Kinded, ObjectPlace, Ports, SegmentId};
 use cairn_segment_writer::{ContainerCipher, ContainerDirectory, ContainerLocation, Pool, StoredSink};
 use foldhash::fast::FixedState;
+use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use std::collections::{HashMap, HashSet};
@@ -42,9 +42,6 @@ use tokio::sync::Semaphore;
 const READ_AHEADS_MAX: usize = 16;
 /// Scattered writes make chunks of one block, sequential ones of eight.
 const CHUNK_BYTES_EXPECTED: u64 = 8 << 10;
-
-/// Chunks of a region that are read from flash at a time.
-const FLASH_READS_MAX: usize = 4;
 
 /// A window of a container as it is in one place: its segment, and a hash of where the segment is. A fetch from an old place is not joined.
 type RegionKey = (SegmentId, u64, ContainerId, u32);
@@ -407,17 +404,16 @@ impl ChunkReader {
         if via == Via::Pool || self.flash.is_none() {
             return None;
         }
-        let within = container.directory.iter_within(self.chunks_of(container, region).ok()?);
-        let chunks = within.map(|(index, _)| async move {
-            let bytes = match self.chunks.get(&ChunkId { container: container.id, index }) {
+        let mut chunks = Vec::new();
+        for (index, _) in container.directory.iter_within(self.chunks_of(container, region).ok()?) {
+            let chunk = ChunkId { container: container.id, index };
+            let bytes = match self.chunks.get(&chunk) {
                 Some(bytes) => bytes,
-                None => self.on_flash(container, index).await.ok_or(())?,
+                None => self.on_flash(container, index).await?,
             };
-            Ok::<_, ()>((index, bytes))
-        });
-        let chunks: Vec<_> = chunks.collect();
-        // What is not in the page cache waits for the device: not one after the other.
-        Some(Arc::new(stream::iter(chunks).buffered(FLASH_READS_MAX).try_collect().await.ok()?))
+            chunks.push((index, bytes));
+        }
+        Some(Arc::new(chunks))
     }
 
     /// The chunk, if flash has it and it is authentic.
