@@ -142,8 +142,6 @@ fn the_chunk_sink_sees_what_it_is_to_be_shown() {
     for (at, shown) in [(1, true), (2, false), (3, false), (4, true)] {
         packer.show_chunks(shown);
         packer.run(Lba::new(u64::from(at) * 100), &[Bytes::from(vec![at; 4096])]);
-        // Ends the chunk.
-        packer.discard(LbaRange::new(Lba::new(u64::from(at) * 100 + 50), 1).unwrap());
     }
     assert_eq!(finish(packer).batch.stats.chunks, 4);
     assert_eq!(*seen.lock().unwrap(), [1, 4]);

@@ -8,7 +8,7 @@ use crate::seal::ContainerCipher;
 use cairn_model::crypto::TAG_BYTES;
 use cairn_model::{CHUNKS_PER_CONTAINER_MAX, ChunkId, ChunkIndex, ContainerId, Ports, SegmentId, SiteId};
 
-/// First size of the buffer of a batch's first segment, which then doubles: most batches of an idle volume are small.
+/// First size of the buffer of the first segment of a batch or a domain, which then doubles: most batches of an idle volume are small.
 const BUFFER_BYTES_FIRST: usize = 256 << 10;
 
 /// A segment with one container.

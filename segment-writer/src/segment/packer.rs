@@ -212,6 +212,8 @@ pub struct Packer<'a> {
     compressor: Compressor,
     sink: Option<ChunkSink<'a>>,
     shows_chunks: bool,
+    /// From the next run on.
+    shows_next: bool,
     finder: Option<Finder<'a>>,
     checker: Option<Checker<'a>>,
     packing: Option<Packing>,
@@ -250,6 +252,7 @@ impl<'a> Packer<'a> {
             compressor: Compressor::new(),
             sink: None,
             shows_chunks: true,
+            shows_next: true,
             finder: None,
             checker: None,
             packing: None,
@@ -273,9 +276,9 @@ impl<'a> Packer<'a> {
         self
     }
 
-    /// Whether the sink is shown the chunks that are sealed from now on.
+    /// Whether the sink is shown the chunks of the runs that follow. One that goes on from the run before counts with the later run.
     pub fn show_chunks(&mut self, shown: bool) {
-        self.shows_chunks = shown;
+        self.shows_next = shown;
     }
 
     /// Asks `finder` for each block that the batch itself has not stored. Without one, blocks are shared within the batch.
@@ -337,6 +340,7 @@ impl<'a> Packer<'a> {
         if self.pending.range().end() != start {
             self.flush();
         }
+        self.shows_chunks = self.shows_next;
         let mut at = start;
         for piece in pieces {
             for offset in (0..piece.len()).step_by(BLOCK) {

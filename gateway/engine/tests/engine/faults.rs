@@ -112,6 +112,8 @@ async fn a_stream_that_is_written_takes_free_room_in_ram_and_nobodys_place() {
     })
     .await;
     site.config.block_cache_bytes = 16 * MIB;
+    // What is missing is fetched by itself, so that it counts.
+    site.config.fetch_region_bytes = 4096;
     site.add_volume("backup", 64 * MIB).await;
     let engine = site.start().await;
     let mut disk = Checked::fresh(engine.volume("disk").unwrap());
