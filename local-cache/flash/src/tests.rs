@@ -3,7 +3,10 @@
 use crate::config::REGION_BYTES_MIN;
 use crate::device::Device;
 use crate::directory::{Directory, Marker, boot};
-use crate::format::{Parsed, REGION_HEADER_BYTES, RegionHeader, parse_region_header, region_header};
+use crate::format::{
+    ENTRY_HEADER_BYTES, PAGE_BYTES, Parsed, REGION_HEADER_BYTES, RegionHeader, entry_bytes, footer_bytes,
+    parse_region_header, region_header,
+};
 use crate::{FlashCache, FlashConfig, SealedCache, Source};
 use bytes::Bytes;
 use cairn_model::{ChunkId, ChunkIndex, ContainerId, Ports, SiteId};
@@ -124,6 +127,31 @@ async fn after_a_clean_end_and_a_start_of_the_machine_everything_is_there() {
     assert_eq!(found(&cache).await.len(), 400);
     assert_eq!(cache.status().damaged, 0);
     cache.close().await;
+}
+
+#[tokio::test]
+async fn a_footer_beside_the_last_entry_stays_when_the_region_is_cut_off_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(folder.path()).await;
+    // Eight entries and their footer fill a region to the last byte.
+    let room = REGION_BYTES_MIN - PAGE_BYTES - footer_bytes(8);
+    let payload = usize::try_from(room / 8).unwrap() - ENTRY_HEADER_BYTES;
+    assert_eq!(8 * entry_bytes(payload), room);
+    for index in 0..8 {
+        cache.insert(chunk(index), Bytes::from(vec![7; payload]), Source::Fetch);
+    }
+    while cache.status().queued_bytes > 0 {
+        pause().await;
+    }
+    cache.close().await;
+    drop(cache);
+    for _ in 0..2 {
+        start_the_machine_again(folder.path()).await;
+        let cache = open(folder.path()).await;
+        assert_eq!(found(&cache).await, (0..8).collect::<Vec<_>>());
+        assert_eq!(cache.status().damaged, 0);
+        crash(cache).await;
+    }
 }
 
 fn chunks_file(folder: &Path) -> File {
