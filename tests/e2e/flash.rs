@@ -120,8 +120,8 @@ fn payloads(cache: &[u8]) -> Vec<Payload> {
     payloads
 }
 
-/// Flips a bit in one in a hundred of the cached chunks of each container; in how many. No two are in one region, which comes from the pool as a whole when one of its chunks is found
-/// to be damaged.
+/// Flips a bit in one in a hundred of the cached chunks of each container; in how many. No two are in one region, which comes from the pool as
+/// a whole when one of its chunks is found to be damaged.
 fn damage_one_chunk_in_a_hundred(gateway: &Gateway) -> Result<u64> {
     let mut random = Random::seeded(5);
     let file = cache_files(gateway)?.into_iter().next().context("the cache has no file")?;
@@ -140,8 +140,8 @@ fn damage_one_chunk_in_a_hundred(gateway: &Gateway) -> Result<u64> {
 
 #[test]
 fn damage_on_flash_is_noticed_counted_and_never_returned() -> Result<()> {
-    // One in a hundred of so many chunks is less than what retires the cache.
-    const CHUNKS: u64 = 6000;
+    // One in a hundred of so many chunks is well below what retires the cache.
+    const CHUNKS: u64 = 5000;
     let size = CHUNKS * 4096;
     let mut gateway = filled_with("", size, &["--chunk-target", "1", "--chunk-max", "1"])?;
     // What destage offered too fast comes when it is read, which is not from RAM after a restart.

@@ -83,11 +83,19 @@ impl Floor {
     }
 }
 
+/// Opens a file for direct I/O, as Cairn does where the file system can.
 fn direct(path: &Path) -> Result<File> {
     let flag = i32::try_from(OFlags::DIRECT.bits()).context("open flags fit an int")?;
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(true).custom_flags(flag);
-    options.open(path).with_context(|| format!("opening {} for direct I/O", path.display()))
+    let open = |flags| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).custom_flags(flags).open(path)
+    };
+    let cannot = Some(rustix::io::Errno::INVAL.raw_os_error());
+    match open(flag) {
+        Err(error) if error.raw_os_error() == cannot => open(0),
+        opened => opened,
+    }
+    .with_context(|| format!("opening {}", path.display()))
 }
 
 /// MB of data in a second that reach both.
