@@ -163,6 +163,11 @@ impl Record {
         self.last.lock().covers = None;
     }
 
+    /// Whether the newest one may lack something, though the catalog has not changed since.
+    fn is_doubted(&self) -> bool {
+        self.is_stale.load(Ordering::Acquire) || self.is_lacking.load(Ordering::Acquire)
+    }
+
     /// Whether somebody waits for one that may be taken now. One that failed just now is not tried again at once, however urgent it is.
     fn is_wanted(&self, now: Monotonic) -> bool {
         let Some(is_urgent) = *self.wanted.lock() else { return false };
@@ -352,9 +357,7 @@ async fn take_in_turn(shared: &Shared, source: &dyn RecordSource) -> Result<(), 
     }
     let mut last = shared.record.last.lock();
     last.times = Some((began, clock.now()));
-    let is_doubted = |doubt: &AtomicBool| doubt.load(Ordering::Acquire);
-    let is_good = !is_doubted(&shared.record.is_stale) && !is_doubted(&shared.record.is_lacking);
-    last.covers = is_good.then_some(covers);
+    last.covers = (!shared.record.is_doubted()).then_some(covers);
     Ok(())
 }
 

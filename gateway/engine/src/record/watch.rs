@@ -212,8 +212,9 @@ pub(crate) async fn checkpoint_last(shared: &Shared) {
     let Some(source) = source(shared) else { return };
     {
         let last = shared.record.last.lock();
-        // Before the first one since the start, what an earlier run recorded counts; after it, what was doubted since does not.
-        let covers = last.covers.or_else(|| last.times.is_none().then(RecordChanges::default));
+        // Before the first one since the start, what an earlier run recorded counts; what was doubted since does not.
+        let counts_earlier = last.times.is_none() && !shared.record.is_doubted();
+        let covers = last.covers.or_else(|| counts_earlier.then(RecordChanges::default));
         if covers == Some(source.changes()) {
             return;
         }
