@@ -428,17 +428,13 @@ pub(crate) async fn reclaim_until_stopped(shared: Arc<Shared>) {
             () = behind, if rest < wait => {}
         }
         let changes = reclaim.changes.load(Ordering::Relaxed);
-        match rounds.next(changes) {
-            Round::Pass => {}
-            Round::Deletions => {
+        let round = rounds.next(changes);
+        if round != Round::Pass {
+            if round == Round::Deletions {
                 rounds.deleted(delete_what_is_left(&shared).await);
-                rest = RETRY_PAUSE;
-                continue;
             }
-            Round::Nothing => {
-                rest = RETRY_PAUSE;
-                continue;
-            }
+            rest = RETRY_PAUSE;
+            continue;
         }
         let ended = pass(&shared).await;
         // What is moved and deleted has pauses of its own.
