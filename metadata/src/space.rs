@@ -21,7 +21,9 @@
 //!   leaf is of some moment while it was asked.
 
 use crate::{Catalog, CatalogError, LEAF_BLOCKS, LeafIndex, MapLeaf, MapPoint};
-use cairn_model::{BLOCK_SIZE, ChunkId, CommitSeq, ContainerId, LineageId, MapTarget, SnapshotId, VolumeId};
+use cairn_model::{
+    BLOCK_SIZE, ChunkId, CommitSeq, ContainerId, LineageId, MapTarget, SnapshotId, VolumeId, boxed,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Leaves of a page of [`Catalog::space_page`].
@@ -110,6 +112,7 @@ pub struct SpacePage {
 }
 
 /// Answers the question page by page, each page from one state of the catalog; again from the first when pins came or went in between.
+#[boxed]
 pub async fn space(catalog: &dyn Catalog, of: SpaceOf) -> Result<Space, CatalogError> {
     let mut restarts = 0;
     'again: loop {

@@ -59,7 +59,7 @@ use async_trait::async_trait;
 use cairn_model::crypto::KeyId;
 use cairn_model::{
     CommitSeq, ContainerId, DomainId, GatewayId, Generation, GroupId, GroupRunId, LbaRange, LineageId,
-    MapDelta, NodeId, PassId, Profile, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq,
+    MapDelta, NodeId, PassId, Profile, SegmentId, SnapshotId, VolumeId, WallTime, WriteSeq, boxed,
 };
 use sqlx::{Sqlite, SqlitePool, Transaction};
 use std::future::Future;
@@ -111,11 +111,13 @@ impl Changes {
 impl SqliteCatalog {
     /// Opens the catalog at `path`, bringing an older schema up to date. A missing file is an error: it never makes a fresh
     /// catalog where an old one is lost.
+    #[boxed]
     pub async fn open(path: &Path) -> Result<Self> {
         open::open(path, false).await
     }
 
     /// As [`SqliteCatalog::open`], but makes the file if it is missing. Goes on where an earlier creation was cut short.
+    #[boxed]
     pub async fn create(path: &Path) -> Result<Self> {
         open::open(path, true).await
     }

@@ -25,6 +25,10 @@ mod sequence;
 mod spawn;
 pub mod varint;
 
+/// Boxes the future of an async function of a crate's face, so that its code is made once, in its own crate. Otherwise every crate that waits for it, and every test program,
+/// compiles all that it awaits anew. Not for what runs with each request of a guest. `docs/decisions/0019-boxed-futures.md` has what that saves.
+pub use async_recursion::async_recursion as boxed;
+
 pub use address::{BLOCK_SIZE, Lba, LbaRange, VOLUME_BLOCKS_MAX, ZERO_BLOCK};
 pub use aligned::AlignedBuffer;
 pub use calendar::{Utc, utc};

@@ -9,7 +9,7 @@ use aws_sdk_s3::config::{BehaviorVersion, RequestChecksumCalculation, ResponseCh
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration};
-use cairn_model::Entropy;
+use cairn_model::{Entropy, boxed};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +52,7 @@ impl S3Admin {
     }
 
     /// Makes the bucket unless it exists and is ours. `true`: it was made.
+    #[boxed]
     pub async fn create_bucket(&self) -> Result<bool, PoolError> {
         let mut request = self.client.create_bucket().bucket(&self.url.bucket);
         // AWS wants the region named, except for its first; other servers know theirs.
@@ -79,6 +80,7 @@ impl S3Admin {
     }
 
     /// What the server can do. Writes and removes a small object below the node's prefix.
+    #[boxed]
     pub async fn capabilities(&self, entropy: &dyn Entropy) -> Result<Capabilities, PoolError> {
         Ok(Capabilities {
             conditional_create: self.probe_conditional_create(entropy).await?,
@@ -86,6 +88,7 @@ impl S3Admin {
         })
     }
 
+    #[boxed]
     pub async fn versioning(&self) -> Result<Versioning, PoolError> {
         match self.client.get_bucket_versioning().bucket(&self.url.bucket).send().await {
             Ok(answer) => Ok(match answer.status {

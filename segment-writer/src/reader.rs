@@ -10,7 +10,7 @@ use crate::segment::{
 };
 use bytes::{Bytes, BytesMut};
 use cairn_model::crypto::KeyId;
-use cairn_model::{ChunkIndex, ObjectPlace, ShardPlace};
+use cairn_model::{ChunkIndex, ObjectPlace, ShardPlace, boxed};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -115,6 +115,7 @@ impl Pool {
     }
 
     /// The stored bytes of consecutive chunks, with one request. For callers that open them elsewhere.
+    #[boxed]
     pub async fn fetch_chunks(
         &self,
         location: &ContainerLocation,
@@ -197,11 +198,13 @@ impl FetchedChunks {
 impl Pool {
     /// What a segment of `domain` says about itself: with one request, or two when its footer is large, and one for its
     /// header.
+    #[boxed]
     pub async fn read_footer(&self, place: &ObjectPlace, domain: &Domain) -> Result<Footer, PoolError> {
         self.read_footer_of(place, &|key| (key == domain.key_id()).then(|| domain.clone())).await
     }
 
     /// The same for a segment of any domain: `domains` knows it by the name of its key.
+    #[boxed]
     pub async fn read_footer_of(
         &self,
         place: &ObjectPlace,
@@ -226,6 +229,7 @@ impl Pool {
 
 impl DataNode {
     /// What a segment of `domain` says about itself, whatever its length.
+    #[boxed]
     pub async fn read_footer(&self, key: &str, domain: &Domain) -> Result<Footer, PoolError> {
         self.read_footer_of(key, |key| (key == domain.key_id()).then(|| domain.clone())).await
     }

@@ -31,7 +31,7 @@ use cairn_fingerprints::FingerprintIndex;
 use cairn_flash::SealedCache;
 use cairn_metadata::{Catalog, CatalogError, HeldLease, LeaseStamp, NewVolume, VolumeName};
 use cairn_model::crypto::SecretKey;
-use cairn_model::{ErrorKind, Exports, GatewayId, Kinded, Ports, SiteId, VolumeId};
+use cairn_model::{ErrorKind, Exports, GatewayId, Kinded, Ports, SiteId, VolumeId, boxed};
 use cairn_segment_writer::{Domain, Pool};
 use cairn_wal::{Disk, Wal};
 use std::future::Future;
@@ -130,6 +130,7 @@ pub struct Engine {
 impl Engine {
     /// Takes the volumes' leases, replays the log into their write buffers, and starts destage. When it
     /// returns, every volume that can be served is.
+    #[boxed]
     pub async fn start(config: EngineConfig, parts: EngineParts) -> Result<Arc<Self>, EngineError> {
         let tasks = Tasks::default();
         let recovered = recover(config, parts, tasks).await?;
@@ -191,6 +192,7 @@ impl Engine {
     }
 
     /// Creates a volume and serves it.
+    #[boxed]
     pub async fn create_volume(&self, new: &NewVolume) -> Result<Arc<Volume>, EngineError> {
         let new = new.clone();
         self.administer(move |shared| async move { create(&shared, &new).await }).await
@@ -198,6 +200,7 @@ impl Engine {
 
     /// Serves a volume of the catalog that this gateway does not serve. When another gateway holds it, waits until that one has released it
     /// or has not renewed its lease for the lease's whole term; what the other had acknowledged and not destaged is not in the volume then.
+    #[boxed]
     pub async fn take_volume(&self, name: &VolumeName) -> Result<Arc<Volume>, EngineError> {
         let id = self.shared.catalog.volume_by_name(name).await?.id;
         let mut watch = LeaseWatch::default();
@@ -212,11 +215,13 @@ impl Engine {
 
     /// Changes a volume's size while it is in use. What a smaller size cuts off is zeroed first, in the pool as well, so that a later
     /// larger size shows zeros there whatever was lost meanwhile. If that fails, the size stays and the part may be zeroed already.
+    #[boxed]
     pub async fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<(), EngineError> {
         let name = name.to_owned();
         self.administer(move |shared| async move { resize(&shared, &name, size_bytes).await }).await
     }
 
+    #[boxed]
     pub async fn rename_volume(&self, name: &str, to: &VolumeName) -> Result<(), EngineError> {
         let (name, to) = (name.to_owned(), to.clone());
         self.administer(move |shared| async move {
@@ -228,6 +233,7 @@ impl Engine {
     }
 
     /// Deletes a volume and everything in it, with its snapshots if it has some and that is wanted. There is no way back. Clones of it live on.
+    #[boxed]
     pub async fn delete_volume(&self, name: &str, with_snapshots: bool) -> Result<(), EngineError> {
         let name = name.to_owned();
         self.administer(move |shared| async move {
@@ -264,22 +270,26 @@ impl Engine {
     }
 
     /// Everything acknowledged before the call is in the pool and in the catalog when it returns.
+    #[boxed]
     pub async fn destage(&self) -> Result<(), EngineError> {
         self.shared.destage.all().await
     }
 
     /// Records everything that the catalog has in the pool: it and the key are enough to have it again when this returns.
+    #[boxed]
     pub async fn checkpoint(&self) -> Result<(), EngineError> {
         checkpoint(&self.shared).await
     }
 
     /// Reads what the newest checkpoint is made of, as is done every day. Returns how many of its objects were damaged or missing: the next checkpoint puts them again, and is due.
+    #[boxed]
     pub async fn check_record(&self) -> Result<u64, EngineError> {
         look_over(&self.shared).await
     }
 
     /// Destages, closes the log, gives the volumes back. What cannot be destaged in time stays in the log for the next
     /// start; the error says so. Of a gateway whose site was taken over the log is left as it is.
+    #[boxed]
     pub async fn shutdown(&self) -> Result<(), EngineError> {
         let shared = &self.shared;
         if let Err(error) = shared.record.check_owner() {
@@ -329,6 +339,7 @@ impl Engine {
 impl Engine {
     /// Ends everything at once, without destage: what a crash of the process leaves, for tests and for a gateway that must not
     /// touch the volumes any more.
+    #[boxed]
     pub async fn abandon(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.end().await;

@@ -14,7 +14,7 @@ use crate::status::{Counters, add};
 use crate::writer::Writer;
 use crate::{FlashStatus, SealedCache, Source};
 use bytes::Bytes;
-use cairn_model::{ChunkId, Clock, Ports, SiteId, timeout};
+use cairn_model::{ChunkId, Clock, Ports, SiteId, boxed, timeout};
 use foyer::{
     Age, EngineConfig, HybridCache, HybridCacheBuilder, HybridCachePolicy, HybridCacheProperties,
     IoEngineConfig, Load, NoopIoEngineConfig,
@@ -82,6 +82,7 @@ impl FlashCache {
     /// the reason in [`FlashStatus::retired`], and the gateway goes on without.
     ///
     /// Call it on a tokio runtime; its threads are the ports'.
+    #[boxed]
     pub async fn open(config: FlashConfig, site: SiteId, ports: Ports) -> Self {
         Self::open_on(config, site, ports, Box::new(|device| device)).await
     }

@@ -37,7 +37,7 @@ use crate::scan::{FoundFile, HEADER_LOST, Scanner, Tail, has_frames_since, scan_
 use crate::shared::{Context, Shared};
 use crate::writer::{Current, start_file};
 use crate::{Wal, WalError};
-use cairn_model::{AlignedBuffer, Lsn};
+use cairn_model::{AlignedBuffer, Lsn, boxed};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -79,11 +79,13 @@ impl Recovery {
 
     /// The records of the next frame in log order, `None` after the last. Records that an earlier run called freed
     /// are left out as far as the log remembers it, so the first may be any.
+    #[boxed]
     pub async fn next(&mut self) -> Result<Option<Vec<(Lsn, Record)>>, WalError> {
         self.reading.next(&*self.found.context.ports.spawn).await
     }
 
     /// Starts a new file and the log's threads. Reads to the end first, if that has not been done.
+    #[boxed]
     pub async fn finish(self) -> Result<Wal, WalError> {
         let spawn = Arc::clone(&self.found.context.ports.spawn);
         let files = self.reading.into_files(&*spawn).await?;

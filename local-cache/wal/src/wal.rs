@@ -12,7 +12,7 @@ use crate::writer::{self, Current, Writer};
 use crate::{WalConfig, WalError, WalIdentity};
 use bytes::Bytes;
 use cairn_model::crypto::SecretKey;
-use cairn_model::{FlushReceipt, Lsn, Ports};
+use cairn_model::{FlushReceipt, Lsn, Ports, boxed};
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
@@ -59,6 +59,7 @@ pub struct WalUsage {
 
 impl Wal {
     /// Finds the log on `disk`, or makes one. The records it holds come out of the [`Recovery`]. Blocks on the disk.
+    #[boxed]
     pub async fn open(
         config: WalConfig,
         identity: WalIdentity,
@@ -205,6 +206,7 @@ impl Wal {
     }
 
     /// Refuses new records, makes all earlier ones durable, ends the log's threads.
+    #[boxed]
     pub async fn close(&self) -> Result<(), WalError> {
         self.handle.stop();
         self.handle.threads.closed().await;

@@ -15,7 +15,7 @@ use crate::record::{
     Cell, RecordChanges, RecordReader, RecordRows, RecordSource, RecordTable, decode_row, encode_row,
 };
 use async_trait::async_trait;
-use cairn_model::{GatewayId, Generation, NodeId, VolumeId};
+use cairn_model::{GatewayId, Generation, NodeId, VolumeId, boxed};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqliteRow, SqliteSynchronous, SqliteValueRef,
 };
@@ -311,6 +311,7 @@ impl RecordWriter {
     }
 
     /// Says where a data node is now. `false`: it is none that was recorded.
+    #[boxed]
     pub async fn place_node(&mut self, id: NodeId, url: &str) -> Result<bool> {
         let placed = sqlx::query("UPDATE nodes SET url = $1 WHERE id = $2")
             .bind(url.to_owned())
@@ -323,6 +324,7 @@ impl RecordWriter {
 
     /// Checks that everything that is referred to is there, and makes the file durable: the catalog of the next incarnation. Returns how many
     /// rows it has.
+    #[boxed]
     pub async fn finish(mut self, incarnation: u64) -> Result<u64> {
         if self.shapes.contains_key("incarnation") {
             let number =
@@ -353,6 +355,7 @@ impl RecordWriter {
 
 impl SqliteCatalog {
     /// Raises the term of a lease that `gateway` has in `generation` to `term`. Only for a catalog that was made from a record, which nobody else has: elsewhere terms grow by one.
+    #[boxed]
     pub async fn raise_term(
         &self,
         volume: VolumeId,
@@ -364,6 +367,7 @@ impl SqliteCatalog {
     }
 
     /// How many volumes began as a snapshot of another one.
+    #[boxed]
     pub async fn clones(&self) -> Result<u64> {
         let sql = "SELECT count(*) FROM volumes v JOIN lineages n ON n.id = v.lineage WHERE v.deleted = 0 AND n.parent IS NOT NULL \
                    AND NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.lineage = n.parent AND s.commit_seq = n.parent_commit \

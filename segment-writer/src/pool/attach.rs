@@ -5,7 +5,7 @@ use super::node::DataNode;
 use super::source::Source;
 use super::{Credentials, NodeUrl, RequestPolicy, classify, directory, s3};
 use crate::error::{Action, PoolError};
-use cairn_model::{NodeId, Ports, SiteId};
+use cairn_model::{NodeId, Ports, SiteId, boxed};
 use object_store::ObjectStore;
 use std::path::Path;
 use std::sync::Arc;
@@ -77,6 +77,7 @@ fn foreign_name(error: PoolError) -> Result<Option<String>, PoolError> {
 impl DataNode {
     /// Makes a place a data node of `site` and opens it. The place must be empty, or be a node of this site already. A
     /// directory is made if it is missing; a bucket is not (see [`S3Admin`](crate::S3Admin)).
+    #[boxed]
     pub async fn attach(access: &NodeAccess, site: SiteId, ports: Ports) -> Result<Self, PoolError> {
         if let NodeUrl::Directory(path) = &access.url {
             directory::DirectoryStore::create(path).map_err(|error| access.io_error(path, error))?;
@@ -86,6 +87,7 @@ impl DataNode {
     }
 
     /// [`attach`](Self::attach) for a store that is at hand.
+    #[boxed]
     pub async fn attach_store(
         store: Arc<dyn ObjectStore>,
         name: &str,
@@ -113,6 +115,7 @@ impl DataNode {
     }
 
     /// Opens the node that was attached as `id`. Anything else in its place is refused, and nothing is created.
+    #[boxed]
     pub async fn open(
         access: &NodeAccess,
         site: SiteId,
@@ -124,6 +127,7 @@ impl DataNode {
     }
 
     /// [`open`](Self::open) for a store that is at hand.
+    #[boxed]
     pub async fn open_store(
         store: Arc<dyn ObjectStore>,
         name: &str,
@@ -157,6 +161,7 @@ impl DataNode {
     }
 
     /// Opens whatever node is in that place, and says whose it is. Nothing is written.
+    #[boxed]
     pub async fn open_found(access: &NodeAccess, ports: Ports) -> Result<(Self, SiteId), PoolError> {
         let store = access.store_for(directory::DirectoryStore::open_untouched)?;
         let name = access.url.to_string();

@@ -10,7 +10,9 @@ use super::node::DataNode;
 use super::shard::{ShardTrailer, trailer_bytes};
 use crate::error::PoolError;
 use crate::segment::{SEGMENTS_PREFIX, segment_key};
-use cairn_model::{NodeId, ObjectPlace, Placement, Profile, SegmentId, ShardPlace, UploadReceipt, shard_key};
+use cairn_model::{
+    NodeId, ObjectPlace, Placement, Profile, SegmentId, ShardPlace, UploadReceipt, boxed, shard_key,
+};
 use futures::future::{join_all, try_join_all};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -169,6 +171,7 @@ impl FoundSegment {
 impl Pool {
     /// The segments of which any node has an object and whose keys have `prefix`: all of them are those of all 256. In the order of their identities. An error when a
     /// node does not answer.
+    #[boxed]
     pub async fn list_segments(&self, prefix: u8) -> Result<Vec<FoundSegment>, PoolError> {
         let folder = format!("{SEGMENTS_PREFIX}/{prefix:02x}");
         let (nodes, folder) = (self.nodes(), &folder);
@@ -187,6 +190,7 @@ impl Pool {
     /// The places that a found segment can be read from as far as its objects tell, the best first; `wanted` is what it likely was put with. Of coded shards their
     /// trailers are read, of copies nothing. Empty: there is not enough of it. A shard that cannot be read, or whose trailer is damaged, counts as unknown: an error when there may be enough
     /// with it.
+    #[boxed]
     pub async fn places_of(
         &self,
         found: &FoundSegment,
@@ -237,6 +241,7 @@ impl Pool {
 
     /// Another place for a segment of which shards are not where `place` has them: with what is there of it, what may be on nodes that are not in this pool, and objects that hold the others. Those
     /// were made anew since somebody wrote `place` down. Objects that `is_doomed` are left out: they will be deleted. `None`: there are none.
+    #[boxed]
     pub async fn mended(
         &self,
         found: &FoundSegment,
@@ -282,6 +287,7 @@ impl Pool {
     }
 
     /// The first node that does not answer when it is asked who it is. An object that cannot be read is one thing, a node that is silent another: that says nothing of what it has.
+    #[boxed]
     pub async fn silent_node(&self) -> Option<Arc<DataNode>> {
         let asked = self.nodes().into_iter().map(|node| async move {
             let asked = node.get_range(MARKER_KEY, 0..1).await;
@@ -330,6 +336,7 @@ impl Pool {
 
 impl DataNode {
     /// What the node has of segments now, by its lists.
+    #[boxed]
     pub async fn tally_segments(&self) -> Result<ObjectTally, PoolError> {
         let mut tally = ObjectTally::default();
         for prefix in 0..=u8::MAX {

@@ -16,7 +16,7 @@ use super::pieces::{Piece, join, pieces_of};
 use super::roster::Roster;
 use crate::error::PoolError;
 use bytes::Bytes;
-use cairn_model::{ObjectPlace, Profile};
+use cairn_model::{ObjectPlace, Profile, boxed};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -29,6 +29,7 @@ const LATE_UNKNOWN: Duration = Duration::from_millis(100);
 
 impl Pool {
     /// The bytes of a range of a segment, all of them. They are not verified.
+    #[boxed]
     pub async fn get_range(&self, place: &ObjectPlace, range: Range<u64>) -> Result<Bytes, PoolError> {
         let roster = self.roster();
         if place.placement.profile() == Profile::Single {

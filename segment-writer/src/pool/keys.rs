@@ -6,6 +6,7 @@
 use super::node::DataNode;
 use crate::error::PoolError;
 use bytes::Bytes;
+use cairn_model::boxed;
 use std::sync::Arc;
 
 pub const KEYS_KEY: &str = "cairn-keys";
@@ -15,6 +16,7 @@ pub const KEYS_BYTES_MAX: u64 = 1 << 20;
 
 impl DataNode {
     /// The keys object, if there is one.
+    #[boxed]
     pub async fn read_keys(&self) -> Result<Option<Bytes>, PoolError> {
         match self.get_suffix(KEYS_KEY, KEYS_BYTES_MAX).await {
             Ok((bytes, size)) if bytes.len() as u64 == size => Ok(Some(bytes)),
@@ -27,6 +29,7 @@ impl DataNode {
     }
 
     /// Stores the keys object in the place of the one that is there.
+    #[boxed]
     pub async fn put_keys(&self, bytes: Bytes) -> Result<(), PoolError> {
         assert!(bytes.len() as u64 <= KEYS_BYTES_MAX, "the maker of the keys object keeps it small");
         self.put(KEYS_KEY, &[bytes]).await

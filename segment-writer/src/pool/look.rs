@@ -8,7 +8,7 @@ use super::found::{parse, trailer_of};
 use super::node::DataNode;
 use crate::error::{Damaged, PoolError};
 use crate::segment::{HEADER_BYTES, Header, HeaderError, SEGMENTS_PREFIX, TRAILER_BYTES, Trailer, VERSION};
-use cairn_model::{NodeId, ObjectPlace, Profile, SegmentId, SiteId};
+use cairn_model::{NodeId, ObjectPlace, Profile, SegmentId, SiteId, boxed};
 use std::sync::Arc;
 
 /// An object in the folder of segments.
@@ -45,6 +45,7 @@ pub enum ShardLook {
 
 impl Pool {
     /// The objects of a node below one of the 256 folders of segments.
+    #[boxed]
     pub async fn list_objects(&self, node: NodeId, folder: u8) -> Result<Vec<ListedObject>, PoolError> {
         let listed = self.node(node)?.list(&format!("{SEGMENTS_PREFIX}/{folder:02x}")).await?;
         let object = |(key, length_bytes): (String, u64)| {
@@ -55,6 +56,7 @@ impl Pool {
     }
 
     /// What is beside the 256 folders of segments on a node: keys of objects, and folders, which end with a slash.
+    #[boxed]
     pub async fn list_strangers(&self, node: NodeId) -> Result<Vec<String>, PoolError> {
         let (folders, objects) = self.node(node)?.list_in(SEGMENTS_PREFIX).await?;
         let is_own = |folder: &String| {
@@ -66,11 +68,13 @@ impl Pool {
     }
 
     /// Asks a node who it is, whatever was found before: a bucket or directory may be another one by now. An error: it does not answer, or another one does.
+    #[boxed]
     pub async fn look_who(&self, node: NodeId) -> Result<(), PoolError> {
         self.node(node)?.look_who().await
     }
 
     /// What an object says it is, whatever it is called.
+    #[boxed]
     pub async fn identify(&self, node: NodeId, key: &str) -> Result<ObjectIdentity, PoolError> {
         let node = self.node(node)?;
         let is_coded = parse(key).is_some_and(|(_, coded, _)| coded.is_some());
@@ -87,6 +91,7 @@ impl Pool {
     }
 
     /// What is where a shard of a segment of `site` should be. An error: it cannot be told now.
+    #[boxed]
     pub async fn look_at_shard(
         &self,
         place: &ObjectPlace,

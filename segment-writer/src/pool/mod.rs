@@ -66,7 +66,7 @@ pub use roster::{Member, NodeState, PoolSettings};
 
 use crate::error::PoolError;
 use attempts::Attempts;
-use cairn_model::{NodeId, ObjectPlace, Ports, Profile};
+use cairn_model::{NodeId, ObjectPlace, Ports, Profile, boxed};
 use hedge::HedgeBudget;
 use notes::Notes;
 use parking_lot::RwLock;
@@ -158,6 +158,7 @@ impl Pool {
     }
 
     /// Deletes every shard of a segment that nothing names. Those that could be deleted are, whatever becomes of the others.
+    #[boxed]
     pub async fn discard(&self, place: &ObjectPlace) -> Result<(), PoolError> {
         let deletes = place.objects().map(|(node, key, _)| async move { self.delete(node, &key).await });
         let results = futures::future::join_all(deletes).await;
@@ -165,6 +166,7 @@ impl Pool {
     }
 
     /// Deletes an object that nothing names any more. One that is not there is deleted already.
+    #[boxed]
     pub async fn delete(&self, node: NodeId, key: &str) -> Result<(), PoolError> {
         self.node(node)?.delete(key).await?;
         self.notes.deleted(key);

@@ -16,7 +16,7 @@ use super::policy::RequestPolicy;
 use super::source::{Opening, Source};
 use crate::error::{Action, PoolError};
 use bytes::{Bytes, BytesMut};
-use cairn_model::{Clock, Monotonic, NodeId, Ports, SiteId};
+use cairn_model::{Clock, Monotonic, NodeId, Ports, SiteId, boxed};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{
@@ -161,6 +161,7 @@ impl DataNode {
     }
 
     /// The bytes of a range of an object, all of them.
+    #[boxed]
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, PoolError> {
         self.get_range_within(key, range, self.policy.get_give_up).await
     }

@@ -23,7 +23,7 @@ use crate::segment::SealedSegment;
 use bytes::Bytes;
 use cairn_model::planted::{Bug, is_planted};
 use cairn_model::{
-    Clock, NodeId, ObjectPlace, Placement, Profile, SegmentId, ShardPlace, UploadReceipt, shard_key,
+    Clock, NodeId, ObjectPlace, Placement, Profile, SegmentId, ShardPlace, UploadReceipt, boxed, shard_key,
 };
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -88,6 +88,7 @@ impl EncodedSegment {
 impl Pool {
     /// Makes a segment durable under the profile of now. May be repeated with the same segment after any error, and dropped at any point: what is
     /// left behind then has no receipt and a key that nothing else uses.
+    #[boxed]
     pub async fn put(&self, segment: &SealedSegment) -> Result<UploadReceipt, PoolError> {
         let profile = self.profile();
         let mut encoded = None;
@@ -101,6 +102,7 @@ impl Pool {
     }
 
     /// The same for a segment that was encoded elsewhere, as on threads for CPU work.
+    #[boxed]
     pub async fn put_encoded(&self, segment: &EncodedSegment) -> Result<UploadReceipt, PoolError> {
         let roster = self.roster();
         let mut put = Put::new(self, &roster, segment);
@@ -135,6 +137,7 @@ impl Pool {
     }
 
     /// Deletes whatever attempts to put the segment may have left. For one that nothing names and nothing will. May be repeated after an error.
+    #[boxed]
     pub async fn abandon(&self, segment: &SealedSegment) -> Result<(), PoolError> {
         let mut strays = self.attempts.take_all(segment.id());
         if strays.is_empty() {

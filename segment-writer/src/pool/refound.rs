@@ -3,16 +3,19 @@
 use super::marker::{MARKER_BYTES_MAX, MARKER_KEY, Marker};
 use super::node::DataNode;
 use crate::error::PoolError;
+use cairn_model::boxed;
 use std::sync::Arc;
 
 impl DataNode {
     /// Whether nothing at all is in the node's place, neither its marker nor any object. A directory that is not mounted looks like that. An error: that
     /// cannot be told now, because the place does not answer or is not there.
+    #[boxed]
     pub async fn is_wiped(&self) -> Result<bool, PoolError> {
         Ok(self.unguarded().await?.any_key().await?.is_none())
     }
 
     /// Makes an empty place this node again. What it held must count as lost before. A place that is not empty is refused, unless the marker in it is this node's.
+    #[boxed]
     pub async fn refound(&self) -> Result<(), PoolError> {
         let Some(site) = self.site() else { return Ok(()) };
         let place = self.unguarded().await?;

@@ -16,7 +16,7 @@ use super::{Manifest, ManifestId, Piece, PieceName, RecordError, RecordKey, Seal
 use crate::error::{Action, PoolError};
 use crate::pool::{DataNode, Direction, Member, NodeState, Pool};
 use bytes::Bytes;
-use cairn_model::{Clock, Entropy, Monotonic, NodeId};
+use cairn_model::{Clock, Entropy, Monotonic, NodeId, boxed};
 use futures::StreamExt;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
@@ -138,11 +138,13 @@ impl RecordStore {
     }
 
     /// Stores a piece on the nodes that do not have it, until it is durable. May be repeated, and dropped at any point: what is there under the name is this piece.
+    #[boxed]
     pub async fn put_piece(&self, piece: &SealedPiece, copies: &mut Copies) -> Result<(), PoolError> {
         self.put(&piece_key(piece.name), &piece.object, copies).await
     }
 
     /// Stores a manifest when all its pieces are durable, until it is. After an error it may be there or not.
+    #[boxed]
     pub async fn put_manifest(
         &self,
         manifest: &Manifest,
@@ -169,11 +171,13 @@ impl RecordStore {
 
     /// Deletes a piece that no manifest names from the nodes that have it, which are `copies` afterwards no more. One that cannot delete it now is left, and noted
     /// as `away`: those that are noted are not asked. Whether it is there still is not known then.
+    #[boxed]
     pub async fn delete_piece(&self, name: PieceName, copies: &mut Copies, away: &mut Copies) {
         self.delete(&piece_key(name), copies, away).await;
     }
 
     /// The same for a manifest; only after that may what it alone names be deleted.
+    #[boxed]
     pub async fn delete_manifest(&self, id: ManifestId, copies: &mut Copies, away: &mut Copies) {
         self.delete(&manifest_key(id), copies, away).await;
     }
@@ -205,6 +209,7 @@ impl RecordStore {
 
     /// Deletes a manifest from every node that is not given up, and waits for them: whoever put it does not know where it is if an answer was lost, and is in nobody's way once it is gone. An error
     /// names those that did not say so in time.
+    #[boxed]
     pub async fn withdraw_manifest(&self, id: ManifestId) -> Result<(), PoolError> {
         let (key, began) = (manifest_key(id), self.clock.now());
         let mut left = self.members();
@@ -235,12 +240,14 @@ impl RecordStore {
     }
 
     /// The nodes that have the reserve: an object that takes room, which is deleted when a record has none.
+    #[boxed]
     pub async fn reserves(&self) -> Result<Copies, PoolError> {
         let mut found = self.list(RESERVE, PATIENCE, |name| (name == RESERVE_NAME).then_some(())).await?;
         Ok(found.remove(&()).unwrap_or_default().into_keys().collect())
     }
 
     /// Puts the reserve on nodes that lack it and have room. The next call tries the others again.
+    #[boxed]
     pub async fn put_reserve(&self, entropy: &dyn Entropy, copies: &mut Copies) {
         // Nothing below can make it smaller.
         let mut bytes = vec![0; RESERVE_BYTES];
@@ -263,12 +270,14 @@ impl RecordStore {
     }
 
     /// Deletes the reserve from all nodes that answer.
+    #[boxed]
     pub async fn delete_reserve(&self) {
         let mut copies: Copies = self.members().iter().map(|member| member.node.id()).collect();
         self.delete(&format!("{RESERVE}/{RESERVE_NAME}"), &mut copies, &mut Copies::new()).await;
     }
 
     /// The manifests of nodes that answer, the oldest first. An error when too few do.
+    #[boxed]
     pub async fn manifests(&self) -> Result<BTreeMap<ManifestId, Copies>, PoolError> {
         let found = self.list(MANIFESTS, PATIENCE, ManifestId::parse).await?;
         Ok(found.into_iter().map(|(id, nodes)| (id, nodes.into_keys().collect())).collect())
@@ -276,6 +285,7 @@ impl RecordStore {
 
     /// The newest manifest of a catalog of a higher incarnation than that, if there is one: the site is not this one's any more. An error where nobody can tell: also when a newer version of this
     /// program put it (`NewerFormat`).
+    #[boxed]
     pub async fn newest_above(&self, incarnation: u64) -> Result<Option<ManifestId>, PoolError> {
         let found = self.list(MANIFESTS, Duration::ZERO, ManifestId::parse).await?;
         for (id, nodes) in found.into_iter().rev().take_while(|(id, _)| id.incarnation > incarnation) {
@@ -289,6 +299,7 @@ impl RecordStore {
     /// The manifest, from one of the nodes that list it. `None`: what they have under that name is no manifest of this site, or is damaged on all of them. A name says nothing: anybody who can
     /// write to one node, or a node that lies, can make one up. What opens was sealed with the site's key. An error when none has it, and one of the nodes does not answer or has what says that a newer
     /// version of this program put it: then nobody knows. Such a one may have taken the site over, so it is not nothing, although nothing vouches for it.
+    #[boxed]
     pub async fn open_manifest(
         &self,
         id: ManifestId,
@@ -313,6 +324,7 @@ impl RecordStore {
     }
 
     /// All there is on nodes that answer. An error when too few do.
+    #[boxed]
     pub async fn listing(&self) -> Result<RecordListing, PoolError> {
         let pieces = self.list(PIECES, PATIENCE, PieceName::parse).await?;
         Ok(RecordListing { manifests: self.manifests().await?, pieces })
@@ -377,18 +389,21 @@ impl RecordStore {
     }
 
     /// A manifest, from the first node that has it whole.
+    #[boxed]
     pub async fn read_manifest(&self, id: ManifestId) -> Result<Manifest, PoolError> {
         self.read(&manifest_key(id), "a manifest of the record", |object| self.key.open_manifest(id, object))
             .await
     }
 
     /// A piece, from the first node that has it whole.
+    #[boxed]
     pub async fn read_piece(&self, name: PieceName) -> Result<Piece, PoolError> {
         self.read(&piece_key(name), "a piece of the record", |object| self.key.open_piece(name, object)).await
     }
 
     /// Whether a piece is whole on enough nodes; an error says that nobody knows. Of each copy that is not, and was read, the node is added to `bad`. `turn` says where to begin:
     /// with growing numbers all copies are read in time.
+    #[boxed]
     pub async fn check_piece(
         &self,
         name: PieceName,

@@ -36,7 +36,7 @@ use crate::engine::{Engine, Shared};
 use crate::error::EngineError;
 use crate::heal::wait_for_turn;
 use cairn_metadata::{Catalog, CheckSource, DoomedObject, UnnamedObject, WrongSum};
-use cairn_model::{CommitSeq, ErrorKind, Kinded, LineageId, NodeId, Ports, SegmentId, SiteId};
+use cairn_model::{CommitSeq, ErrorKind, Kinded, LineageId, NodeId, Ports, SegmentId, SiteId, boxed};
 use cairn_segment_writer::{Domain, Pool};
 use lost::LostData;
 use parking_lot::Mutex;
@@ -120,6 +120,7 @@ impl Plan {
 
 impl Fsck {
     /// Checks the site beside a running engine.
+    #[boxed]
     pub async fn check(&self, engine: &Engine) -> Result<FsckReport, EngineError> {
         let shared = engine.shared();
         let checker = Checker {
@@ -146,6 +147,7 @@ impl Fsck {
     }
 
     /// The same where no engine runs.
+    #[boxed]
     pub async fn check_alone(&self, parts: &FsckParts) -> Result<FsckReport, EngineError> {
         let domains = Domains::new(parts.domains.clone());
         let checker = Checker {

@@ -32,7 +32,7 @@ use crate::error::EngineError;
 use crate::heal::{Found, examine, place_of};
 use crate::record::{check_newest, make_whole};
 use cairn_metadata::{CheckSource, UnnamedObject};
-use cairn_model::{NodeId, SegmentId};
+use cairn_model::{NodeId, SegmentId, boxed};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
@@ -88,6 +88,7 @@ impl Work {
 
 impl Fsck {
     /// Carries out the plan of the last check. One that is not the last is refused: check again.
+    #[boxed]
     pub async fn repair(&self, engine: &Engine, plan: u64) -> Result<Repaired, EngineError> {
         let _turn = self.turn.try_lock().map_err(|_| EngineError::FsckUnderWay)?;
         let plan = self.take_plan(plan)?;

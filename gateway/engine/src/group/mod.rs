@@ -32,6 +32,7 @@ pub(crate) use schedule::run_groups_until_stopped;
 use crate::engine::{Engine, Shared, until_known};
 use crate::error::EngineError;
 use cairn_metadata::{EventRow, GroupName, GroupRow, GroupRunRow, RunOutcome};
+use cairn_model::boxed;
 use cairn_policy::Policy;
 use run::{Why, run};
 use serde::Serialize;
@@ -131,6 +132,7 @@ impl Groups {
 
 impl Engine {
     /// Runs a group now, whatever its schedule and its window say. To its end, even if the caller stops waiting.
+    #[boxed]
     pub async fn run_group(&self, name: &GroupName) -> Result<GroupRunRow, EngineError> {
         let name = name.clone();
         self.with_turn(move |shared| async move {
@@ -142,6 +144,7 @@ impl Engine {
     }
 
     /// Deletes a group. Its snapshots stay, and their locks.
+    #[boxed]
     pub async fn delete_group(&self, name: &GroupName) -> Result<(), EngineError> {
         let name = name.clone();
         self.with_turn(move |shared| async move {

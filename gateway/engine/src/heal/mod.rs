@@ -41,7 +41,7 @@ use crate::error::EngineError;
 use crate::record::Record;
 use beyond_repair::BeyondRepair;
 use cairn_metadata::EventRow;
-use cairn_model::{NodeId, SegmentId};
+use cairn_model::{NodeId, SegmentId, boxed};
 use cairn_segment_writer::{DataNode, Stray};
 use examine::Unreadable;
 use parking_lot::Mutex;
@@ -180,6 +180,7 @@ impl Engine {
     }
 
     /// The pool has these nodes from now on, in the places that the catalog gives them; those that it does not know are left out.
+    #[boxed]
     pub async fn set_nodes(&self, nodes: &[Arc<DataNode>]) -> Result<(), EngineError> {
         let shared = self.shared();
         let rows = until_known(shared, || shared.catalog.nodes()).await?;
@@ -190,6 +191,7 @@ impl Engine {
 
     /// Reads everything in the pool now, whatever the period, and returns what was found. What is missing or damaged is mended after. Goes on
     /// if the caller stops waiting.
+    #[boxed]
     pub async fn scrub(&self) -> Result<ScrubReport, EngineError> {
         let (answer, report) = oneshot::channel();
         let heal = &self.shared().heal;

@@ -37,7 +37,7 @@ use crate::error::EngineError;
 use crate::record::Need;
 use crate::volume::Condition;
 use cairn_metadata::ContainerUse;
-use cairn_model::{ContainerId, SegmentId};
+use cairn_model::{ContainerId, SegmentId, boxed};
 use pace::{Dying, Pace};
 use parking_lot::Mutex;
 use pass::Pass;
@@ -261,6 +261,7 @@ impl Reclaim {
 
 impl Engine {
     /// Takes back what nothing points at, all there is at the moment. With `dry_run`, only tells how much that would be.
+    #[boxed]
     pub async fn reclaim(&self, dry_run: bool) -> Result<ReclaimReport, EngineError> {
         let shared = Arc::clone(self.shared_arc());
         let pass = shared.tasks.spawn({
@@ -273,6 +274,7 @@ impl Engine {
 
 impl Engine {
     /// Deletes what is to be deleted, after a checkpoint where that takes one. For whoever cannot go on before; what cannot be done in `patience` is for later.
+    #[boxed]
     pub async fn delete_left_over(&self, patience: Duration) -> Result<(), EngineError> {
         let shared = self.shared();
         let deleting = async {

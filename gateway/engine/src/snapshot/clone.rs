@@ -5,11 +5,12 @@ use crate::engine::{Engine, serve_new, until_known};
 use crate::error::EngineError;
 use crate::volume::Volume;
 use cairn_metadata::{NewVolume, SnapshotName, VolumeName};
-use cairn_model::{ErrorKind, Kinded, LineageId, VolumeId};
+use cairn_model::{ErrorKind, Kinded, LineageId, VolumeId, boxed};
 use std::sync::Arc;
 
 impl Engine {
     /// Creates a volume that shows what the snapshot shows, with the settings of its volume, and serves it. Takes no longer for a large volume.
+    #[boxed]
     pub async fn clone_snapshot(
         &self,
         volume: &str,

@@ -6,7 +6,7 @@ use super::settled;
 use crate::engine::{Engine, Shared, until_known};
 use crate::error::EngineError;
 use cairn_metadata::{LeafIndex, LeafVersion, MapLeaf, MapPoint, SnapshotName};
-use cairn_model::{Lba, LbaRange, MapTarget, RangeValue};
+use cairn_model::{Lba, LbaRange, MapTarget, RangeValue, boxed};
 use std::collections::BTreeMap;
 
 /// Versions of leaves asked for at once.
@@ -34,6 +34,7 @@ impl Engine {
     /// What reading `to` gives otherwise than reading `from`, in blocks from `start` on; at least one leaf is looked at, and from about `limit` differences on the
     /// page ends. Blocks that were written again with what they held may be among them. Beyond the end of the smaller one the other
     /// counts as compared with zeros.
+    #[boxed]
     pub async fn snapshot_differences(
         &self,
         volume: &str,

@@ -33,7 +33,7 @@ use crate::engine::{Engine, Shared, administer, destage_in_time, until_known};
 use crate::error::EngineError;
 use crate::volume::Volume;
 use cairn_metadata::{CatalogError, HeldLease, MapPoint, NewSnapshot, SnapshotName, SnapshotRow};
-use cairn_model::{ErrorKind, Kinded, Lsn, SnapshotId, WallTime};
+use cairn_model::{ErrorKind, Kinded, Lsn, SnapshotId, WallTime, boxed};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +72,7 @@ pub struct SnapshotStatus {
 
 impl Engine {
     /// Takes a snapshot. When this returns it survives what a flushed write survives.
+    #[boxed]
     pub async fn create_snapshot(
         &self,
         volume: &str,
@@ -83,6 +84,7 @@ impl Engine {
 
     /// Takes snapshots of several volumes at one moment: a write that was begun after another was answered is in none of them unless that
     /// other one is, whatever volumes they went to. Crash or not, all of them are taken or none. Each volume can be named once.
+    #[boxed]
     pub async fn create_snapshots(
         &self,
         wanted: &[(String, SnapshotName)],
@@ -103,6 +105,7 @@ impl Engine {
     }
 
     /// The snapshots of a volume, the oldest first.
+    #[boxed]
     pub async fn snapshots(&self, volume: &str) -> Result<Vec<SnapshotStatus>, EngineError> {
         let shared = self.shared();
         let volume = shared.registry.named(volume)?;
@@ -121,6 +124,7 @@ impl Engine {
     }
 
     /// One snapshot of a volume, in a time that does not depend on how many there are.
+    #[boxed]
     pub async fn snapshot(&self, volume: &str, name: &SnapshotName) -> Result<SnapshotStatus, EngineError> {
         let shared = self.shared();
         let volume = shared.registry.named(volume)?;
@@ -138,6 +142,7 @@ impl Engine {
     }
 
     /// Deletes a snapshot, unless somebody reads it. Clones of it live on.
+    #[boxed]
     pub async fn delete_snapshot(&self, volume: &str, name: &SnapshotName) -> Result<(), EngineError> {
         // Nobody else's turn waits for the pool.
         let id = committed(self.shared(), &*self.shared().registry.named(volume)?, name).await?.id;
@@ -150,6 +155,7 @@ impl Engine {
     }
 
     /// Opens a snapshot for reading.
+    #[boxed]
     pub async fn open_snapshot(&self, volume: &str, name: &SnapshotName) -> Result<Arc<Volume>, EngineError> {
         open(self.shared_arc(), self.shared().registry.named(volume)?, name).await
     }

@@ -11,12 +11,13 @@ use crate::error::EngineError;
 use crate::lease::stop_serving;
 use crate::volume::Volume;
 use cairn_metadata::{HeldLease, MapPoint, SnapshotName};
-use cairn_model::{ErrorKind, Kinded, LineageId};
+use cairn_model::{ErrorKind, Kinded, LineageId, boxed};
 use std::sync::Arc;
 
 impl Engine {
     /// Makes the volume what the snapshot shows, its size included, after a snapshot of it as it is under the name `safety`. Returns that one.
     /// Whoever has the volume open sees it change under its feet: of the requests on the way some parts may be before and some after.
+    #[boxed]
     pub async fn revert_volume(
         &self,
         volume: &str,
