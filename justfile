@@ -9,7 +9,7 @@ default:
 # Formatting, lints, dependency policy.
 check:
     cargo fmt --all --check
-    cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo clippy --release --workspace --all-targets --locked -- -D warnings
     cargo deny check
 
 # Everything that CI runs, tools included.
@@ -23,7 +23,7 @@ unit:
 # One seed of the simulation, or the usual seeds and the planted bugs. CAIRN_SIM_SEEDS=N for more.
 sim SEED="":
     {{ if SEED == "" { "" } else { "CAIRN_SIM_SEEDS=1 CAIRN_SIM_FIRST_SEED=" + SEED } }} \
-        cargo nextest run --release -p cairn-sim {{ if SEED == "" { "--features planted-bugs" } else { "-E 'test(every_promise)'" } }}
+        cargo nextest run --release --workspace --test seeds {{ if SEED == "" { "--test planted --features cairn-sim/planted-bugs" } else { "-E 'test(every_promise)'" } }}
 
 # End-to-end tests of the release binary; ROUNDS of SIGKILL.
 e2e ROUNDS="5":

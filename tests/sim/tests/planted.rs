@@ -15,6 +15,13 @@ fn is_found(bug: Bug) {
 }
 
 #[test]
+fn where_no_bug_is_switched_on_none_is_found() {
+    for seed in 0..100 {
+        cairn_sim::run(seed).unwrap_or_else(|finding| panic!("seed {seed}: {finding}"));
+    }
+}
+
+#[test]
 fn a_failing_schedule_is_reduced() {
     let planted = plant(Bug::DropLastRun);
     let failing = (0..SEEDS).find(|seed| cairn_sim::run(*seed).is_err()).expect("the bug is found");
