@@ -19,8 +19,8 @@ fn assert_any_two_may_go(pool: &mut Pool, known: &Known) -> Result<()> {
     pool.pairs().iter().try_for_each(|pair| assert_may_go(pool, known, pair))
 }
 
-/// Everything can be read without two of the nodes, and without two others, until each was gone once: then no shard is left that no read needed. Which of them are
-/// gone together matters for where shards are, and the catalog and the nodes agree on that.
+/// Everything can be read without two of the nodes, and without two others, and so on: then no shard is left that no read needed (of seven nodes the last one is
+/// never gone). Which of them are gone together matters for where shards are, and the catalog and the nodes agree on that.
 fn assert_every_shard_is_good(pool: &mut Pool, known: &Known) -> Result<()> {
     let names = pool.names.clone();
     names.chunks_exact(2).try_for_each(|pair| assert_may_go(pool, known, pair))
